@@ -1,0 +1,115 @@
+"""Lists the checkpoints of a run: `python -m alexnet_jax.checkpoint --workdir=DIR [--verify]`."""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.train.checkpoint import KINDS
+from alexnet_jax.train.checkpoint_files import DamagedError, read_leaves, read_record
+
+
+class Row(NamedTuple):
+  """One checkpoint: `health` is 'ok' (all verified), 'complete' (sizes agree) or what is wrong."""
+
+  kind: str
+  step: int
+  bytes: int
+  metrics: dict[str, float]
+  health: str
+
+
+def describe(directory: str | os.PathLike, *, verify: bool = False) -> list[Row]:
+  """Lists all that is in a directory of `Checkpoints`, also while a job is writing there.
+
+  Args:
+    directory: what `Checkpoints` was given.
+    verify: check every checksum instead of only the sizes.
+
+  Raises:
+    UserError: there is no such directory.
+  """
+  if not Path(directory).is_dir():
+    raise UserError(f'no checkpoints at {directory}: there is no such folder; check --workdir')
+  rows = []
+  for kind in KINDS:
+    for path in (Path(directory) / kind).absolute().glob('*'):
+      state, _, step = path.name.rpartition('-')
+      if step.isdecimal() and path.is_dir():
+        metrics, health = _examine(path, verify) if not state else ({}, _NAMES.get(state, state))
+        rows.append(Row(kind, int(step), _bytes(path), metrics, health))
+  return sorted(rows, key=lambda row: (KINDS.index(row.kind), row.step))
+
+
+_NAMES = {'damaged': 'damaged, set aside', '.saving': 'unfinished', '.deleting': 'being deleted',
+          '.replaced': 'being replaced'}
+
+
+def _examine(path: Path, verify: bool) -> tuple[dict, str]:
+  metrics = {}
+  try:
+    record = read_record(path, checksums=verify)
+    metrics = record['meta'].get('metrics', {})
+    if verify:
+      read_leaves(path, record)
+    return metrics, 'ok' if verify else 'complete'
+  except DamagedError as error:
+    return metrics, f'damaged: {error}'
+
+
+def _bytes(path: Path) -> int:
+  size = 0
+  for folder, _, files in os.walk(path):
+    for file in files:
+      with contextlib.suppress(OSError):  # a running job may delete it meanwhile
+        size += os.path.getsize(os.path.join(folder, file))
+  return size
+
+
+def table(rows: list[Row], title: str) -> Table:
+  """The rows for people."""
+  result = Table(title=title, title_justify='left')
+  for heading in ('kind', 'step', 'MB', 'metrics', 'health'):
+    result.add_column(heading, justify='right' if heading in ('step', 'MB') else 'left')
+  for row in rows:
+    metrics = '  '.join(f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+                        for name, value in row.metrics.items())
+    style = 'red' if row.health.startswith('damaged') else None
+    result.add_row(row.kind, f'{row.step:,}', f'{row.bytes / 1e6:,.1f}', metrics, row.health,
+                   style=style)
+  return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Returns the exit code: 0 if all are well, 2 if not or if there is nothing to list."""
+  parser = argparse.ArgumentParser(prog='python -m alexnet_jax.checkpoint', description=__doc__)
+  parser.add_argument('--workdir', required=True, type=Path, help='folder of the run')
+  parser.add_argument('--verify', action='store_true', help='read all and check every checksum')
+  flags = parser.parse_args(arguments)
+  # A job may be training on the accelerator; reading does not need one.
+  jax.config.update('jax_platforms', 'cpu')
+  try:
+    folder = flags.workdir / 'checkpoints'
+    rows = describe(folder, verify=flags.verify)
+    if not rows:
+      raise UserError(f'no checkpoints in {folder}: the run has not saved yet')
+    Console(markup=False, highlight=False).print(table(rows, str(folder)))
+    damaged = sum(row.health.startswith('damaged:') for row in rows)
+    if damaged:
+      raise UserError(f'{damaged} of {len(rows)} checkpoints in {folder} are damaged; '
+                      'a restart passes over them')
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

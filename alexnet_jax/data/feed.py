@@ -1,0 +1,206 @@
+"""Rows of a store -> batches of uint8 images, prepared a few ahead in the background.
+
+A whole batch is gathered at a time. Where the images lie in a file, a few threads read rows with
+`preadv`: with a warm page cache that is as fast as copying from a memory map, with a cold one several
+times faster than its page faults. Every batch is a fresh buffer: JAX's CPU backend takes aligned NumPy
+memory over without a copy, and would see a reused one change.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from alexnet_jax.data import order
+from alexnet_jax.data.store import Split
+
+READERS = 4
+PAGE = 4096
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Iterator[Batch]):
+  """Iterates over batches that a background thread makes ahead of time.
+
+  An exception of the thread is raised by `next`. Use as a context manager, or call `close`.
+
+  Attributes:
+    wait_seconds: time spent in `next` so far.
+  """
+
+  def __init__(
+    self, gather: 'Gather', make: Callable[[int], Batch], steps: Iterable[int], depth: int
+  ):
+    self.wait_seconds = 0.0
+    self._gather = gather
+    self._make = make
+    self._steps = iter(steps)
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='feed')
+    self._ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
+    for _ in range(depth):
+      self._ask()
+
+  def _ask(self) -> None:
+    for step in itertools.islice(self._steps, 1):
+      self._ahead.append(self._thread.submit(self._make, step))
+
+  def __next__(self) -> Batch:
+    if not self._ahead:
+      self.close()
+      raise StopIteration
+    began = time.perf_counter()
+    batch = self._ahead.popleft().result()
+    self.wait_seconds += time.perf_counter() - began
+    self._ask()
+    return batch
+
+  def close(self) -> None:
+    """Ends the thread; at most the batch it is at is finished first."""
+    self._ahead.clear()
+    self._steps = iter(())
+    self._thread.shutdown(wait=True, cancel_futures=True)
+    self._gather.close()
+
+  def __enter__(self) -> 'Batches':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+def train_batches(
+  split: Split,
+  *,
+  seed: int,
+  start_step: int,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  depth: int = 3,
+) -> Batches:
+  """Training batches without end, from `start_step` on: this process's part of each.
+
+  Args:
+    split: rows to learn from.
+    seed: seed of the order of data.
+    start_step: first step.
+    batch_size: B, the global batch size; a multiple of `process_count`.
+    process_index: number of this process.
+    process_count: number of processes.
+    depth: batches to have ready.
+
+  Returns:
+    An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32 (b,),
+    `row` int64 (b,), `position` int32 (b,), the place in the global batch.
+  """
+  mine = _part(batch_size, process_index, process_count)
+  gather = Gather(split)
+  positions = np.arange(mine.start, mine.stop, dtype=np.int32)
+
+  def make(step: int) -> Batch:
+    rows = order.rows(seed, step, batch_size, len(split))[mine]
+    return {
+      'image': gather(rows), 'label': split.labels[rows], 'row': rows, 'position': positions.copy()
+    }
+
+  return Batches(gather, make, itertools.count(start_step), depth)
+
+
+def eval_batches(
+  split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1, depth: int = 3
+) -> Batches:
+  """Every row once over all processes, in the same number of batches on each.
+
+  Args: as for `train_batches`.
+
+  Returns:
+    An iterator of dicts as of `train_batches`, and `mask` float32 (b,): 1 for an example, 0 for
+    padding, which has black images, label 0 and row -1.
+  """
+  mine = _part(batch_size, process_index, process_count)
+  gather = Gather(split)
+  positions = np.arange(mine.start, mine.stop, dtype=np.int32)
+
+  def make(step: int) -> Batch:
+    rows = step * batch_size + positions.astype(np.int64)
+    real = rows < len(split)
+    labels = np.zeros(len(rows), np.int32)
+    labels[real] = split.labels[rows[real]]
+    return {
+      'image': gather(rows[real], len(rows)), 'label': labels, 'row': np.where(real, rows, -1),
+      'position': positions.copy(), 'mask': real.astype(np.float32),
+    }
+
+  return Batches(gather, make, range(-(-len(split) // batch_size)), depth)
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> slice:
+  if batch_size % process_count:
+    raise ValueError(f'batch size {batch_size} is no multiple of {process_count} processes')
+  size = batch_size // process_count
+  return slice(process_index * size, (process_index + 1) * size)
+
+
+class Gather:
+  """Gathers rows of a split's images into fresh, page-aligned memory."""
+
+  def __init__(self, split: Split):
+    self._images = split.images
+    self._offset = split.offset
+    self._row_bytes = split.images[:1].nbytes
+    self._descriptor = None
+    if split.file is not None:
+      self._descriptor = os.open(split.file, os.O_RDONLY)
+      self._readers = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix='read')
+
+  def __call__(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
+    """uint8 (size, S, S, 3): the images of int64 `rows`, then black ones up to `size`."""
+    out = _aligned((len(rows) if size is None else size, *self._images.shape[1:]))
+    out[len(rows) :] = 0
+    if self._descriptor is None:
+      np.take(self._images, rows, axis=0, out=out[: len(rows)], mode='clip')  # clip: no extra copy
+      return out
+    flat = memoryview(out.reshape(-1))
+    chunk = -(-len(rows) // READERS)
+    tasks = [
+      self._readers.submit(self._read, rows[first : first + chunk], flat[first * self._row_bytes :])
+      for first in range(0, len(rows), chunk)
+    ]
+    for task in tasks:
+      task.result()
+    return out
+
+  def _read(self, rows: np.ndarray, out: memoryview) -> None:
+    """Reads `rows` to the beginning of `out`, neighbouring rows at once."""
+    ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    place = 0
+    for end in ends:
+      position = self._offset + int(rows[place]) * self._row_bytes
+      target = out[place * self._row_bytes : end * self._row_bytes]
+      while target:
+        count = os.preadv(self._descriptor, [target], position)
+        if not count:
+          raise OSError(f'the image file ends before byte {position}: it was cut off')
+        target, position = target[count:], position + count
+      place = end
+
+  def close(self) -> None:
+    """Ends the reading threads and closes the file. Can be repeated."""
+    if self._descriptor is not None:
+      self._readers.shutdown(wait=True)
+      os.close(self._descriptor)
+      self._descriptor = None
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+  """Fresh uint8 memory that begins on a page, so that JAX on a CPU can take it over uncopied."""
+  size = math.prod(shape)
+  memory = np.empty(size + PAGE, np.uint8)
+  start = -memory.ctypes.data % PAGE
+  return memory[start : start + size].reshape(shape)

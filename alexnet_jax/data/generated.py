@@ -1,0 +1,123 @@
+"""Data sets that need no download: scikit-learn's digits, and generated images that can be learnt."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+from PIL import Image
+
+from alexnet_jax.data import order
+from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.errors import UserError
+
+# Which digits are held out must not change with the seed of training.
+HELD_OUT_SEED = 1798
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsSplit:
+  """Hand-written digits: gray uint8 (n, 8, 8), enlarged bilinearly as they are read."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  indices: np.ndarray
+  image_size: int
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Example:
+    image = Image.fromarray(self.images[index])
+    pixels = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+    return Example(np.asarray(pixels), int(self.labels[index]), f'digit {self.indices[index]}')
+
+
+def digits(image_size: int, validation_fraction: float) -> Source:
+  """scikit-learn's 1,797 digits (Alpaydin and Kaynak, UCI): 8x8 pixels, values 0..16 scaled to 0..255.
+
+  Args:
+    image_size: side of the images in pixels.
+    validation_fraction: part held out, in (0, 1); always the same examples.
+  """
+  if importlib.util.find_spec('sklearn') is None:
+    raise UserError('data.source=digits needs scikit-learn: pip install scikit-learn')
+  from sklearn import datasets
+
+  check_fraction(validation_fraction)
+  raw = datasets.load_digits()
+  images = np.rint(raw.images * (255 / 16)).astype(np.uint8)
+  held_out = round(len(images) * validation_fraction)
+  shuffled = order.permutation(HELD_OUT_SEED, 0, len(images))
+
+  def split(indices: np.ndarray) -> DigitsSplit:
+    return DigitsSplit(images[indices], raw.target[indices], indices, image_size)
+
+  return Source(
+    name='digits',
+    classes=tuple(str(name) for name in raw.target_names),
+    train=split(np.sort(shuffled[held_out:])),
+    eval=split(np.sort(shuffled[:held_out])),
+    fingerprint=f'digits, {held_out} of {len(images)} held out',
+  )
+
+
+def check_fraction(validation_fraction: float) -> None:
+  """Raises UserError unless some, and not all, examples are to be held out."""
+  if not 0 < validation_fraction < 1:
+    raise UserError(
+      f'data.validation_fraction={validation_fraction} must lie between 0 and 1 (for example 0.2)'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSplit:
+  """Generated images: a wave of colour that belongs to the class, shifted a little, plus noise.
+
+  Everything is a function of the class number and of `first + index`.
+  """
+
+  classes: int
+  size: int
+  image_size: int
+  first: int
+
+  def __len__(self) -> int:
+    return self.size
+
+  def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < self.size:
+      raise IndexError(index)
+    label = index % self.classes
+    of_class = np.random.Generator(np.random.Philox(key=[label, 0]))
+    frequency = of_class.uniform(-4, 4, 2)  # waves along each side of the image
+    colour = of_class.uniform(-70, 70, (2, 3))  # amplitudes of cosine and sine for R, G, B
+    of_image = np.random.Generator(np.random.Philox(key=[self.first + index, 1]))
+    phase = of_image.uniform(-0.8, 0.8)  # radians: small enough to keep the classes apart
+
+    side = np.arange(self.image_size, dtype=np.float32) * (2 * np.pi / self.image_size)
+    angle = (side[:, None] * frequency[0] + side[None, :] * frequency[1] + phase).astype(np.float32)
+    waves = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    noise = np.frombuffer(of_image.bytes(angle.size * 3), np.uint8).reshape(*angle.shape, 3)
+    pixels = waves @ colour.astype(np.float32) + (noise * np.float32(0.25) + np.float32(96))
+    return Example(
+      np.clip(pixels, 0, 255).astype(np.uint8), label, f'synthetic {self.first + index}'
+    )
+
+
+def synthetic(classes: int, examples: int, image_size: int) -> Source:
+  """Generated images for trying things out: `examples` to train on, an eighth as many held out.
+
+  Args:
+    classes: number of classes; labels go round.
+    examples: number of training examples; the held-out part has max(classes, examples // 8).
+    image_size: side of the images in pixels.
+  """
+  if examples < 1:
+    raise UserError(f'data.synthetic_examples={examples} must be at least 1')
+  return Source(
+    name='synthetic',
+    classes=tuple(f'class{label:04}' for label in range(classes)),
+    train=SyntheticSplit(classes, examples, image_size, first=0),
+    eval=SyntheticSplit(classes, max(classes, examples // 8), image_size, first=examples),
+    fingerprint=f'synthetic, {examples} examples of {classes} classes',
+  )

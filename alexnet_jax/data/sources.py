@@ -1,0 +1,120 @@
+"""Labelled images, by index, from wherever they are: the door between data sets and the store.
+
+Four kinds of source: a TensorFlow Datasets data set, a folder of class folders, scikit-learn's
+digits, and generated images. Each is imported only when it is asked for.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+
+KINDS = ('tfds', 'folder', 'digits', 'synthetic')
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One labelled image.
+
+  Attributes:
+    data: an encoded file (bytes), or pixels: uint8 (H, W, 3) RGB or (H, W) gray.
+    label: class number, from 0.
+    name: what to call it in a message to the user.
+  """
+
+  data: bytes | np.ndarray
+  label: int
+  name: str
+
+
+class SourceSplit(Protocol):
+  """Random access to the examples of one split. Picklable: worker processes read through it."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set.
+
+  Attributes:
+    name: short name, fit for a folder name.
+    classes: class names; a label is an index into it.
+    train: the examples to learn from.
+    eval: the held-out examples.
+    fingerprint: text that differs when the examples differ; a store remembers it.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  train: SourceSplit
+  eval: SourceSplit
+  fingerprint: str
+
+
+def open_source(data_config: Any) -> Source:
+  """Opens the data set that a configuration's `data` section names.
+
+  Args:
+    data_config: fields `source`, `name`, `dir`, `train_split`, `eval_split`, `validation_fraction`,
+      `synthetic_examples`, `image_size`, `num_classes` (0: as many as there are).
+
+  Returns:
+    The source. TensorFlow is never imported.
+
+  Raises:
+    UserError: unknown kind, data absent or incomplete, or a number of classes that disagrees.
+  """
+  match data_config.source:
+    case 'tfds':
+      from alexnet_jax.data import tfds_source
+
+      source = tfds_source.open_tfds(
+        data_config.name, data_directory(data_config), data_config.train_split, data_config.eval_split
+      )
+    case 'folder':
+      from alexnet_jax.data import folder
+
+      source = folder.open_folder(data_directory(data_config), data_config.validation_fraction)
+    case 'digits':
+      from alexnet_jax.data import generated
+
+      source = generated.digits(data_config.image_size, data_config.validation_fraction)
+    case 'synthetic':
+      from alexnet_jax.data import generated
+
+      source = generated.synthetic(
+        data_config.num_classes or 10, data_config.synthetic_examples, data_config.image_size
+      )
+    case other:
+      raise UserError(f'data.source={other!r} is unknown: choose one of {", ".join(KINDS)}')
+  check_classes(data_config, source.name, len(source.classes))
+  return source
+
+
+def check_classes(data_config: Any, name: str, classes: int) -> None:
+  """Raises UserError unless `num_classes` is 0 or agrees with what the data has."""
+  if data_config.num_classes not in (0, classes):
+    raise UserError(
+      f'data.num_classes={data_config.num_classes}, but {name} has {classes} classes: correct it, or '
+      'set it to 0 to take what the data has'
+    )
+
+
+def data_directory(data_config: Any) -> pathlib.Path:
+  """The folder a configuration reads from: `dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  if data_config.dir:
+    return pathlib.Path(data_config.dir).expanduser()
+  if data_config.source == 'folder':
+    raise UserError(
+      "data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with one folder of "
+      'images for each class'
+    )
+  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return pathlib.Path(default).expanduser()

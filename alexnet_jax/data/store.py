@@ -1,0 +1,222 @@
+"""The prepared store: every image once decoded and resized, ready to be gathered a batch at a time.
+
+On disk:
+
+    meta.json                what it is: classes, counts, resize rule, checksums, RGB components
+    mean.npy                 float32 (S, S, 3), mean image of the training split
+    {train,eval}/images.npy  uint8 (N, S, S, 3) RGB
+    {train,eval}/labels.npy  int32 (N,)
+    {train,eval}/source_index.npy  int64 (N,), which example of the source a row shows
+
+Training rows are in a fixed random order, so that the first n of them are a random subset. The
+statistics are always those of the whole training split.
+"""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.data import images, order, statistics
+from alexnet_jax.data.progress import Progress, Silent
+from alexnet_jax.data.sources import Source, SourceSplit
+from alexnet_jax.errors import UserError
+
+FORMAT_VERSION = 1
+SPLITS = ('train', 'eval')
+# The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
+ORDER_SEED = 2012
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """Rows of images and labels.
+
+  Attributes:
+    images: uint8 (N, S, S, 3) RGB, an array or a read-only memory map.
+    labels: int32 (N,).
+    file: the file the images lie in, one after another from byte `offset`; None when in memory.
+    offset: see `file`.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  file: pathlib.Path | None = None
+  offset: int = 0
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def first(self, n: int) -> 'Split':
+    """The first `n` rows; of a training split they are a random subset."""
+    return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Store:
+  """A prepared data set.
+
+  Attributes:
+    path: its folder, or None when in memory.
+    classes: class names; a label is an index into it.
+    train: rows to learn from.
+    eval: held-out rows.
+    mean_image: float32 (S, S, 3), 0..255, over the training split.
+    colour_stdevs: float64 (3,), ascending, in grey levels.
+    colour_eigenvectors: float64 (3, 3), a column for each of `colour_stdevs`.
+    meta: what meta.json says.
+  """
+
+  path: pathlib.Path | None
+  classes: tuple[str, ...]
+  train: Split
+  eval: Split
+  mean_image: np.ndarray
+  colour_stdevs: np.ndarray
+  colour_eigenvectors: np.ndarray
+  meta: dict[str, Any]
+
+
+def open_store(path: pathlib.Path | str) -> Store:
+  """Opens a store without reading its images.
+
+  Args:
+    path: folder of the store.
+
+  Raises:
+    UserError: missing, of another version, or damaged (sizes, labels, mean image; `verify_store`
+      checks the images too).
+  """
+  path = pathlib.Path(path)
+  if not (path / 'meta.json').is_file():
+    raise UserError(
+      f'{path} is not a prepared store (no meta.json): make it with python -m alexnet_jax.prepare'
+    )
+  try:
+    meta = json.loads((path / 'meta.json').read_text())
+    if meta['format_version'] != FORMAT_VERSION:
+      raise UserError(
+        f'{path} has store format {meta["format_version"]}, this program reads {FORMAT_VERSION}: '
+        'delete it and prepare it again, or set --config.data.store to another place'
+      )
+    for name in ('mean.npy', *(f'{split}/labels.npy' for split in SPLITS)):
+      if zlib.crc32((path / name).read_bytes()) != meta['crc32'][name]:
+        raise ValueError(f'{name} has changed')
+    return Store(
+      path=path,
+      classes=tuple(meta['classes']),
+      train=_open_split(path / 'train', meta['counts']['train'], meta['image_size']),
+      eval=_open_split(path / 'eval', meta['counts']['eval'], meta['image_size']),
+      mean_image=np.load(path / 'mean.npy', allow_pickle=False),
+      colour_stdevs=np.array(meta['colour_stdevs']),
+      colour_eigenvectors=np.array(meta['colour_eigenvectors']),
+      meta=meta,
+    )
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'the store {path} is damaged ({" ".join(str(error).split())}): delete it and prepare it again'
+    ) from error
+
+
+def _open_split(folder: pathlib.Path, count: int, size: int) -> Split:
+  labels = np.load(folder / 'labels.npy', allow_pickle=False)
+  pixels = np.load(folder / 'images.npy', mmap_mode='r', allow_pickle=False)
+  if labels.shape != (count,) or pixels.shape != (count, size, size, 3) or pixels.dtype != np.uint8:
+    raise ValueError(f'{folder.name}/images.npy is {pixels.dtype} {pixels.shape}')
+  return Split(pixels, labels, folder / 'images.npy', pixels.offset)
+
+
+def verify_store(path: pathlib.Path | str, progress: Progress | None = None) -> None:
+  """Reads every byte of a store and compares it with the checksums taken when it was written.
+
+  Raises:
+    UserError: names each part that has changed (file and rows).
+  """
+  store = open_store(path)
+  size = store.meta['rows_per_part']
+  changed = []
+  total = len(store.train) + len(store.eval)
+  with (progress or Silent()).count(f'verifying {path}', total) as advance:
+    for name, split in zip(SPLITS, (store.train, store.eval), strict=True):
+      for part, expected in enumerate(store.meta['crc32'][f'{name}/images.npy']):
+        rows = split.images[part * size : (part + 1) * size]
+        if zlib.crc32(rows) != expected:
+          changed.append(f'{name}/images.npy rows {part * size}..{part * size + len(rows) - 1}')
+        advance(len(rows))
+  if changed:
+    raise UserError(
+      f'the store {path} has changed since it was written: {", ".join(changed)}; '
+      'delete it and prepare it again'
+    )
+
+
+def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
+  """The store of a small source (digits, synthetic), never written to disk.
+
+  Args:
+    source: labelled images, all readable.
+    image_size: S, side of the images in pixels.
+    resize: 'crop' or 'warp'.
+  """
+  splits = {}
+  for name, indices in row_order(source).items():
+    pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    for row, index in enumerate(indices):
+      pixels[row], labels[row] = read_row(
+        getattr(source, name), int(index), len(source.classes), image_size, resize
+      )
+    splits[name] = Split(pixels, labels)
+  totals = statistics.sums(splits['train'].images)
+  stdevs, eigenvectors = statistics.colour_components(totals)
+  meta = describe(source, image_size, resize) | {
+    'counts': {name: len(split) for name, split in splits.items()}
+  }
+  return Store(None, source.classes, splits['train'], splits['eval'],
+               statistics.mean_image(totals), stdevs, eigenvectors, meta)
+
+
+def describe(source: Source, image_size: int, resize: str) -> dict[str, Any]:
+  """What a store is made from; two stores agree if and only if these do."""
+  return {
+    'format_version': FORMAT_VERSION,
+    'name': source.name,
+    'fingerprint': source.fingerprint,
+    'classes': list(source.classes),
+    'image_size': image_size,
+    'resize': resize,
+  }
+
+
+def row_order(source: Source) -> dict[str, np.ndarray]:
+  """For each split, which example of the source a row shows: int64 (N,)."""
+  return {
+    'train': order.permutation(ORDER_SEED, 0, len(source.train)),
+    'eval': np.arange(len(source.eval)),
+  }
+
+
+def read_row(
+  split: SourceSplit, index: int, classes: int, image_size: int, resize: str
+) -> tuple[np.ndarray, int]:
+  """One example as the store holds it: uint8 (S, S, 3) and the label.
+
+  Raises:
+    images.UnreadableImage: the image cannot be read; the message names it.
+    UserError: its label is no class.
+  """
+  try:
+    example = split[index]
+  except OSError as error:
+    raise images.UnreadableImage(f'example {index}: {error}') from error
+  if not 0 <= example.label < classes:
+    raise UserError(
+      f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labelled split'
+    )
+  try:
+    return images.square(example.data, image_size, resize), example.label
+  except images.UnreadableImage as error:
+    raise images.UnreadableImage(f'{example.name}: {error}') from error

@@ -1,0 +1,19 @@
+"""The ways a command can end other than well, each with its exit code."""
+
+
+class UserError(Exception):
+  """The input is wrong; the message is one line: what, its value, what is allowed, what to do."""
+
+  exit_code = 2
+
+
+class Diverged(Exception):
+  """Training produced too many non-finite steps in a row; the last good step is kept."""
+
+  exit_code = 3
+
+
+class Interrupted(Exception):
+  """The run was asked to stop and has saved its state; the same command resumes it."""
+
+  exit_code = 75

@@ -1,0 +1,149 @@
+"""The Flax module that computes a table of layers."""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax.model import layers
+from alexnet_jax.model.batch_norm import BatchNormalization
+from alexnet_jax.model.convolution import conv, locally_connected
+from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
+from alexnet_jax.model.pooling import avg_pool, max_pool
+
+
+class AlexNet(nn.Module):
+  """Runs the rows of `table` from top to bottom.
+
+  Attributes:
+    table: the layers, see `layers.py`.
+    compute_dtype: float32 or bfloat16, the type of activations and products.  Parameters,
+      response-norm sums, batch-norm moments and the logits are float32 in either case.
+    axis_name: the pmapped axis over which batch normalization takes its moments; None on one
+      device.
+    ghost_batch: when positive, batch normalization takes its moments over this many images.
+  """
+
+  table: layers.Table
+  compute_dtype: Any = jnp.float32
+  axis_name: str | None = None
+  ghost_batch: int = 0
+
+  @nn.compact
+  def __call__(
+      self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps images to logits.
+
+    Args:
+      images: float32 (N, H, W, 3), after mean subtraction.
+      train: True drops units and normalizes by the moments of the batch.
+      keys: one PRNG key per image, (N,); needed when `train` and the table has dropout.
+
+    Returns:
+      float32 (N, features of the last row).  Every row's output is sown into the collection
+      `intermediates` under the row's name.
+    """
+    x = images.astype(self.compute_dtype)
+    for index, row in enumerate(self.table):
+      x = self._run(row, x, train, keys, index)
+      self.sow('intermediates', row.name, x, reduce_fn=lambda _, new: new)
+    return x.astype(jnp.float32)
+
+  def _run(self, row, x, train, keys, index):
+    match row:
+      case layers.Conv() | layers.Dense():  # Local is a Conv
+        return Weighted(row, name=row.name)(x)
+      case layers.Relu():
+        return nn.relu(x)
+      case layers.Tanh():
+        return jnp.tanh(x)
+      case layers.AvgPool():
+        return avg_pool(x, row.window, row.stride)
+      case layers.MaxPool():
+        return max_pool(x, row.window, row.stride)
+      case layers.ResponseNorm():
+        return local_response_norm(
+            x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k, groups=row.groups)
+      case layers.SpatialNorm():
+        return spatial_response_norm(x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k)
+      case layers.BatchNorm():
+        return BatchNormalization(
+            row.decay, row.epsilon, self.axis_name, self.ghost_batch, name=row.name)(x, train)
+      case layers.Dropout():
+        return dropout(x, row.keep, row.inverted, train, keys, index)
+    raise TypeError(f'no computation for layer {row}')
+
+
+class Weighted(nn.Module):
+  """A convolution, locally connected or dense layer with its kernel and bias, float32."""
+
+  row: layers.Conv | layers.Dense
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    row = self.row
+    shapes = row.parameters(x.shape[1:])
+    kernel = self.param('kernel', _kernel_init(row, shapes['kernel'])).astype(x.dtype)
+    bias = self.param('bias', _bias_init(row, shapes)).astype(x.dtype)
+    if isinstance(row, layers.Dense):
+      return x.reshape(x.shape[0], -1) @ kernel + bias
+    padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
+    if isinstance(row, layers.Local):
+      return locally_connected(x, kernel, stride=row.stride, padding=padding) + bias
+    return conv(x, kernel, stride=row.stride, padding=padding, groups=row.groups) + bias
+
+
+def _fan_in(row, kernel_shape) -> int:
+  return int(np.prod(kernel_shape[2:-1] if isinstance(row, layers.Local) else kernel_shape[:-1]))
+
+
+def _kernel_init(row, shape):
+  if row.init == 'torch':
+    return _uniform(shape, _fan_in(row, shape))
+  std = np.sqrt(2 / _fan_in(row, shape)) if row.init == 'he' else row.init
+  return lambda key: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def _bias_init(row, shapes):
+  if row.init == 'torch':
+    return _uniform(shapes['bias'], _fan_in(row, shapes['kernel']))
+  return lambda key: jnp.full(shapes['bias'], row.bias, jnp.float32)
+
+
+def _uniform(shape, fan_in: int):
+  bound = 1 / np.sqrt(fan_in)
+  return lambda key: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def dropout(
+    x: jax.Array, keep: float, inverted: bool, train: bool, keys: jax.Array | None, layer: int
+) -> jax.Array:
+  """Drops units of each image by a mask that depends on the image's key and the layer alone.
+
+  Not inverted, as in 2012 (layer.cu HiddenSexLayer; paper section 4.2): training leaves the kept
+  units alone and the test multiplies all by `keep`.
+
+  Args:
+    x: (N, ...).
+    keep: probability of keeping a unit.
+    inverted: divide by `keep` in training and leave the test alone.
+    train: whether to drop.
+    keys: one PRNG key per image, (N,).
+    layer: number that sets this layer's masks apart from other layers'.
+
+  Returns:
+    As x.
+  """
+  if not train:
+    return x if inverted else x * jnp.asarray(keep, x.dtype)
+  if keys is None:
+    raise ValueError('training with dropout needs `keys`, one PRNG key per image')
+
+  def mask(key):
+    return jax.random.bernoulli(jax.random.fold_in(key, layer), keep, x.shape[1:])
+
+  kept = jnp.where(jax.vmap(mask)(keys), x, jnp.zeros((), x.dtype))
+  return kept / jnp.asarray(keep, x.dtype) if inverted else kept

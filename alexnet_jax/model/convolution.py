@@ -1,0 +1,82 @@
+"""Convolutions with shared filters (optionally in groups) and with a filter per position."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_NHWC = ('NHWC', 'HWIO', 'NHWC')
+
+
+def conv(
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  stride: int = 1,
+  padding: Padding = ((0, 0), (0, 0)),
+  groups: int = 1,
+) -> jax.Array:
+  """Cross-correlates images with filters; no bias.
+
+  Args:
+    x: images, (N, H, W, C).
+    kernel: filters, (kh, kw, C // groups, O). Filters g*O/groups .. (g+1)*O/groups - 1 see only
+      the g-th of `groups` contiguous parts of the channels: the 2012 net's two towers.
+    stride: step between filter positions, in both directions.
+    padding: zero rows (above, below) and columns (left, right).
+    groups: number of groups; it divides C and O.
+
+  Returns:
+    (N, 1 + (H + above + below - kh) // stride, likewise, O), of x's type.
+  """
+  if groups == 1:
+    return _conv(x, kernel, stride, padding)
+  parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+  return jnp.concatenate([_conv(*part, stride, padding) for part in parts], -1)
+
+
+def _conv(x, kernel, stride, padding):
+  return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_NHWC)
+
+
+def locally_connected(
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  stride: int = 1,
+  padding: Padding = ((0, 0), (0, 0)),
+) -> jax.Array:
+  """Like `conv`, but every output position has filters of its own (cuda-convnet's `local`).
+
+  Args:
+    x: images, (N, H, W, C).
+    kernel: (Ho, Wo, kh, kw, C, O), with (Ho, Wo) the size of the output.
+    stride: step between positions, in both directions.
+    padding: zero rows (above, below) and columns (left, right).
+
+  Returns:
+    (N, Ho, Wo, O), of x's type.
+  """
+  height, width, kh, kw, channels, features = kernel.shape
+  patches = _patches(x, kh, kw, stride, padding)
+  filters = kernel.reshape(height, width, kh * kw * channels, features)
+  return jnp.einsum('nhwk,hwko->nhwo', patches, filters)
+
+
+def _patches(x, kh, kw, stride, padding):
+  """Returns (N, Ho, Wo, kh*kw*C): what each filter position sees, in the order of an HWI kernel."""
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  batch, height, width, channels = x.shape
+  rows, columns = (height - kh) // stride + 1, (width - kw) // stride + 1
+  taps = [
+    lax.slice(
+      x,
+      (0, i, j, 0),
+      (batch, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, channels),
+      (1, stride, stride, 1),
+    )
+    for i in range(kh)
+    for j in range(kw)
+  ]
+  return jnp.concatenate(taps, -1)

@@ -1,0 +1,107 @@
+"""What a run will do, before it does anything: size, steps, rates, memory, disk."""
+
+import math
+
+import ml_collections
+
+from alexnet_jax.model import layers
+from alexnet_jax.model.nets import NETS
+from alexnet_jax.train import schedules
+from alexnet_jax.train.calendar import Calendar
+
+
+def lines(
+    config: ml_collections.ConfigDict, classes: int, examples: int, held_out: int) -> list[str]:
+  """The plan as lines of text.
+
+  Args:
+    config: validated.
+    classes: number of classes.
+    examples, held_out: training and evaluation images.
+  """
+  table = NETS[config.model.net](classes)
+  shape = (config.input.crop, config.input.crop, 3)
+  calendar = Calendar(examples, config.batch_size, config.epochs)
+  parameters = layers.count_parameters(table, shape)
+  macs = layers.count_macs(table, shape)
+  copies = 2 if config.optimizer.name == 'momentum' else 3  # weights and what the optimizer keeps
+  state = 4 * parameters * copies
+  stored = (examples + held_out) * config.data.image_size**2 * 3
+  return [
+      f'net           {config.model.net}: {parameters:,} parameters, {macs:,} MACs an image,'
+      f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
+      f'data          {examples:,} training and {held_out:,} held-out images,'
+      f' {config.data.image_size}x{config.data.image_size} stored',
+      f'steps         {calendar.total_steps:,} of {config.batch_size} images:'
+      f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
+      f'learning rate {_rates(config, calendar)}',
+      f'memory        about {_bytes(4 * parameters + state)} for weights, gradients and optimizer'
+      f' on each device, and about {_bytes(_activations(config, table, shape))} of activations over'
+      ' all devices',
+      f'disk          {_bytes(stored)} of prepared images'
+      f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
+      f' {_bytes(state)} a checkpoint, up to {config.checkpoint.keep + 2} of them',
+      f'work          {3 * 2 * macs * examples * config.epochs:.2e} floating-point operations']
+
+
+def _rates(config, calendar: Calendar) -> str:
+  """The kernels' rate and where it changes, and what happens to biases and single layers."""
+  rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
+  schedule, text = config.optimizer.schedule, f'{config.optimizer.learning_rate:g}'
+  if config.optimizer.warmup_epochs:
+    text += f' after {config.optimizer.warmup_epochs:g} epochs of warm-up'
+  if schedule.kind in ('cosine', 'plateau'):
+    text += f', {schedule.kind}'
+  else:
+    changes = {
+        'step': [calendar.step_of(epoch) for epoch in schedule.milestones],
+        'exponential': [math.ceil(calendar.total_steps * i / schedule.levels)
+                        for i in range(1, schedule.levels)]}.get(schedule.kind, [])
+    for step in changes:
+      if step < calendar.total_steps:
+        text += (f', {float(rates.base(step)):.3g} from epoch {calendar.epoch_of(step):.4g}'
+                 f' (step {step:,})')
+  if config.optimizer.bias_multiplier != 1:
+    text += f'; biases {config.optimizer.bias_multiplier:g} times that at first'
+  for name, factors in config.optimizer.layer_factors.items():
+    text += f'; {name} ' + ', '.join(
+        f'times {factor:g} from epoch {epoch:g}' for epoch, factor in factors)
+  return text
+
+
+def _activations(config, table: layers.Table, shape: layers.Shape) -> int:
+  """Bytes of all layer outputs of a (micro-)batch, kept for the backward pass."""
+  width = 2 if config.model.compute_dtype == 'bfloat16' else 4
+  units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, shape))
+  return units * width * config.batch_size // config.micro_batches
+
+
+def _bytes(count: float) -> str:
+  for unit in ('B', 'kB', 'MB', 'GB'):
+    if count < 1000:
+      return f'{count:.3g} {unit}'
+    count /= 1000
+  return f'{count:.3g} TB'
+
+
+def show(config: ml_collections.ConfigDict) -> None:
+  """Prints the plan; for published data sets even before they are there.
+
+  Raises:
+    UserError: the data is absent and its size not known.
+  """
+  print('\n'.join(lines(config, *_counts(config.data))), flush=True)
+
+
+def _counts(data) -> tuple[int, int, int]:
+  """Classes, training images and held-out images."""
+  from alexnet_jax.data import sources, tfds_source
+
+  published = tfds_source.EXPECTED_COUNTS.get(data.name, {}) if data.source == 'tfds' else {}
+  if data.num_classes and {data.train_split, data.eval_split} <= set(published):
+    classes, train, held_out = (
+        data.num_classes, published[data.train_split], published[data.eval_split])
+  else:
+    source = sources.open_source(data)
+    classes, train, held_out = len(source.classes), len(source.train), len(source.eval)
+  return classes, min(train, data.train_examples or train), held_out

@@ -1,0 +1,138 @@
+"""The numbers of a run: metrics.jsonl (the record), metrics.csv and TensorBoard (views of it)."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.results import files
+from alexnet_jax.results.events import EventWriter
+
+JSONL = 'metrics.jsonl'
+CSV = 'metrics.csv'
+
+
+class MetricWriter:
+  """Writes scalars by step, so that a killed and resumed run leaves the record of an unbroken one.
+
+  * `metrics.jsonl`: one object a line, `"step"` first; numbers that are not finite are null. A line
+    reaches the operating system within `write`, so a kill loses at most the line being written.
+  * `metrics.csv`: the same as a wide table, one row a step, one column a name, an empty cell where
+    nothing was written. It is rebuilt from the JSON lines and replaced in one stroke when the run
+    starts, after each line with an `eval/` name, and on `close`: its header grows with the names,
+    and it is a whole table whenever it is opened.
+  * TensorBoard event files.
+  """
+
+  def __init__(
+    self, workdir: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True
+  ):
+    """Opens the record of a run that continues after `start_step`.
+
+    Lines of later steps, and a last line torn by a kill, are dropped: the run will write them
+    again. Lines of `start_step` itself stay.
+
+    Args:
+      workdir: The run's folder; made if need be.
+      start_step: The number of steps that the run's state has seen.
+      tensorboard: Whether to write event files.
+
+    Raises:
+      UserError: `metrics.jsonl` is damaged before its last line.
+    """
+    self._workdir = Path(workdir)
+    self._workdir.mkdir(parents=True, exist_ok=True)
+    path = self._workdir / JSONL
+    content = path.read_bytes() if path.exists() else b''
+    records = [r for r in _parse(content, path) if r['step'] <= start_step]
+    kept = ''.join(files.to_json(record) + '\n' for record in records).encode('utf-8')
+    if kept != content:
+      files.write_bytes(path, kept)
+    self._write_csv()
+    self._written = {(r['step'], name) for r in records for name in r}
+    self._file = open(path, 'ab')  # noqa: SIM115
+    self._events = None
+    if tensorboard:
+      resumed = any(self._workdir.glob('events.out.tfevents.*'))
+      self._events = EventWriter(self._workdir, purge_step=start_step + 1 if resumed else None)
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Records `scalars` (name -> number) at `step`.
+
+    A name already recorded at this step is left as it is: a run saved at a step and killed during
+    the evaluation that follows evaluates again, and must not leave the same line twice.
+    """
+    step = int(step)
+    new = {n: float(v) for n, v in scalars.items() if (step, n) not in self._written}
+    if not new:
+      return
+    self._written.update((step, name) for name in new)
+    self._file.write((files.to_json({'step': step, **new}) + '\n').encode('utf-8'))
+    self._file.flush()
+    if self._events:
+      self._events.write(step, new)
+    if any(name.startswith('eval/') for name in new):
+      os.fsync(self._file.fileno())
+      self._write_csv()
+
+  def close(self) -> None:
+    """Completes metrics.csv and closes the files; may be called twice."""
+    if self._file.closed:
+      return
+    os.fsync(self._file.fileno())
+    self._file.close()
+    self._write_csv()
+    if self._events:
+      self._events.close()
+
+  def _write_csv(self) -> None:
+    """Replaces metrics.csv by the table of all lines: rows by step, columns as they appeared."""
+    rows: dict[int, dict] = {}
+    names: dict[str, None] = {'step': None}
+    for record in read_metrics(self._workdir):
+      rows.setdefault(record['step'], {}).update(record)
+      names.update(dict.fromkeys(record))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(names), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    files.write_text(self._workdir / CSV, table.getvalue())
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict]:
+  """The record of a run, as it stands; safe while the run goes on.
+
+  Returns:
+    One dict a line, in the order written: `step` (int) and names (float; null becomes NaN). Empty
+    if nothing is recorded yet. A torn last line is left out.
+
+  Raises:
+    UserError: the file is damaged before its last line.
+  """
+  path = Path(workdir) / JSONL
+  content = path.read_bytes() if path.exists() else b''
+  return _parse(content, path)
+
+
+def _parse(content: bytes, path: Path) -> list[dict]:
+  """The records in `content`; `path` is for the error."""
+  lines = content.splitlines()
+  records = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      record = json.loads(line)
+      step = record.pop('step')
+    except (ValueError, TypeError, AttributeError, KeyError):
+      if number == len(lines):
+        break
+      raise UserError(
+        f'{path}, line {number}, is not a JSON object with a "step": {line[:40]!r}; '
+        'remove that line, then start the same command again'
+      ) from None
+    values = {name: math.nan if value is None else value for name, value in record.items()}
+    records.append({'step': step, **values})
+  return records

@@ -1,0 +1,50 @@
+"""Prints a net layer by layer.
+
+  python -m alexnet_jax.summarize --config=configs/imagenet.py:owt
+"""
+
+import math
+import sys
+
+from alexnet_jax import command
+from alexnet_jax.model import layers
+from alexnet_jax.model.nets import NETS
+
+
+def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
+  """The rows of `table` for one image of `shape`, with totals, as aligned text."""
+  lines = [('layer', 'kind', 'kernel', 'stride', 'groups', 'output', 'parameters', 'MACs')]
+  parameters = macs = 0
+  for row, inputs, outputs in layers.walk(table, shape):
+    count = sum(math.prod(p) for p in row.parameters(inputs).values())
+    work = row.macs(inputs)
+    parameters, macs = parameters + count, macs + work
+    size = getattr(row, 'kernel', getattr(row, 'window', None))
+    lines.append((
+        row.name, type(row).__name__, f'{size}x{size}' if size else '',
+        str(getattr(row, 'stride', '')), str(getattr(row, 'groups', '')),
+        'x'.join(map(str, outputs)), f'{count:,}' if count else '', f'{work:,}' if work else ''))
+  lines.append(('total', '', '', '', '', '', f'{parameters:,}', f'{macs:,}'))
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+  def aligned(line):
+    cells = [cell.ljust(width) if i < 2 else cell.rjust(width)
+             for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+    return '  '.join(cells).rstrip()
+
+  rule = '-' * len(aligned(lines[0]))
+  return '\n'.join([title, '', aligned(lines[0]), rule, *map(aligned, lines[1:-1]), rule,
+                    aligned(lines[-1])])
+
+
+def main() -> None:
+  config, name = command.read_config()
+  classes = config.data.num_classes or 10
+  side = config.input.crop
+  note = '' if config.data.num_classes else ' (classes as an example: the data decides)'
+  print(summary(
+      NETS[config.model.net](classes), (side, side, 3),
+      f'{name}: net {config.model.net}, input {side}x{side}x3, {classes:,} classes{note}'))
+
+
+if __name__ == '__main__':
+  sys.exit(command.run(main))

@@ -1,0 +1,247 @@
+"""Checkpoints that survive kill -9, full disks and flipped bits.
+
+A checkpoint is a folder, `<directory>/last/1200/` or `<directory>/best/800/`. It is written under
+a hidden name and appears by one rename; it is deleted by one rename to a hidden name first. So
+what is listed was whole once, and what a kill leaves behind is hidden and swept away.
+
+Orbax writes the arrays, but not through its `CheckpointManager`: that one lists checkpoints whose
+deletion was cut short, never falls back to an older one, silently skips `save(step <= latest)`,
+and after a full disk loses the next save as well.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.train import checkpoint_files
+from alexnet_jax.train.checkpoint_files import DamagedError
+
+KINDS = ('last', 'best')
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest few in `last/`, the best one in `best/`.
+
+  There can be one writer only: process 0 of the job. All others are not `primary`: the other
+  processes, and whoever reads the checkpoints of a job that may be running.
+
+  Attributes:
+    failed_saves: saves lost because the disk was full; each was logged as an error.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int = 2, primary: bool = True):
+    """Opens the directory; the primary process makes it and sweeps away what a kill left.
+
+    Args:
+      directory: a local or network folder.
+      keep: how many of the newest checkpoints stay in `last/`; `best/` keeps one.
+      primary: whether this process writes; the others only read.
+
+    Raises:
+      UserError: the folder cannot be made, or is an object store.
+    """
+    if '://' in os.fspath(directory):
+      raise UserError(f'checkpoints cannot live at {directory}: an object store cannot rename '
+                      'folders; give a --workdir on a disk, and copy it afterwards')
+    self._directory = Path(directory).absolute()
+    self._keep = {'last': keep, 'best': 1}
+    self._primary = primary
+    self._thread = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
+    self._pending: Future | None = None
+    self.failed_saves = 0
+    for folder in [self._directory / kind for kind in KINDS if primary]:
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise UserError(f'the checkpoint folder {folder} cannot be made ({error.strerror}); '
+                        'choose another --workdir') from error
+      _sweep(folder)
+
+  def save(self, step: int, state: Any, meta: dict, *, kind: str = 'last') -> None:
+    """Writes a checkpoint in the background; the state may be donated or changed at once.
+
+    Waits for the save before and raises what it raised. A full disk does not raise: it is logged
+    and counted, and older checkpoints stay. A step that exists is replaced; existing later steps
+    belong to a future that this save takes back, and are removed.
+
+    Args:
+      step: how many updates the state has seen.
+      state: pytree of arrays, not empty ones. Of a replicated device array the caller only waits
+        until a copy on the device is ordered; a NumPy array is copied on the host.
+      meta: config, metrics under 'metrics', library versions: what `json` can write. NaN may be.
+      kind: 'last' or 'best'.
+    """
+    if not self._primary:
+      return
+    self.wait()
+    meta = json.loads(json.dumps(meta))  # a copy, and an error here instead of in the thread
+    leaves = {name: _snapshot(name, leaf)
+              for name, leaf in checkpoint_files.named_leaves(state).items()}
+    self._pending = self._thread.submit(self._write, self._directory / kind, step, leaves, meta)
+
+  def restore(self, target: Any, *, kind: str = 'last') -> tuple[int, Any, dict] | None:
+    """Reads the newest checkpoint that is exactly what was written.
+
+    Damaged ones are logged and passed over; once a good one is found, the primary process moves
+    them to `damaged-<step>`, for a person to look at and delete.
+
+    Args:
+      target: pytree of arrays or ShapeDtypeStructs that the checkpoint has to fit.
+      kind: 'last' or 'best'.
+
+    Returns:
+      (step, state, meta), the state a pytree like `target` of NumPy arrays; None if there are
+      no checkpoints.
+
+    Raises:
+      UserError: all checkpoints are damaged, or a good one does not fit `target`.
+    """
+    self.wait()
+    damaged: dict[int, DamagedError] = {}
+    # Listed again after each failure: a running job may delete what a reader is reading.
+    while steps := [step for step in self.steps(kind) if step not in damaged]:
+      step, path = steps[-1], self._directory / kind / str(steps[-1])
+      try:
+        record = checkpoint_files.read_record(path)
+        _require_fit(record['leaves'], target, path)
+        leaves = checkpoint_files.read_leaves(path, record)
+      except DamagedError as error:
+        _log.warning('checkpoint %s is damaged (%s); trying the one before', path, error)
+        damaged[step] = error
+        continue
+      if self._primary:
+        for step_aside in damaged:
+          _set_aside(self._directory / kind / str(step_aside))
+      ordered = [leaves[name] for name in checkpoint_files.named_leaves(target)]
+      return step, jax.tree.unflatten(jax.tree.structure(target), ordered), record['meta']
+    if damaged:
+      reasons = '; '.join(f'{step}: {error}' for step, error in damaged.items())
+      raise UserError(f'every checkpoint in {self._directory / kind} is damaged ({reasons}): '
+                      'put back a copy, or remove the folder to start from the beginning')
+    return None
+
+  def steps(self, kind: str = 'last') -> list[int]:
+    """The finished steps, oldest first; a save in progress is not among them."""
+    return _steps(self._directory / kind)
+
+  def wait(self) -> None:
+    """Waits for the save in progress and raises what it raised."""
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def close(self) -> None:
+    """Waits for the save in progress and ends the thread. A program that ends without loses it."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+
+  def _write(self, folder: Path, step: int, leaves: dict[str, Any], meta: dict) -> None:
+    """The part of `save` that runs in the thread."""
+    size = sum(leaf.nbytes for leaf in leaves.values())
+    try:
+      _sweep(folder)
+      if shutil.disk_usage(folder).free < size:  # before the disk is full for everybody
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      checkpoint_files.write_checkpoint(folder / f'.saving-{step}', jax.device_get(leaves), meta)
+      _publish(folder, step)
+      _retire(folder, step, self._keep[folder.name])
+    except Exception as error:
+      _sweep(folder)
+      if not _is_disk_full(error):
+        raise
+      self.failed_saves += 1
+      _log.error('checkpoint %s/%d is not saved: the disk or quota is full (%.0f MB needed, %.0f MB '
+                 'free on the disk); older ones are intact, training goes on, the next save tries '
+                 'again', folder, step, size / 1e6, shutil.disk_usage(folder).free / 1e6)
+
+
+def _steps(folder: Path) -> list[int]:
+  names = [path.name for path in folder.glob('*')]
+  return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def _publish(folder: Path, step: int) -> None:
+  """Gives a finished checkpoint its name, in place of one that has it already."""
+  if (folder / str(step)).exists():
+    (folder / str(step)).rename(folder / f'.replaced-{step}')
+  (folder / f'.saving-{step}').rename(folder / str(step))
+  checkpoint_files.sync(folder)
+
+
+def _retire(folder: Path, step: int, keep: int) -> None:
+  """Removes all but the newest `keep` checkpoints up to the step just saved."""
+  later = [old for old in _steps(folder) if old > step]
+  if later:
+    _log.warning('removing checkpoints %s in %s: later than step %d just saved',
+                 later, folder, step)
+  for old in later + [old for old in _steps(folder) if old <= step][:-keep]:
+    (folder / str(old)).rename(folder / f'.deleting-{old}')
+  _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+  """Removes unfinished and half-deleted ones; undoes a replacement that was cut short."""
+  for path in folder.glob('.*-*'):
+    state, _, step = path.name[1:].partition('-')
+    if state == 'replaced' and not (folder / step).exists():
+      path.rename(folder / step)
+    elif state in ('saving', 'replaced', 'deleting'):
+      if state == 'saving':
+        _log.warning('removing the unfinished checkpoint %s', path)
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> None:
+  aside = path.with_name(f'damaged-{path.name}')
+  shutil.rmtree(aside, ignore_errors=True)
+  with contextlib.suppress(FileNotFoundError):
+    path.rename(aside)
+    _log.warning('moved the damaged checkpoint to %s; delete it when you have seen it', aside)
+
+
+def _snapshot(name: str, leaf: Any) -> Any:
+  """A copy that neither donation nor assignment can reach; does not wait for the device."""
+  if not isinstance(leaf, jax.Array):
+    return np.array(leaf)
+  if not leaf.is_fully_replicated:
+    raise ValueError(f'{name} is not replicated: {leaf.sharding}')
+  local = leaf.addressable_data(0)  # one process alone may compute on its own devices only
+  return jax.device_put(local, local.sharding, may_alias=False)
+
+
+def _require_fit(leaves: dict[str, list], target: Any, path: Path) -> None:
+  """Says which leaf of a checkpoint does not fit; `leaves` are [shape, dtype, ...] by name."""
+  advice = 'use the configuration it was saved with, or another --workdir'
+  wanted = checkpoint_files.named_leaves(target)
+  for name in sorted(wanted.keys() ^ leaves.keys()):
+    has, lacks = ('it', 'this run') if name in leaves else ('this run', 'it')
+    raise UserError(f'checkpoint {path} does not fit: {has} has {name}, {lacks} has not; {advice}')
+  for name, leaf in wanted.items():
+    leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+    shape, dtype = leaves[name][:2]
+    if list(leaf.shape) != shape or str(leaf.dtype) != dtype:
+      raise UserError(f'checkpoint {path} does not fit: {name} is {dtype}{shape} in it and '
+                      f'{leaf.dtype}{list(leaf.shape)} in this run; {advice}')
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+  """Whether a full disk or quota is behind an error; tensorstore says so only in words."""
+  while error is not None:
+    for code in (errno.ENOSPC, errno.EDQUOT):
+      if getattr(error, 'errno', None) == code or os.strerror(code) in str(error):
+        return True
+    error = error.__cause__ or error.__context__
+  return False

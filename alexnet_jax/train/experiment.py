@@ -1,0 +1,119 @@
+"""From a config and the facts of a data set to everything a run computes with."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from alexnet_jax.data.store import Store
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.nets import NETS
+from alexnet_jax.train import augment, schedules
+from alexnet_jax.train.calendar import Calendar
+from alexnet_jax.train.optimizer import make_optimizer
+from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A run that could start: the net, the recipe and the calendar."""
+
+  config: ml_collections.ConfigDict
+  classes: tuple[str, ...]
+  table: layers.Table
+  model: AlexNet
+  recipe: Recipe
+  calendar: Calendar
+  plateau: schedules.Plateau | None
+
+  @property
+  def view_shape(self) -> tuple[int, int, int]:
+    return (self.config.input.crop, self.config.input.crop, 3)
+
+  def initial_state(self) -> TrainState:
+    """The state before the first step, a function of config.seed alone."""
+    variables = init_variables(self.model, self.config.seed, self.config.input.crop)
+    plateau = self.plateau.initial() if self.plateau else {}
+    return init_state(variables, self.recipe.optimizer, plateau)
+
+
+def make_experiment(
+    config: ml_collections.ConfigDict, store: Store, axis_name: str | None) -> Experiment:
+  """Builds a run from its config and its prepared data.
+
+  Args:
+    config: validated.
+    store: the data.
+    axis_name: the axis the step will be mapped over; None on one device.
+
+  Raises:
+    UserError: the data has no classes to tell apart, or the run no step.
+  """
+  if len(store.classes) < 2:
+    raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
+  calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
+  table = NETS[config.model.net](len(store.classes))
+  model = AlexNet(
+      table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
+  shapes = {
+      row.name: row.parameters(inputs)
+      for row, inputs, _ in layers.walk(table, (config.input.crop, config.input.crop, 3))
+      if row.parameters(inputs)}
+  schedule = config.optimizer.schedule
+  plateau = None
+  if schedule.kind == 'plateau':
+    plateau = schedules.Plateau(schedule.factor, schedule.patience)
+  recipe = Recipe(
+      seed=config.seed,
+      preprocessing=make_preprocessing(config, store),
+      colour_noise=make_colour_noise(config.input, calendar),
+      rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
+      optimizer=make_optimizer(config, shapes),
+      micro_batches=config.micro_batches)
+  return Experiment(config, store.classes, table, model, recipe, calendar, plateau)
+
+
+def make_colour_noise(settings, calendar: Calendar):
+  """step -> colour noise; the 2012 runs switched it off for their last 25 epochs."""
+  if settings.colour_noise and settings.colour_noise_epochs:
+    end = calendar.step_of(settings.colour_noise_epochs)
+    return lambda step: jnp.where(step < end, settings.colour_noise, 0.0)
+  return lambda step: jnp.float32(settings.colour_noise)
+
+
+def make_preprocessing(config, store: Store) -> augment.Preprocessing:
+  """The preprocessing that config.input describes, with the statistics of the training images."""
+  settings = config.input
+  pixel = store.mean_image.mean((0, 1), dtype=np.float64)
+  covariance = store.colour_eigenvectors * store.colour_stdevs**2 @ store.colour_eigenvectors.T
+  ones = np.ones(3)
+  mean, scale = {
+      'mean_image': (_mean_view(store.mean_image, settings), ones),
+      'mean_pixel': (pixel, ones),
+      'standardize': (pixel, 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))),
+      'torchvision': (augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)),
+      'none': (0 * ones, ones),
+  }[settings.normalization]
+  if settings.colour_statistics == '2012':
+    stdevs = np.array(augment.COLOUR_STDEVS_2012)
+    eigenvectors = np.array(augment.COLOUR_EIGENVECTORS_2012)
+  else:
+    stdevs, eigenvectors = store.colour_stdevs, store.colour_eigenvectors
+  return augment.Preprocessing(
+      crop=settings.crop,
+      mean=np.asarray(mean, np.float32),
+      scale=np.asarray(scale * settings.scale, np.float32),
+      colour_basis=np.asarray((eigenvectors * stdevs).T, np.float32),
+      resize_to=settings.resize_to,
+      random_crop=settings.random_crop,
+      mirror=settings.mirror)
+
+
+def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:
+  """The central crop of the mean image, enlarged first where the images are."""
+  if settings.resize_to:
+    mean_image = np.asarray(augment.enlarge(mean_image[None], settings.resize_to)[0])
+  return augment.central(mean_image, settings.crop)

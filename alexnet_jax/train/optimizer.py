@@ -1,0 +1,75 @@
+"""The 2012 update and Adam as optax transformations with a learning rate for every parameter."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTransformation:
+  """Stochastic gradient descent as in paper section 5 and CHM weights.cu, `Weights::update`.
+
+      v <- momentum * v - weight_decay * rate * w - rate * gradient
+      w <- w + v
+
+  The rate sits inside the velocity: after a drop, old velocity decays at its old size, unlike in
+  `optax.sgd`.  Where the rate is 0 the parameter is skipped entirely, as the code skips a layer
+  with eps == 0: its velocity neither moves it nor decays.
+
+  Args:
+    momentum: 0.9 in the paper.
+    weight_decay: factors in the shape of the parameters.
+
+  Returns:
+    A transformation whose `update` needs `params` and `rates` (scalars in the shape of params).
+  """
+  def init(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+  def update(gradients, velocity, params, *, rates):
+    def step(v, gradient, w, rate, decay):
+      return jnp.where(rate > 0, momentum * v - rate * (gradient + decay * w), v)
+
+    velocity = jax.tree.map(step, velocity, gradients, params, rates, weight_decay)
+    updates = jax.tree.map(lambda v, rate: jnp.where(rate > 0, v, 0), velocity, rates)
+    return updates, velocity
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adam(beta1: float, beta2: float, epsilon: float, weight_decay: dict):
+  """Adam (Kingma & Ba, arXiv 1412.6980) with decoupled weight decay; arguments as above."""
+  moments = optax.scale_by_adam(beta1, beta2, epsilon)
+
+  def update(gradients, state, params, *, rates):
+    directions, state = moments.update(gradients, state, params)
+    updates = jax.tree.map(
+        lambda d, w, rate, decay: -rate * (d + decay * w), directions, params, rates, weight_decay)
+    return updates, state
+
+  return optax.GradientTransformationExtraArgs(moments.init, update)
+
+
+def weight_decay_tree(params: dict, weight_decay: float, layers: dict, biases: bool) -> dict:
+  """Decay factors in the shape of `params`, {layer: {parameter: factor}}.
+
+  Args:
+    params: the net's parameters.
+    weight_decay: factor of the kernels.
+    layers: factors of single layers that replace it.
+    biases: whether biases (and batch-norm scales) decay too; in 2012 they did not (layer.cu).
+  """
+  return {
+      layer: {
+          name: layers.get(layer, weight_decay) if name == 'kernel' or biases else 0.0
+          for name in leaves}
+      for layer, leaves in params.items()}
+
+
+def make_optimizer(config, params: dict) -> optax.GradientTransformationExtraArgs:
+  """The transformation that config.optimizer describes, for these parameters."""
+  optimizer = config.optimizer
+  decay = weight_decay_tree(
+      params, optimizer.weight_decay, optimizer.layer_weight_decay, optimizer.decay_biases)
+  if optimizer.name == 'adam':
+    return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
+  return krizhevsky_momentum(optimizer.momentum, decay)

@@ -1,0 +1,89 @@
+"""Data parallelism: the only file that knows devices.
+
+The state has no device axis: it is one replicated array per leaf, given to pmap with
+`in_axes=None` and returned with `out_axes=None`.  Nothing checks that the replicas agree, so
+everything that comes back that way has been averaged over `AXIS` inside the step.
+"""
+
+import collections
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from alexnet_jax.errors import UserError
+
+AXIS = 'batch'
+
+
+class Devices:
+  """The devices of this process and how arrays get to them and back.
+
+  Attributes:
+    local_count, global_count: devices of this process and of all processes.
+    process_index, process_count: which process this is, of how many.
+  """
+
+  def __init__(self):
+    local = jax.local_devices()
+    mesh = Mesh(np.array(local), (AXIS,))
+    self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+    self._whole = NamedSharding(mesh, PartitionSpec())
+    self.platform = local[0].platform
+    self.kind = local[0].device_kind
+    self.local_count = len(local)
+    self.global_count = jax.device_count()
+    self.process_index = jax.process_index()
+    self.process_count = jax.process_count()
+
+  def describe(self) -> str:
+    return (f'process {self.process_index + 1}/{self.process_count}, {self.local_count} of'
+            f' {self.global_count} devices, {self.platform} ({self.kind})')
+
+  def check_batch(self, name: str, size: int, multiple: int = 1) -> None:
+    """Raises UserError unless a global batch divides over the devices."""
+    divisor = self.global_count * multiple
+    if size % divisor:
+      what = f'{self.global_count} devices' + (f' x {multiple} micro-batches' * (multiple > 1))
+      lower = size // divisor * divisor
+      nearest = f'{lower} or {lower + divisor}' if lower else f'{divisor}'
+      raise UserError(f'{name}={size} is not divisible by {what}: use --config.{name}={nearest}')
+
+  def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Spreads (n, ...) host arrays over the devices as (local_count, n / local_count, ...)."""
+    split = {k: v.reshape(self.local_count, -1, *v.shape[1:]) for k, v in batch.items()}
+    return jax.device_put(split, self._split)
+
+  def stream(self, batches: Iterator[dict], ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
+    """Puts batches on the devices, `ahead` of them before they are asked for."""
+    queue = collections.deque()
+    for batch in batches:
+      queue.append(self.put_batch(batch))
+      if len(queue) > ahead:
+        yield queue.popleft()
+    yield from queue
+
+  def replicate(self, tree):
+    """Host arrays as arrays that are whole on every device."""
+    return jax.device_put(jax.tree.map(np.asarray, tree), self._whole)
+
+  def train_step(self, step):
+    """Maps (state, batch) -> (state, metrics) over the devices; the state is donated."""
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)
+
+  def view_probabilities(self, function):
+    """Maps (params, batch_stats, images, view) -> probabilities with a device axis."""
+    return jax.pmap(function, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=0)
+
+  def score(self, function):
+    """Maps (probabilities, label, mask) -> sums that are equal on all devices."""
+    return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, 0), out_axes=None)
+
+
+def to_host(tree):
+  """The same pytree as NumPy arrays."""
+  return jax.tree.map(np.asarray, jax.device_get(tree))
+
+

@@ -1,0 +1,159 @@
+"""Learning rates as pure functions of the step, one for every parameter.
+
+The 2012 run was steered by hand on validation error: rates by epoch, biases apart from weights,
+single layers slowed and frozen (CHM layers/layer-params-145.cfg; run4.sh).  Here such a schedule
+is data: breakpoints in steps and the rate from each on.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# step -> multiple of the initial rate
+Curve = Callable[[jax.Array], jax.Array]
+
+
+def constant() -> Curve:
+  return lambda step: jnp.float32(1)
+
+
+def piecewise(boundaries: list[int], values: list[float]) -> Curve:
+  """values[0] before boundaries[0], values[i] from boundaries[i - 1] on."""
+  edges, table = np.asarray(boundaries, np.int32), np.asarray(values, np.float32)
+  return lambda step: jnp.asarray(table)[jnp.sum(step >= jnp.asarray(edges))]
+
+
+def steps(boundaries: list[int], factor: float) -> Curve:
+  """Multiplied by `factor` at each boundary (paper section 5: divided by 10 three times)."""
+  return piecewise(boundaries, [factor**i for i in range(len(boundaries) + 1)])
+
+
+def exponential(total_steps: int, levels: int, target_factor: float) -> Curve:
+  """`dexp[base; tgtFactor; numSteps]` of cuda-convnet2 (#170): equal shares, equal ratios.
+
+  The rate falls from 1 to 1 / target_factor in `levels` equal parts of the run.
+  """
+  ratio = target_factor ** (-1 / max(levels - 1, 1))
+  boundaries = [math.ceil(total_steps * i / levels) for i in range(1, levels)]
+  return piecewise(boundaries, [ratio**i for i in range(levels)])
+
+
+def cosine(total_steps: int) -> Curve:
+  """Half a cosine from 1 to 0 (Loshchilov & Hutter, arXiv 1608.03983)."""
+  return lambda step: 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / total_steps, 1)))
+
+
+def with_warmup(curve: Curve, warmup_steps: int) -> Curve:
+  """Rises linearly to the curve over the first steps (Goyal et al., arXiv 1706.02677)."""
+  if not warmup_steps:
+    return curve
+  return lambda step: curve(step) * jnp.minimum((step + 1) / warmup_steps, 1)
+
+
+def make_curve(schedule, step_of: Callable[[float], int], total_steps: int) -> Curve:
+  """The curve that a config's `optimizer.schedule` (or `bias_schedule`) describes.
+
+  Args:
+    schedule: fields kind, milestones (epochs), factor, levels, target_factor.
+    step_of: epoch -> first step at or after it.
+    total_steps: length of the run in steps.
+  """
+  match schedule.kind:
+    case 'constant' | 'plateau':  # a plateau's factor is part of the state: see `Plateau`
+      return constant()
+    case 'step':
+      return steps([step_of(epoch) for epoch in schedule.milestones], schedule.factor)
+    case 'exponential':
+      return exponential(total_steps, schedule.levels, schedule.target_factor)
+    case 'cosine':
+      return cosine(total_steps)
+  raise ValueError(f'unknown schedule kind {schedule.kind!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """The learning rate of every parameter at a step.
+
+  Attributes:
+    learning_rate: initial rate of the kernels.
+    kernel, bias: curves of kernels and of biases; `bias_multiplier` scales the latter.
+    layers: extra factors by layer; they act on the layer's kernel, and a factor of 0 freezes its
+      bias too.
+  """
+
+  learning_rate: float
+  bias_multiplier: float
+  kernel: Curve
+  bias: Curve
+  layers: dict[str, Curve]
+
+  def base(self, step: jax.Array) -> jax.Array:
+    """The rate of kernels that no layer factor touches, float32 scalar."""
+    return self.learning_rate * self.kernel(step)
+
+  def tree(self, params: dict, step: jax.Array, scale: jax.Array) -> dict:
+    """Float32 scalars in the shape of `params`, {layer: {parameter: rate}}, times `scale`."""
+    kernel_rate = scale * self.base(step)
+    bias_rate = scale * self.learning_rate * self.bias_multiplier * self.bias(step)
+
+    def layer_rates(layer: str) -> dict:
+      factor = self.layers[layer](step) if layer in self.layers else jnp.float32(1)
+      return {
+          name: kernel_rate * factor if name == 'kernel' else bias_rate * (factor > 0)
+          for name in params[layer]}
+
+    return {layer: layer_rates(layer) for layer in params}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+  """Divides the rate when validation error stops falling: the 2012 hand, as a rule (P section 5).
+
+  Attributes:
+    factor: multiplies the rate.
+    patience: evaluations without a new best before that happens.
+  """
+
+  factor: float
+  patience: int
+
+  @staticmethod
+  def initial() -> dict[str, np.ndarray]:
+    return {
+        'scale': np.float32(1), 'best': np.float32(np.inf), 'waited': np.int32(0)}
+
+  def after(self, state: dict, error: float) -> dict[str, np.ndarray]:
+    """The state after an evaluation that found `error`."""
+    if error < state['best']:
+      return {**state, 'best': np.float32(error), 'waited': np.int32(0)}
+    waited = int(state['waited']) + 1
+    if waited < self.patience:
+      return {**state, 'waited': np.int32(waited)}
+    return {
+        **state, 'scale': np.float32(state['scale'] * self.factor), 'waited': np.int32(0)}
+
+
+def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rates:
+  """The rates that config.optimizer describes; see `make_curve` for the arguments."""
+  optimizer = config.optimizer
+  warmup_steps = step_of(optimizer.warmup_epochs)
+
+  def curve(schedule) -> Curve:
+    return with_warmup(make_curve(schedule, step_of, total_steps), warmup_steps)
+
+  def layer_curve(changes) -> Curve:
+    return piecewise([step_of(epoch) for epoch, _ in changes], [1.0, *(f for _, f in changes)])
+
+  bias_schedule = optimizer.bias_schedule
+  if bias_schedule.kind == 'same':
+    bias_schedule = optimizer.schedule
+  return Rates(
+      learning_rate=optimizer.learning_rate,
+      bias_multiplier=optimizer.bias_multiplier,
+      kernel=curve(optimizer.schedule),
+      bias=curve(bias_schedule),
+      layers={name: layer_curve(changes) for name, changes in optimizer.layer_factors.items()})

@@ -1,0 +1,183 @@
+"""One training step and one evaluation step: pure functions that know an axis name, no devices.
+
+  train_step: (state, batch) -> (state, metrics)       everything random from (seed, step, position)
+  view_probabilities: (state, batch, view) -> probabilities
+  score: (probabilities, batch) -> sums over the valid images of all devices
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import flax
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.train.augment import Preprocessing, example_keys
+from alexnet_jax.train.schedules import Rates
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a run consists of; nothing random and no data position.
+
+  Attributes:
+    step: int32 scalar, updates made so far.
+    params: {layer: {'kernel', 'bias', ...}}, float32.
+    batch_stats: running moments of batch normalization, {} without it.
+    opt_state: velocity or Adam moments.
+    plateau: scalars of a plateau schedule, {} without one.
+    skipped_steps: int32 scalar, non-finite steps in a row that were not applied.
+  """
+
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+  opt_state: optax.OptState
+  plateau: dict
+  skipped_steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What a train step needs besides state and data; all of it fixed for a run.
+
+  Attributes:
+    seed: of dropout and augmentation.
+    preprocessing: how views are made.
+    colour_noise: step -> its standard deviation.
+    rates: learning rates.
+    optimizer: an optax transformation whose update takes `rates`.
+    micro_batches: parts of a device's batch that are processed one after the other.
+  """
+
+  seed: int
+  preprocessing: Preprocessing
+  colour_noise: Callable[[jax.Array], jax.Array]
+  rates: Rates
+  optimizer: optax.GradientTransformationExtraArgs
+  micro_batches: int = 1
+
+
+def init_variables(model: AlexNet, seed: int, crop: int) -> dict:
+  """Initial {'params': ..., 'batch_stats': ...} of a net for (crop, crop, 3) views."""
+  image = jnp.zeros((1, crop, crop, 3), jnp.float32)
+  variables = jax.jit(model.init)({'params': jax.random.key(seed)}, image)
+  return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+
+
+def init_state(variables: dict, optimizer, plateau: dict) -> TrainState:
+  return TrainState(
+      step=jnp.int32(0),
+      params=variables['params'],
+      batch_stats=variables['batch_stats'],
+      opt_state=optimizer.init(variables['params']),
+      plateau=plateau,
+      skipped_steps=jnp.int32(0))
+
+
+def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
+  """Builds the step.
+
+  Args:
+    model: the net; its axis_name must be the same.
+    recipe: see `Recipe`.
+    axis_name: pmapped axis over which gradients and metrics are averaged; None on one device.
+
+  Returns:
+    (state, batch) -> (state, metrics).  `batch` has image uint8 (b, S, S, 3), label int32 (b,),
+    position int32 (b,).  metrics are float32 scalars, equal on all devices: loss, top1_error,
+    gradient_norm, learning_rate, skipped_steps (non-finite steps in a row up to this one).
+  """
+  def mean(tree):
+    return lax.pmean(tree, axis_name) if axis_name else tree
+
+  def loss_function(params, batch_stats, images, labels, keys):
+    logits, updates = model.apply(
+        {'params': params, 'batch_stats': batch_stats}, images, train=True, keys=keys,
+        mutable=['batch_stats'])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    error = jnp.mean(jnp.argmax(logits, -1) != labels)
+    return loss, (updates.get('batch_stats', {}), error)
+
+  def gradients_of(state, batch, noise):
+    """Gradients, loss and error averaged over this device's images."""
+    keys = example_keys(recipe.seed, state.step, batch['position'])
+    view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    images = recipe.preprocessing.training_views(batch['image'], view_keys, noise)
+    (loss, (batch_stats, error)), gradients = jax.value_and_grad(loss_function, has_aux=True)(
+        state.params, state.batch_stats, images, batch['label'], dropout_keys)
+    return gradients, loss, error, batch_stats
+
+  def accumulated(state, batch, noise):
+    """As gradients_of, a micro-batch at a time, so that activations take less memory."""
+    parts = jax.tree.map(
+        lambda x: x.reshape(recipe.micro_batches, -1, *x.shape[1:]), batch)
+
+    def add(carry, part):
+      sums, batch_stats = carry
+      *new, batch_stats = gradients_of(state.replace(batch_stats=batch_stats), part, noise)
+      return (jax.tree.map(jnp.add, sums, tuple(new)), batch_stats), None
+
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
+    (sums, batch_stats), _ = lax.scan(add, (zeros, state.batch_stats), parts)
+    return *jax.tree.map(lambda x: x / recipe.micro_batches, sums), batch_stats
+
+  def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    compute = gradients_of if recipe.micro_batches == 1 else accumulated
+    *averaged, batch_stats = compute(state, batch, recipe.colour_noise(state.step))
+    gradients, loss, error = mean(tuple(averaged))
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    rates = recipe.rates.tree(state.params, state.step, state.plateau.get('scale', 1.0))
+    updates, opt_state = recipe.optimizer.update(
+        gradients, state.opt_state, state.params, rates=rates)
+
+    def if_finite(new, old):
+      return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    new_state = state.replace(
+        step=state.step + 1,
+        params=if_finite(optax.apply_updates(state.params, updates), state.params),
+        batch_stats=if_finite(batch_stats, state.batch_stats),
+        opt_state=if_finite(opt_state, state.opt_state),
+        skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1))
+    metrics = {
+        'loss': loss, 'top1_error': error, 'gradient_norm': norm,
+        'learning_rate': recipe.rates.base(state.step) * state.plateau.get('scale', 1.0),
+        'skipped_steps': new_state.skipped_steps.astype(jnp.float32)}
+    return new_state, metrics
+
+  return train_step
+
+
+def make_view_probabilities(model: AlexNet, preprocessing: Preprocessing):
+  """(params, batch_stats, images, view) -> softmax probabilities float32 (b, classes)."""
+  def view_probabilities(params, batch_stats, images, view):
+    views = preprocessing.test_view(images, view)
+    return jax.nn.softmax(model.apply({'params': params, 'batch_stats': batch_stats}, views))
+
+  return view_probabilities
+
+
+def make_score(axis_name: str | None):
+  """(probabilities, label, mask) -> sums over all devices: loss, top1_error, top5_error, count.
+
+  A label counts as found among the top k when fewer than k other classes are at least as probable.
+  So ties, and probabilities that are not numbers, count against the net.
+  """
+  def score(probabilities, label, mask):
+    own = jnp.take_along_axis(probabilities, label[:, None], axis=1)
+    others = jnp.arange(probabilities.shape[1]) != label[:, None]
+    above = jnp.sum(~(probabilities < own) & others, axis=1)
+    tiny = jnp.finfo(jnp.float32).tiny
+    sums = {
+        'loss': -jnp.log(jnp.maximum(own[:, 0], tiny)),
+        'top1_error': (above >= 1).astype(jnp.float32),
+        'top5_error': (above >= 5).astype(jnp.float32),
+        'count': jnp.ones_like(mask)}
+    sums = {name: jnp.sum(jnp.where(mask > 0, value, 0)) for name, value in sums.items()}
+    return lax.psum(sums, axis_name) if axis_name else sums
+
+  return score

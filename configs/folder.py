@@ -1,0 +1,29 @@
+"""Your own images: one folder a class.
+
+  python -m alexnet_jax.main --config=configs/folder.py:/path/to/images
+
+The folder holds train/<class>/*.jpg and validation/<class>/*.jpg, or just <class>/*.jpg, of which a
+fifth of every class is then held out (--config.data.validation_fraction).  AlexNet with batch
+normalization: it learns from a few thousand images without tuning.
+"""
+
+from alexnet_jax.config import default
+
+
+def get_config(path: str = ''):
+  if not path:
+    raise ValueError('name the folder of images: --config=configs/folder.py:/path/to/images')
+  config = default()
+  config.data.source = 'folder'
+  config.data.dir = path
+  config.model.net = 'bn'
+  config.input.crop = 227
+  config.input.normalization = 'mean_pixel'
+  config.input.scale = 1 / 256
+  config.epochs = 60.0
+  config.batch_size = 64
+  config.eval.batch_size = 64
+  config.optimizer.warmup_epochs = 2.0
+  config.optimizer.schedule.kind = 'cosine'
+  config.eval.final_views = 10
+  return config

@@ -1,0 +1,140 @@
+"""Pictures of a run: valid, of the expected size, and right to the pixel where that can be said."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.results.figures import filter_grid, learning_curves
+
+
+def _records(count, per_epoch, *, drops=()):
+  rng = np.random.default_rng(0)
+  records = []
+  for i in range(1, count + 1):
+    loss = 6.9 * np.exp(-3 * i / count) * np.exp(0.1 * rng.normal())
+    rate = 0.01 * 0.1 ** sum(i >= drop * count for drop in drops)
+    records.append(
+      {
+        'step': 10 * i,
+        'epoch': i / per_epoch,
+        'train/loss': loss,
+        'train/top1_error': min(1, loss / 7),
+        'learning_rate': rate,
+      }
+    )
+    if i % per_epoch == 0:
+      record = {'step': 10 * i, 'eval/loss': loss, 'eval/top1_error': loss / 7}
+      records.append({**record, 'eval/top5_error': (loss / 7) ** 2})
+  return records
+
+
+def _pixels(path):
+  with Image.open(path) as image:
+    image.load()
+    assert image.format == 'PNG'
+    return np.asarray(image.convert('RGB'))
+
+
+@pytest.mark.parametrize(
+  'records',
+  [
+    [],
+    [{'step': 0, 'train/loss': 2.3}],
+    [{'step': 5, 'train/loss': float('nan'), 'train/top1_error': 0.0}],
+    [{'step': 5, 'eval/top1_error': 0.0, 'learning_rate': 0.1}],
+    _records(10, 1),
+    _records(10_000, 100, drops=(0.3, 0.6, 0.62, 0.64)),
+  ],
+  ids=['none', 'step 0', 'nan', 'zero', 'ten', 'ten thousand'],
+)
+def test_learning_curves(tmp_path, records):
+  path = tmp_path / 'figures' / 'curves.png'
+  learning_curves(records, path, 'A run')
+  assert _pixels(path).shape == (800, 1920, 3)
+  assert [file.name for file in path.parent.iterdir()] == ['curves.png']
+
+
+def test_learning_rate_drops_are_marked(tmp_path):
+  """A vertical line of the mark's grey stands at each drop, in both panels, and nowhere else."""
+  marks = []
+  for drops in ((), (0.5,), (0.25, 0.5, 0.75)):
+    learning_curves(_records(400, 100, drops=drops), tmp_path / 'c.png')
+    pixels = _pixels(tmp_path / 'c.png')[200:700].astype(int)
+    grey = np.abs(pixels - (0x6B, 0x76, 0x82)).max(axis=2) < 40
+    columns = np.flatnonzero(grey.mean(axis=0) > 0.35)
+    marks.append(int((np.diff(columns, prepend=-9) > 1).sum()))
+  assert marks == [0, 2, 6]
+
+
+@pytest.mark.parametrize(('towers', 'size', 'channels', 'count'), [(2, 11, 3, 96), (1, 5, 1, 20)])
+def test_filter_grid_is_right_to_the_pixel(tmp_path, towers, size, channels, count):
+  kernel = np.random.default_rng(1).normal(size=(size, size, channels, count)).astype(np.float32)
+  kernel[..., 3] = 0
+  path = tmp_path / 'filters.png'
+  filter_grid(kernel, path, towers=towers)
+  pixels = _pixels(path)
+
+  scale, gap, margin, label, tower_gap = {11: 8, 5: 18}[size], 6, 40, 44, 28
+  tile = size * scale
+  per_tower = count // towers
+  rows = -(-per_tower // 16)
+  block = rows * (tile + gap) - gap
+  label = label if towers > 1 else 0
+  height = 2 * margin + towers * (label + block) + (towers - 1) * tower_gap
+  assert pixels.shape == (height, 2 * margin + 16 * (tile + gap) - gap, 3)
+  outside = np.ones(pixels.shape[:2], bool)
+  for i in range(count):
+    tower, place = divmod(i, per_tower)
+    top = margin + label + tower * (block + tower_gap + label) + place // 16 * (tile + gap)
+    left = margin + place % 16 * (tile + gap)
+    weights = kernel[..., i].astype(np.float64)
+    level = 127.5 + 127.5 * weights / (np.abs(weights).max() or 1)
+    expected = np.kron(np.rint(level), np.ones((scale, scale, 1)))
+    shown = pixels[top : top + tile, left : left + tile]
+    np.testing.assert_array_equal(shown, np.broadcast_to(expected, shown.shape))
+    outside[top : top + tile, left : left + tile] = False
+  for tower in range(towers):  # where the labels are written
+    top = margin + tower * (label + block + tower_gap)
+    assert not label or (pixels[top : top + label] < 200).any()
+    outside[top : top + label] = False
+  assert (pixels[outside] == 255).all()
+
+
+def test_filter_grid_leaves_room_for_a_title(tmp_path):
+  kernel = np.ones((3, 3, 3, 2))
+  filter_grid(kernel, tmp_path / 'plain.png')
+  filter_grid(kernel, tmp_path / 'titled.png', title='First-layer kernels')
+  plain, titled = _pixels(tmp_path / 'plain.png'), _pixels(tmp_path / 'titled.png')
+  assert titled.shape[0] == plain.shape[0] + 70
+  assert (titled[40:90] < 128).any()
+
+
+@pytest.mark.parametrize(
+  ('shape', 'towers'), [((3, 3, 3), 1), ((3, 3, 48, 8), 1), ((3, 3, 3, 9), 2), ((3, 3, 3, 8), 0)]
+)
+def test_filter_grid_refuses_what_it_cannot_draw(tmp_path, shape, towers):
+  with pytest.raises(UserError, match='cannot be drawn'):
+    filter_grid(np.ones(shape), tmp_path / 'f.png', towers=towers)
+
+
+def test_filter_grid_refuses_weights_that_are_not_finite(tmp_path):
+  with pytest.raises(UserError, match='not finite'):
+    filter_grid(np.full((3, 3, 3, 2), np.nan), tmp_path / 'f.png')
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_users_matplotlib_is_left_alone(tmp_path):
+  code = """
+import sys
+from alexnet_jax.results.figures import learning_curves
+import matplotlib
+before = matplotlib.rcParams.copy()
+learning_curves([{'step': 1, 'train/loss': 1.0}], sys.argv[1])
+assert 'matplotlib.pyplot' not in sys.modules
+assert matplotlib.rcParams.copy() == before
+"""
+  subprocess.run([sys.executable, '-c', code, tmp_path / 'c.png'], check=True)

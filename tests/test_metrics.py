@@ -1,0 +1,382 @@
+"""The record of a run, its console and the files they are kept in."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.results import files
+from alexnet_jax.results.console import Console, duration, results_table
+from alexnet_jax.results.metrics import MetricWriter, read_metrics
+
+
+def _write_run(workdir, first, last, start_step):
+  """Writes the lines of steps `first` to `last`, an evaluation every third."""
+  writer = MetricWriter(workdir, start_step=start_step, tensorboard=False)
+  for step in range(first, last + 1):
+    writer.write(step, {'epoch': step / 10, 'train/loss': 1 / step})
+    if step % 3 == 0:
+      writer.write(step, {'eval/top1_error': 1 / (step + 1)})
+  writer.close()
+
+
+def _csv(workdir):
+  with open(workdir / 'metrics.csv', newline='') as file:
+    return list(csv.reader(file))
+
+
+# --- files ---
+
+
+def test_files_are_replaced_whole(tmp_path, monkeypatch):
+  path = tmp_path / 'new' / 'results.json'
+  files.write_json(path, {'a': 1})
+  old = path.read_bytes()
+
+  def fail(_):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='No space'):
+      files.write_json(path, {'a': 2})
+  assert path.read_bytes() == old
+  assert os.listdir(path.parent) == ['results.json']
+  files.write_text(path, 'né\n')
+  assert path.read_bytes() == b'n\xc3\xa9\n'
+
+
+def test_files_get_the_permissions_of_ordinary_files(tmp_path):
+  (tmp_path / 'plain').write_text('')
+  files.write_bytes(tmp_path / 'atomic', b'')
+  assert (tmp_path / 'atomic').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_json_is_strict(tmp_path):
+  value = {
+    'nan': math.nan,
+    'np': np.float64('inf'),
+    'f32': np.float32(0.5),
+    'n': np.arange(2),
+    'p': tmp_path,
+    3: (True, None),
+  }
+  assert json.loads(files.to_json(value)) == {
+    'nan': None,
+    'np': None,
+    'f32': 0.5,
+    'n': [0, 1],
+    'p': str(tmp_path),
+    '3': [True, None],
+  }
+  with pytest.raises(TypeError, match='not JSON serializable'):
+    files.to_json(object())
+
+
+# --- metrics.jsonl and metrics.csv ---
+
+
+def test_lines_begin_with_the_step_and_have_no_nan(tmp_path):
+  writer = MetricWriter(tmp_path, tensorboard=False)
+  writer.write(np.int64(5), {'train/loss': np.float32(0.25), 'train/top1_error': math.nan})
+  writer.write(6, {})
+  assert (tmp_path / 'metrics.jsonl').read_text() == (
+    '{"step": 5, "train/loss": 0.25, "train/top1_error": null}\n'
+  )
+  (record,) = read_metrics(tmp_path)
+  assert record['train/loss'] == 0.25
+  assert math.isnan(record['train/top1_error'])
+  writer.close()
+  writer.close()
+
+
+@pytest.mark.parametrize('tail', [b'', b'{"step": 10, "tra', b'\0\0\0', b'12', b'["st"]\n'])
+@pytest.mark.parametrize('killed_at', [5, 6, 9])
+def test_resumed_run_leaves_the_files_of_an_unbroken_one(tmp_path, tail, killed_at):
+  _write_run(tmp_path / 'unbroken', 1, 12, 0)
+  _write_run(tmp_path / 'resumed', 1, killed_at, 0)
+  with open(tmp_path / 'resumed' / 'metrics.jsonl', 'ab') as file:
+    file.write(tail)
+  _write_run(tmp_path / 'resumed', 6, 12, 5)
+  for name in ('metrics.jsonl', 'metrics.csv'):
+    expected = (tmp_path / 'unbroken' / name).read_bytes()
+    assert (tmp_path / 'resumed' / name).read_bytes() == expected
+
+
+def test_whole_last_line_without_its_newline_stays(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1.0}')
+  writer = MetricWriter(tmp_path, start_step=1, tensorboard=False)
+  writer.write(2, {'a': 2})
+  writer.close()
+  assert read_metrics(tmp_path) == [{'step': 1, 'a': 1.0}, {'step': 2, 'a': 2.0}]
+
+
+def test_nothing_is_recorded_twice_at_a_step(tmp_path):
+  """Saved at step 4 and killed in the evaluation after it: the evaluation is done again."""
+  for _ in range(2):
+    writer = MetricWriter(tmp_path, start_step=4, tensorboard=False)
+    writer.write(4, {'eval/loss': 1.0})
+    writer.close()
+  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 4, "eval/loss": 1.0}\n'
+
+
+def test_damage_in_the_middle_is_told(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+  for read in (read_metrics, MetricWriter):
+    with pytest.raises(UserError, match=r'metrics.jsonl, line 2, .*rubbish'):
+      read(tmp_path)
+
+
+def test_no_record_yet(tmp_path):
+  assert read_metrics(tmp_path) == []
+
+
+def test_csv_grows_with_new_names_and_is_whole_after_each_evaluation(tmp_path):
+  writer = MetricWriter(tmp_path, tensorboard=False)
+  assert _csv(tmp_path) == [['step']]
+  writer.write(1, {'train/loss': 3.0})
+  writer.write(2, {'train/loss': 2.0, 'epoch': 0.5})
+  writer.write(2, {'eval/loss': 2.5})
+  assert _csv(tmp_path) == [
+    ['step', 'train/loss', 'epoch', 'eval/loss'],
+    ['1', '3.0', '', ''],
+    ['2', '2.0', '0.5', '2.5'],
+  ]
+  writer.write(3, {'learning_rate': 0.01})
+  writer.close()
+  assert _csv(tmp_path)[0] == ['step', 'train/loss', 'epoch', 'eval/loss', 'learning_rate']
+  assert _csv(tmp_path)[3] == ['3', '', '', '', '0.01']
+
+
+def test_kill_loses_no_line_that_was_written(tmp_path):
+  code = """
+import itertools, sys
+from alexnet_jax.results.metrics import MetricWriter
+writer = MetricWriter(sys.argv[1])
+for step in itertools.count(1):
+  writer.write(step, {'train/loss': 1.0})
+  print(step, flush=True)
+"""
+  run = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, text=True)
+  for _ in range(50):
+    run.stdout.readline()
+  run.send_signal(signal.SIGKILL)
+  told = 50 + len(re.findall(r'\d+\n', run.stdout.read()))
+  run.stdout.close()
+  run.wait()
+  steps = [record['step'] for record in read_metrics(tmp_path)]
+  assert steps == list(range(1, len(steps) + 1))
+  assert len(steps) >= told
+  (events,) = tmp_path.glob('events.*')
+  assert len(_read_events(events)) >= told
+
+
+# --- TensorBoard ---
+
+
+def _read_events(path):
+  """Whole events in a file, checksums verified with another implementation than ours."""
+  pytest.importorskip('tensorboardX')
+  from tensorboardX.proto.event_pb2 import Event
+  from tensorboardX.record_writer import masked_crc32c
+
+  data, events = path.read_bytes(), []
+  while len(data) >= 12:
+    (length,) = struct.unpack('<Q', data[:8])
+    if len(data) < length + 16:
+      break
+    body = data[12 : 12 + length]
+    assert struct.unpack('<I', data[8:12])[0] == masked_crc32c(data[:8])
+    assert struct.unpack('<I', data[12 + length : 16 + length])[0] == masked_crc32c(body)
+    events.append(Event.FromString(body))
+    data = data[16 + length :]
+  return events
+
+
+def test_events_can_be_read_back(tmp_path):
+  scalars = {'train/loss': 0.1, 'lärm': -math.inf, 'big': 1e300, 'nan': math.nan}
+  writer = MetricWriter(tmp_path)
+  writer.write(1, scalars)
+  writer.write(2**40, {'train/loss': 0.2})
+  writer.close()
+  (path,) = tmp_path.glob('events.out.tfevents.*')
+  version, first, second = _read_events(path)
+  assert version.file_version == 'brain.Event:2'
+  values = {value.tag: value.simple_value for value in first.summary.value}
+  expected = {'train/loss': float(np.float32(0.1)), 'lärm': -math.inf, 'big': math.inf}
+  assert math.isnan(values.pop('nan'))
+  assert values == expected
+  assert (first.step, second.step) == (1, 2**40)
+  assert 0 <= second.wall_time - first.wall_time < 60
+
+
+def test_resumed_events_tell_tensorboard_to_forget(tmp_path):
+  for start in (0, 5):
+    writer = MetricWriter(tmp_path, start_step=start)
+    writer.write(start + 1, {'a': 1.0})
+    writer.close()
+  first, second = sorted(tmp_path.glob('events.*'))
+  assert not any(event.HasField('session_log') for event in _read_events(first))
+  session = _read_events(second)[1]
+  assert (session.session_log.status, session.step) == (session.session_log.START, 6)
+
+
+def test_tensorboard_shows_no_stale_points(tmp_path):
+  pytest.importorskip('tensorboard', reason='reads the files with TensorBoard itself')
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  for start in (0, 5):
+    writer = MetricWriter(tmp_path, start_step=start)
+    for step in range(start + 1, 10):
+      writer.write(step, {'train/loss': step + start / 100})
+    writer.close()
+  board = EventAccumulator(str(tmp_path)).Reload()
+  points = [(point.step, round(point.value, 4)) for point in board.Scalars('train/loss')]
+  assert points == [(step, step + (0.05 if step > 5 else 0)) for step in range(1, 10)]
+
+
+def test_writing_and_reading_import_no_other_framework(tmp_path):
+  code = """
+import sys
+import alexnet_jax.results.console, alexnet_jax.results.figures
+from alexnet_jax.results.metrics import MetricWriter
+writer = MetricWriter(sys.argv[1])
+writer.write(1, {'eval/loss': 1.0})
+writer.close()
+heavy = {'tensorflow', 'tensorboard', 'torch', 'jax', 'matplotlib', 'rich', 'google.protobuf'}
+print(sorted(heavy & set(sys.modules)))
+"""
+  command = [sys.executable, '-W', 'error', '-c', code, tmp_path]
+  assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == '[]\n'
+
+
+# --- console ---
+
+
+class _Clock:
+  def __init__(self):
+    self.now = 1000.0
+
+  def __call__(self):
+    return self.now
+
+
+def test_plain_lines(tmp_path):
+  stream, clock = io.StringIO(), _Clock()
+  with Console(112500, 90, log=tmp_path / 'train.log', stream=stream, clock=clock) as console:
+    console.message('process 0/1, 1 of 1 devices, [cpu]')
+    facts = {'images_per_second': 8140.4, 'data_wait': 0.0041}
+    console.update(15000, epoch=12.0, loss=3.3, **facts)
+    console.evaluation({'eval/top1_error': 0.5119, 'eval/top5_error': 0.2694, 'eval/loss': 2.2})
+    clock.now += 59.4
+    console.update(15500, epoch=12.4, loss=3.2141, **facts)
+    console.update(15500, epoch=12.4, loss=0.08449)
+  lines = [
+    'process 0/1, 1 of 1 devices, [cpu]',
+    'epoch 12.0/90  step 15,000/112,500  loss 3.30  8,140 img/s  (data 0.4%)',
+    'epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9  8,140 img/s  (data 0.4%)  '
+    + 'ETA 3h12m',
+    'epoch 12.4/90  step 15,500/112,500  loss 0.084  val 51.2/26.9  ETA 3h12m',
+  ]
+  assert stream.getvalue().splitlines() == lines
+  logged = (tmp_path / 'train.log').read_text().splitlines()
+  assert [line[21:] for line in logged] == lines
+  assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', line) for line in logged)
+
+
+def test_two_classes_have_no_top5(tmp_path):
+  stream = io.StringIO()
+  console = Console(10, 0.5, stream=stream)
+  console.evaluation({'eval/top1_error': 0.25})
+  console.update(1, epoch=0.05, loss=math.nan, images_per_second=3.21)
+  console.close()
+  console.close()
+  assert stream.getvalue() == 'epoch 0.1/0.5  step 1/10  loss nan  val 25.0  3.2 img/s\n'
+
+
+def test_time_left_counts_pauses_and_forgets_old_speed():
+  stream, clock = io.StringIO(), _Clock()
+  console = Console(1000, 1, start_step=100, stream=stream, clock=clock)
+  for step in range(110, 510, 10):
+    console.update(step, epoch=0, loss=1)
+    # Ten times faster from step 200 on: 1 s a step, and each tenth line a pause of 9 s.
+    clock.now += 100 if step < 200 else 10 + 9 * (step % 100 == 0)
+  left = stream.getvalue().splitlines()[-1].split('ETA ')[1]
+  # Steps 300 to 500: 200 steps in 200 s and two pauses (after 300 and 400) of 9 s.
+  assert left == duration(500 * (200 + 18) / 200) == '9m05s'
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [
+    (0.2, '0s'),
+    (59.4, '59s'),
+    (59.6, '1m00s'),
+    (725, '12m05s'),
+    (3599.7, '1h00m'),
+    (11520, '3h12m'),
+    (86399, '1d00h'),
+    (536400, '6d05h'),
+  ],
+)
+def test_duration(seconds, text):
+  assert duration(seconds) == text
+
+
+def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  monkeypatch.setenv('TERM', 'xterm-256color')
+  monkeypatch.setenv('COLUMNS', '100')
+  stream = Terminal()
+  with Console(200, 90, start_step=50, log=tmp_path / 'log', stream=stream) as console:
+    console.message('a [link] stays')
+    console.update(100, epoch=45.0, loss=2.5, images_per_second=10.0)
+  shown = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
+  assert 'a [link] stays' in shown
+  assert 'epoch 45.0/90  step 100/200  loss 2.50  10 img/s' in shown
+  assert '━━━━' in shown
+  assert stream.getvalue().count('\x1b[?25h') == 1, 'the cursor is shown again'
+  log = (tmp_path / 'log').read_text()
+  assert '  epoch 45.0/90  step 100/200  loss 2.50  10 img/s\n' in log
+  assert '\x1b' not in log
+
+
+def test_results_table():
+  results = {
+    'eval/top1_error': 0.40721,
+    'eval/top5_error': 0.1815,
+    'eval/loss': 1.7431,
+    'ten_views/top1_error': 0.3904,
+    'parameters': 60_965_224,
+    'epochs': 90.0,
+    'images_per_second': 8140.4,
+    'seconds': 11520,
+    'workdir': 'runs/krizhevsky2012',
+    'figures': 'runs/krizhevsky2012/figures',
+    'other': 1,
+  }
+  assert results_table(results).splitlines() == [
+    '            top-1 error  top-5 error  top-1 accuracy  top-5 accuracy    loss',
+    'eval             40.72%       18.15%          59.28%          81.85%  1.7431',
+    'ten views        39.04%            -          60.96%               -       -',
+    'parameters  60,965,224',
+    'epochs      90',
+    'images/s    8,140',
+    'time        3h12m',
+    'workdir     runs/krizhevsky2012',
+    'figures     runs/krizhevsky2012/figures',
+  ]
+  assert results_table({'epochs': 2}) == 'epochs      2'
