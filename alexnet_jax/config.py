@@ -139,6 +139,9 @@ FIELDS: dict[str, Field] = {
     'log.tensorboard': Field(True, _anything, 'write TensorBoard events'),
 }
 
+# Fields of config.optimizer whose keys are names of layers.
+_BY_LAYER = ('layer_weight_decay', 'layer_factors')
+
 # Fields that may differ when a run is resumed: they change where data lies or what is printed.
 HARMLESS = ('data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
 
@@ -179,7 +182,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def _check_layers(optimizer, table: layers.Table) -> None:
   known = [row.name for row in table if isinstance(row, (layers.Conv, layers.Dense))]
-  for field in ('layer_weight_decay', 'layer_factors'):
+  for field in _BY_LAYER:
     for name in optimizer[field]:
       if name not in known:
         raise UserError(f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
@@ -241,6 +244,30 @@ def _get(config, path: str):
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Plain nested dicts, lists and scalars, as they come back from a JSON file."""
   return json.loads(config.to_json())
+
+
+def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote.
+
+  Raises:
+    UserError: a field that is not known, or of another type.
+  """
+  config = default()
+  try:
+    layers_of = {name: values['optimizer'][name] for name in _BY_LAYER}
+    optimizer = {k: v for k, v in values['optimizer'].items() if k not in _BY_LAYER}
+    config.update({**values, 'optimizer': optimizer})
+    for name, by_layer in layers_of.items():
+      config.optimizer[name] = {layer: _tuples(value) for layer, value in by_layer.items()}
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(f'this config was written by another version ({reason})') from None
+  validate(config)
+  return config
+
+
+def _tuples(value):
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:

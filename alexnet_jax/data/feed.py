@@ -1,9 +1,9 @@
 """Rows of a store -> batches of uint8 images, prepared a few ahead in the background.
 
 A whole batch is gathered at a time. Where the images lie in a file, a few threads read rows with
-`preadv`: with a warm page cache that is as fast as copying from a memory map, with a cold one several
-times faster than its page faults. Every batch is a fresh buffer: JAX's CPU backend takes aligned NumPy
-memory over without a copy, and would see a reused one change.
+`preadv`: with a warm page cache that is as fast as copying from a memory map, with a cold one
+several times faster than its page faults. Every batch is a fresh buffer: JAX's CPU backend takes
+aligned NumPy memory over without a copy, and would see a reused one change.
 """
 
 import collections
@@ -96,8 +96,8 @@ def train_batches(
     depth: batches to have ready.
 
   Returns:
-    An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32 (b,),
-    `row` int64 (b,), `position` int32 (b,), the place in the global batch.
+    An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32
+    (b,), `row` int64 (b,), `position` int32 (b,), the place in the global batch.
   """
   mine = _part(batch_size, process_index, process_count)
   gather = Gather(split)

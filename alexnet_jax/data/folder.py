@@ -1,8 +1,8 @@
 """An image folder as a data set: one folder of images for each class.
 
-Either `train/<class>/*` with `validation/<class>/*` (also `val` or `test`), or only class folders (in
-`train/`, or at the top), of which a fixed part of every class is held out. Classes are numbered in the
-order of their names, as in Caffe's and torchvision's ImageNet lists.
+Either `train/<class>/*` with `validation/<class>/*` (also `val` or `test`), or only class folders
+(in `train/`, or at the top), of which a fixed part of every class is held out. Classes are numbered
+in the order of their names, as in Caffe's and torchvision's ImageNet lists.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       folder. Which images are held out depends on nothing but their names.
 
   Raises:
-    UserError: the folder is absent, has no classes, a class has no image or too few to hold one out,
-      or the validation folder has a class that the training folder lacks.
+    UserError: the folder is absent, has no classes, a class has no image or too few to hold one
+      out, or the validation folder has a class that the training folder lacks.
   """
   if not root.is_dir():
     raise UserError(
@@ -101,11 +101,11 @@ def _list_classes(
         sizes[files[-1]] = image.stat().st_size
     if not files:
       raise UserError(
-        f'the class folder {entry.path} has no image ({" ".join(EXTENSIONS)}): add some or remove it'
+        f'the class folder {entry.path} has no image ({" ".join(EXTENSIONS)}): add some or drop it'
       )
     result[entry.name] = sorted(files)
   if not result:
-    raise UserError(f'{folder} has no class folders: put the images of each class in a folder of it')
+    raise UserError(f'{folder} has no class folders: put the images of each class in its own')
   return result
 
 

@@ -1,4 +1,4 @@
-"""Data sets that need no download: scikit-learn's digits, and generated images that can be learnt."""
+"""Data sets that need no download: scikit-learn's digits, and generated images."""
 
 import dataclasses
 import importlib.util
@@ -33,7 +33,7 @@ class DigitsSplit:
 
 
 def digits(image_size: int, validation_fraction: float) -> Source:
-  """scikit-learn's 1,797 digits (Alpaydin and Kaynak, UCI): 8x8 pixels, values 0..16 scaled to 0..255.
+  """scikit-learn's 1,797 digits (Alpaydin and Kaynak, UCI): 8x8, values 0..16 scaled to 0..255.
 
   Args:
     image_size: side of the images in pixels.

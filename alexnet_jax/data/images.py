@@ -1,10 +1,11 @@
 """One image file -> one square of pixels, as the 2012 tools made it.
 
-Decoding is exact (no DCT-domain scaling). Like the tools of 2012, orientation tags are ignored: pixels
-are taken as they are stored. `crop` scales the shorter side to S and takes the centre (paper section 2);
-`warp` scales both sides to S (Caffe's ImageNet example). Shrinking uses Pillow's antialiased triangle
-filter, the one nearest to the area averaging of cuda-convnet2's make-data (0.97 grey levels apart on
-ImageNet photos; bicubic 1.11, box 2.9); enlarging is bicubic there and here.
+Decoding is exact (no DCT-domain scaling). Like the tools of 2012, orientation tags are ignored:
+pixels are taken as they are stored. `crop` scales the shorter side to S and takes the centre (paper
+section 2); `warp` scales both sides to S (Caffe's ImageNet example). Shrinking uses Pillow's
+antialiased triangle filter, the one nearest to the area averaging of cuda-convnet2's make-data
+(0.97 grey levels apart on ImageNet photos; bicubic 1.11, box 2.9); enlarging is bicubic there and
+here.
 """
 
 import io
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 RESIZES = ('crop', 'warp')
-FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'GIF')  # what web image sets hold, whatever the file's name
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'GIF')  # what image sets hold, whatever the file's name
 MAX_PIXELS = 89_478_485  # Pillow's own limit; the largest ImageNet photo has 61 million
 
 

@@ -1,8 +1,9 @@
 """What is seen when: a pure function of (seed, step), the same on every machine and host count.
 
 Training reads the infinite concatenation of per-epoch permutations of the training rows. Step `k`
-with batch size `B` takes places `k*B ... k*B + B - 1` of it, so each example is seen exactly once an
-epoch, no remainder is dropped, a batch may straddle epochs, and resuming needs nothing but the step.
+with batch size `B` takes places `k*B ... k*B + B - 1` of it, so each example is seen exactly once
+an epoch, no remainder is dropped, a batch may straddle epochs, and resuming needs nothing but the
+step.
 """
 
 import fractions
@@ -15,8 +16,9 @@ import numpy as np
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
   """A permutation of `range(n)` that never changes with the NumPy version.
 
-  Philox's raw stream is guaranteed stable where `Generator.permutation` is not; ties of the 64-bit
-  keys are broken by position. 1,281,167 rows take about 0.1 s.
+  Philox's raw stream is guaranteed stable where `Generator.permutation` is not. Each row number is
+  put below the random high bits of its key, so keys are distinct and any sort gives the same order
+  (and NumPy's fastest one will do: 1,281,167 rows take about 50 ms).
 
   Args:
     seed: any integer; taken modulo 2**64.
@@ -27,7 +29,9 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     int64 (n,).
   """
   key = np.array([seed % 2**64, epoch], np.uint64)
-  return np.argsort(np.random.Philox(key=key).random_raw(n), kind='stable')
+  low = np.uint64((1 << int(n).bit_length()) - 1)
+  keys = np.random.Philox(key=key).random_raw(n) & ~low | np.arange(n, dtype=np.uint64)
+  return (np.sort(keys) & low).astype(np.int64)
 
 
 # A batch seldom straddles more than two epochs; recomputing the rest is cheap when n is small.
@@ -63,6 +67,7 @@ def rows(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
 def steps_in(epochs: float, n: int, batch_size: int) -> int:
   """The least number of steps that sees `n * epochs` examples.
 
-  `epochs` is read as the decimal number it was written as: 0.1 epochs of 50 examples are 5 examples.
+  `epochs` is read as the decimal number it was written as: 0.1 epochs of 50 examples are 5
+  examples.
   """
   return math.ceil(fractions.Fraction(str(float(epochs))) * n / batch_size)

@@ -14,8 +14,8 @@ def prepare_store(
 ) -> store.Store:
   """Opens the store of a configuration, writing it first if it is not there.
 
-  An existing store is enough: the data set it was made from may be gone. If the data set is there, it
-  must be the one the store was made from.
+  An existing store is enough: the data set it was made from may be gone. If the data set is there,
+  it must be the one the store was made from.
 
   Args:
     data_config: a configuration's `data` section; see `sources.open_source`, and `store`, `resize`,
@@ -27,7 +27,8 @@ def prepare_store(
     The store. Its statistics are those of all training rows, whatever `train_examples` says.
 
   Raises:
-    UserError: bad configuration, data absent, disk too small, unreadable images, another store there.
+    UserError: bad configuration, data absent, disk too small, unreadable images, another store
+      there.
   """
   progress = progress or Console()
   if data_config.source in ('digits', 'synthetic'):
@@ -36,7 +37,10 @@ def prepare_store(
     )
   else:
     path = store_path(data_config)
-    prepared = _open(path, data_config) if path.exists() else _write(path, data_config, progress, workers)
+    found = path.exists()
+    prepared = (
+      _open(path, data_config) if found else _write(path, data_config, progress, workers)
+    )
   return _limit(prepared, data_config.train_examples)
 
 
@@ -55,11 +59,10 @@ def _write(
   path: pathlib.Path, data_config: Any, progress: Progress, workers: int
 ) -> store.Store:
   if data_config.source == 'tfds':
-    from alexnet_jax.data import tfds_source
+    from alexnet_jax.data import tfds_prepare
 
-    tfds_source.ensure_prepared(
-      data_config.name, sources.data_directory(data_config), progress.say
-    )
+    directory = sources.data_directory(data_config)
+    tfds_prepare.ensure_prepared(data_config.name, directory, progress.say)
   source = sources.open_source(data_config)
   progress.say(
     f'preparing {path}: {len(source.train):,} + {len(source.eval):,} images of '
@@ -83,12 +86,7 @@ def _open(path: pathlib.Path, data_config: Any) -> store.Store:
     expected |= store.describe(
       sources.open_source(data_config), data_config.image_size, data_config.resize
     )
-  for key, value in expected.items():
-    if found.meta[key] != value:
-      raise UserError(
-        f'the store {path} has {key} {str(found.meta[key])[:200]} and this configuration asks for '
-        f'{str(value)[:200]}: set --config.data.store to another place, or delete the store'
-      )
+  store.check_same(found, expected)
   return found
 
 
@@ -98,14 +96,15 @@ def _is_present(data_config: Any) -> bool:
     return bool(data_config.dir) and sources.data_directory(data_config).is_dir()
   from alexnet_jax.data import tfds_source
 
-  return tfds_source.is_prepared(data_config.name, sources.data_directory(data_config))
+  directory = sources.data_directory(data_config)
+  return tfds_source.is_prepared(tfds_source.find_builder(data_config.name, directory))
 
 
 def _limit(prepared: store.Store, train_examples: int) -> store.Store:
   if not 0 <= train_examples <= len(prepared.train):
     raise UserError(
-      f'data.train_examples={train_examples} must lie between 0 (all) and {len(prepared.train)}, the '
-      'number of training images'
+      f'data.train_examples={train_examples} must lie between 0 (all) and {len(prepared.train)}, '
+      'the number of training images'
     )
   if not train_examples:
     return prepared

@@ -76,7 +76,8 @@ def open_source(data_config: Any) -> Source:
       from alexnet_jax.data import tfds_source
 
       source = tfds_source.open_tfds(
-        data_config.name, data_directory(data_config), data_config.train_split, data_config.eval_split
+        data_config.name, data_directory(data_config), data_config.train_split,
+        data_config.eval_split,
       )
     case 'folder':
       from alexnet_jax.data import folder
@@ -102,18 +103,18 @@ def check_classes(data_config: Any, name: str, classes: int) -> None:
   """Raises UserError unless `num_classes` is 0 or agrees with what the data has."""
   if data_config.num_classes not in (0, classes):
     raise UserError(
-      f'data.num_classes={data_config.num_classes}, but {name} has {classes} classes: correct it, or '
-      'set it to 0 to take what the data has'
+      f'data.num_classes={data_config.num_classes}, but {name} has {classes} classes: correct it, '
+      'or set it to 0 to take what the data has'
     )
 
 
 def data_directory(data_config: Any) -> pathlib.Path:
-  """The folder a configuration reads from: `dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  """Where a configuration's data are: `dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
   if data_config.dir:
     return pathlib.Path(data_config.dir).expanduser()
   if data_config.source == 'folder':
     raise UserError(
-      "data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with one folder of "
+      'data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with a folder of '
       'images for each class'
     )
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'

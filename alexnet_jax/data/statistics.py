@@ -1,7 +1,7 @@
 """The mean image and the principal components of RGB, from exact integer sums.
 
-Integer sums do not depend on the order of addition, so the statistics are the same to the bit however
-the work was divided.
+Integer sums do not depend on the order of addition, so the statistics are the same to the bit
+however the work was divided.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ class Sums:
   products: np.ndarray
 
   def __add__(self, other: 'Sums') -> 'Sums':
-    return Sums(self.count + other.count, self.pixels + other.pixels, self.products + other.products)
+    return Sums(
+      self.count + other.count, self.pixels + other.pixels, self.products + other.products
+    )
 
 
 def sums(images: np.ndarray) -> Sums:
@@ -47,8 +49,8 @@ def colour_components(totals: Sums) -> tuple[np.ndarray, np.ndarray]:
   """Principal components of the RGB values of all pixels (paper section 4.1).
 
   Returns:
-    stdevs: float64 (3,), square roots of the eigenvalues of the covariance, ascending, in grey levels
-      0..255, as in cuda-convnet2's input_meta `color_pca` (ImageNet: 19.72, 37.09, 121.78).
+    stdevs: float64 (3,), square roots of the eigenvalues of the covariance, ascending, in grey
+      levels 0..255, as in cuda-convnet2's input_meta `color_pca` (ImageNet: 19.72, 37.09, 121.78).
     eigenvectors: float64 (3, 3), column i belongs to stdevs[i]; its largest element is positive.
   """
   n = totals.count * totals.pixels.shape[0] * totals.pixels.shape[1]

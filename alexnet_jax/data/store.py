@@ -93,7 +93,8 @@ def open_store(path: pathlib.Path | str) -> Store:
   path = pathlib.Path(path)
   if not (path / 'meta.json').is_file():
     raise UserError(
-      f'{path} is not a prepared store (no meta.json): make it with python -m alexnet_jax.prepare'
+      f'{path} is not a prepared store (no meta.json): make one with python -m alexnet_jax.prepare '
+      'and --config.data.store=FOLDER, a folder that does not exist yet'
     )
   try:
     meta = json.loads((path / 'meta.json').read_text())
@@ -117,7 +118,7 @@ def open_store(path: pathlib.Path | str) -> Store:
     )
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'the store {path} is damaged ({" ".join(str(error).split())}): delete it and prepare it again'
+      f'the store {path} is damaged ({" ".join(str(error).split())}): delete it and prepare again'
     ) from error
 
 
@@ -191,6 +192,16 @@ def describe(source: Source, image_size: int, resize: str) -> dict[str, Any]:
   }
 
 
+def check_same(found: Store, expected: dict[str, Any]) -> None:
+  """Raises UserError unless the store's meta.json has all of `expected` (see `describe`)."""
+  for key, value in expected.items():
+    if found.meta[key] != value:
+      raise UserError(
+        f'the store {found.path} has {key} {str(found.meta[key])[:200]}, this configuration wants '
+        f'{str(value)[:200]}: set --config.data.store to another place, or delete the store'
+      )
+
+
 def row_order(source: Source) -> dict[str, np.ndarray]:
   """For each split, which example of the source a row shows: int64 (N,)."""
   return {
@@ -214,7 +225,8 @@ def read_row(
     raise images.UnreadableImage(f'example {index}: {error}') from error
   if not 0 <= example.label < classes:
     raise UserError(
-      f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labelled split'
+      f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labelled '
+      'split, or correct the data'
     )
   try:
     return images.square(example.data, image_size, resize), example.label

@@ -163,9 +163,10 @@ class Checkpoints:
       if not _is_disk_full(error):
         raise
       self.failed_saves += 1
-      _log.error('checkpoint %s/%d is not saved: the disk or quota is full (%.0f MB needed, %.0f MB '
-                 'free on the disk); older ones are intact, training goes on, the next save tries '
-                 'again', folder, step, size / 1e6, shutil.disk_usage(folder).free / 1e6)
+      free = shutil.disk_usage(folder).free
+      _log.error('checkpoint %s/%d is not saved: the disk or quota is full (%.0f MB needed, '
+                 '%.0f MB free on the disk); older ones are intact, training goes on, the next '
+                 'save tries again', folder, step, size / 1e6, free / 1e6)
 
 
 def _steps(folder: Path) -> list[int]:

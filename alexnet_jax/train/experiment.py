@@ -1,7 +1,9 @@
 """From a config and the facts of a data set to everything a run computes with."""
 
 import dataclasses
+from pathlib import Path
 
+import flax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -13,6 +15,7 @@ from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train import augment, schedules
 from alexnet_jax.train.calendar import Calendar
+from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
 
@@ -38,6 +41,25 @@ class Experiment:
     variables = init_variables(self.model, self.config.seed, self.config.input.crop)
     plateau = self.plateau.initial() if self.plateau else {}
     return init_state(variables, self.recipe.optimizer, plateau)
+
+  def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
+    """The newest good state of a run without changing anything there, and its step.
+
+    Args:
+      workdir: folder of the run.
+      kind: 'last' or 'best'.
+
+    Raises:
+      UserError: there is none, or it is damaged or of another net.
+    """
+    checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
+    state = self.initial_state()
+    found = checkpoints.restore(flax.serialization.to_state_dict(state), kind=kind)
+    checkpoints.close()
+    if not found:
+      raise UserError(f'{workdir} has no {kind} checkpoint yet: let the run reach its first one')
+    step, tree, _ = found
+    return flax.serialization.from_state_dict(state, tree), step
 
 
 def make_experiment(

@@ -21,7 +21,8 @@ from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval, StopSignal
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import TrainState, make_train_step
-from alexnet_jax.train.workdir import RESULTS, claim_workdir, environment, finished_results
+from alexnet_jax.train.workdir import (
+    RESULTS, check_workdir, claim_workdir, environment, finished_results)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> dict:
@@ -43,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
   devices = Devices()
   devices.check_batch('batch_size', config.batch_size, config.micro_batches)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
-  claim_workdir(workdir, config, command)
+  check_workdir(workdir, config, command)
   if results := finished_results(workdir):
     print(f'{workdir} is finished:\n{results_table(results)}')
     return results
@@ -52,6 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
   store = prepare_store(config.data)
   experiment = make_experiment(config, store, AXIS)
   calendar = experiment.calendar
+  claim_workdir(workdir, config, devices)
 
   # State: the newest good checkpoint, or the beginning.
   checkpoints = Checkpoints(

@@ -23,24 +23,28 @@ _PACKAGES = (
     'ml-collections', 'absl-py', 'numpy')
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str) -> None:
-  """Makes the folder, or makes sure that it belongs to a run with this very config.
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str) -> None:
+  """Raises UserError if the folder holds a run with another config."""
+  if not (workdir / CONFIG).exists():
+    return
+  changes = configs.diff(read_json(workdir / CONFIG), configs.to_json(config))
+  if changes:
+    shown = ', '.join(f'{name}: {old} -> {now}' for name, (old, now) in changes.items())
+    raise UserError(
+        f'{workdir} holds a run with another config ({shown}); resume it with its own config,'
+        f' or start this one elsewhere: {with_workdir(command, free_workdir(workdir))}')
+
+
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, devices) -> None:
+  """Makes the folder and notes there whose it is: config.json and env.json.
 
   Raises:
-    UserError: it holds a run with another config (nothing is overwritten), or cannot be made.
+    UserError: it cannot be written.
   """
-  new = configs.to_json(config)
-  path = workdir / CONFIG
-  if path.exists():
-    changes = configs.diff(read_json(path), new)
-    if changes:
-      shown = ', '.join(f'{name}: {old} -> {now}' for name, (old, now) in changes.items())
-      raise UserError(
-          f'{workdir} holds a run with another config ({shown}); resume it with its own config,'
-          f' or start this one elsewhere: {with_workdir(command, free_workdir(workdir))}')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, new)
+    files.write_json(workdir / CONFIG, configs.to_json(config))
+    files.write_json(workdir / ENVIRONMENT, environment(devices))
   except OSError as error:
     raise UserError(
         f'workdir {workdir} cannot be written ({error.strerror}): choose another --workdir'

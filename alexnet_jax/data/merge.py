@@ -1,0 +1,126 @@
+"""Turns the records of a finished job into a store.
+
+Records are merged in order and their sums are integers, so the result is the same to the byte
+whoever did which part. Each step can be interrupted and repeated: nothing is cut off or removed
+before meta.json, which commits the store, is there.
+"""
+
+import json
+import pathlib
+import shutil
+import zlib
+from typing import Any
+
+import numpy as np
+import PIL
+
+from alexnet_jax.data import atomic, statistics, store
+from alexnet_jax.data.job import Job
+from alexnet_jax.errors import UserError
+
+NAMED_IN_MESSAGE = 5
+
+
+def commit(job: Job, unreadable: str) -> None:
+  """Writes labels, statistics and meta.json.
+
+  Args:
+    job: all its parts have records.
+    unreadable: 'error' or 'skip'. A row that is left out is taken by the last row of its split, so
+      no other one moves.
+
+  Raises:
+    UserError: unreadable images that are not to be skipped, or a split without any readable image.
+  """
+  bad = {split: _unreadable_rows(job, split) for split in store.SPLITS}
+  if unreadable == 'error' and any(bad.values()):
+    raise _unreadable_error(job, bad)
+  meta = job.describe() | {'counts': {}, 'crc32': {}}
+  for split, reasons in bad.items():
+    count = len(job.indices[split]) - len(reasons)
+    if not count:
+      raise UserError(f'{job.source.name} has no readable image to make its {split} split from')
+    meta['counts'][split] = count
+    meta['crc32'] |= _merge_rows(job, split, count, sorted(reasons))
+
+  totals = statistics.sums(job.nothing)
+  for part in job.parts('train'):
+    record = job.record(part)
+    pixels = record['pixels'].astype(np.uint64)
+    totals += statistics.Sums(int(record['count']), pixels, record['products'])
+  stdevs, eigenvectors = statistics.colour_components(totals)
+  atomic.write_npy(job.folder / 'mean.npy', statistics.mean_image(totals))
+  meta['crc32']['mean.npy'] = zlib.crc32((job.folder / 'mean.npy').read_bytes())
+  meta |= {
+    'colour_stdevs': stdevs.tolist(),
+    'colour_eigenvectors': eigenvectors.tolist(),
+    'unreadable': {split: [reasons[row] for row in sorted(reasons)]
+                   for split, reasons in bad.items()},
+    'versions': {'numpy': np.__version__, 'pillow': PIL.__version__},
+  }
+  atomic.write_json(job.folder / 'meta.json', meta)
+
+
+def publish(job: Job, path: pathlib.Path) -> None:
+  """Moves a committed store to its place."""
+  counts = json.loads((job.folder / 'meta.json').read_text())['counts']
+  for split, count in counts.items():
+    file = job.images_file(split)
+    if file.exists():
+      job.set_rows(split, count)
+      file.rename(file.with_suffix(''))
+  shutil.rmtree(job.folder / 'parts', ignore_errors=True)
+  (job.folder / 'job.json').unlink(missing_ok=True)
+  job.folder.rename(path)
+
+
+def _unreadable_rows(job: Job, split: str) -> dict[int, str]:
+  """Unreadable rows, and why."""
+  result = {}
+  for part in job.parts(split):
+    record = job.record(part)
+    result |= dict(zip(record['bad_rows'].tolist(), record['reasons'].tolist(), strict=True))
+  return result
+
+
+def _unreadable_error(job: Job, bad: dict[str, dict[int, str]]) -> UserError:
+  """The error that lists unreadable images. A rerun reads them again: they may be repaired."""
+  for split, reasons in bad.items():
+    for part in job.parts(split):
+      if any(part.start <= row < part.stop for row in reasons):
+        job.record_file(part).unlink()
+  lines = [reasons[row] for reasons in bad.values() for row in sorted(reasons)]
+  listing = job.folder.with_suffix('.unreadable.txt')
+  listing.write_text('\n'.join(lines) + '\n', errors='surrogateescape')
+  named = '; '.join(lines[:NAMED_IN_MESSAGE])
+  more = f' and {len(lines) - NAMED_IN_MESSAGE} more' if len(lines) > NAMED_IN_MESSAGE else ''
+  return UserError(
+    f'{len(lines)} unreadable image(s), listed in {listing}: {named}{more}. Repair them, or leave '
+    'them out with --config.data.unreadable=skip; finished parts are kept'
+  )
+
+
+def _merge_rows(job: Job, split: str, count: int, bad: list[int]) -> dict[str, Any]:
+  """Fills the holes that `bad` rows leave; writes labels and source indices; returns checksums."""
+  records = [job.record(part) for part in job.parts(split)]
+  labels = np.concatenate([record['labels'] for record in records])
+  checksums = [int(record['checksum']) for record in records]
+  del checksums[-(-count // job.rows_per_part) :]
+  indices = job.indices[split].copy()
+  if bad:
+    holes = [row for row in bad if row < count]
+    fillers = sorted(set(range(count, len(labels))) - set(bad))
+    images = np.lib.format.open_memmap(job.images_file(split), mode='r+')
+    for hole, filler in zip(holes, fillers, strict=True):
+      images[hole], labels[hole], indices[hole] = images[filler], labels[filler], indices[filler]
+    images.flush()
+    for number in {*(hole // job.rows_per_part for hole in holes), len(checksums) - 1}:
+      first = number * job.rows_per_part
+      checksums[number] = zlib.crc32(images[first : min(count, first + job.rows_per_part)])
+  files = {'labels': labels[:count], 'source_index': indices[:count]}
+  for name, values in files.items():
+    atomic.write_npy(job.folder / split / f'{name}.npy', values)
+  return {
+    f'{split}/images.npy': checksums,
+    f'{split}/labels.npy': zlib.crc32((job.folder / split / 'labels.npy').read_bytes()),
+  }

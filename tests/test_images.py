@@ -1,0 +1,129 @@
+"""Decoding and resizing: every kind of file that image sets hold, and a reference resizer."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.data import images
+from alexnet_jax.data.images import UnreadableImage, square
+
+
+def encode(image, file_format, **options):
+  file = io.BytesIO()
+  image.save(file, file_format, **options)
+  return file.getvalue()
+
+
+def photo(height, width, seed=0):
+  """A smooth random image, uint8 (height, width, 3)."""
+  noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+  return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(90, 130), (131, 64), (20, 24), (48, 33), (64, 64)])
+@pytest.mark.parametrize('resize', ['crop', 'warp'])
+def test_resize_agrees_with_torch(height, width, resize):
+  torch = pytest.importorskip('torch')
+  size, pixels = 32, photo(height, width)
+  scale = size / min(height, width)
+  target = (size, size) if resize == 'warp' else (round(height * scale), round(width * scale))
+  mode = 'bicubic' if size > min(height, width) else 'bilinear'
+  planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double()
+  resized = torch.nn.functional.interpolate(planes, target, mode=mode, antialias=True)
+  top, left = (target[0] - size) // 2, (target[1] - size) // 2
+  expected = resized[0, :, top : top + size, left : left + size].permute(1, 2, 0).clamp(0, 255)
+  got = square(encode(Image.fromarray(pixels), 'PNG'), size, resize)
+  assert got.shape == (size, size, 3) and got.dtype == np.uint8
+  assert np.abs(got - expected.numpy()).max() <= 1.5  # Pillow rounds after each direction
+
+
+def test_images_of_the_right_size_are_untouched():
+  pixels = photo(32, 32)
+  assert np.array_equal(square(encode(Image.fromarray(pixels), 'PNG'), 32, 'crop'), pixels)
+  assert np.array_equal(square(pixels, 32, 'warp'), pixels)
+
+
+def test_crop_takes_the_centre():
+  pixels = photo(32, 64)
+  expected = pixels[:, 16:48]
+  assert np.array_equal(square(encode(Image.fromarray(pixels), 'PNG'), 32, 'crop'), expected)
+
+
+def test_gray_becomes_three_equal_channels():
+  gray = photo(32, 32)[:, :, 0]
+  for data in (gray, encode(Image.fromarray(gray), 'PNG')):
+    assert np.array_equal(square(data, 32, 'crop'), np.repeat(gray[:, :, None], 3, axis=2))
+  assert len(set(square(encode(Image.fromarray(gray), 'JPEG'), 32, 'crop')[3, 3])) == 1
+
+
+def test_sixteen_bit_gray_is_scaled():
+  gray = (photo(32, 32)[:, :, 0].astype(np.uint16) << 8) + 99
+  got = square(encode(Image.fromarray(gray), 'PNG'), 32, 'crop')
+  assert np.array_equal(got[:, :, 0], gray >> 8)
+
+
+def test_cmyk_jpeg():
+  pixels = photo(32, 32)
+  cmyk = Image.fromarray(pixels).convert('CMYK')
+  got = square(encode(cmyk, 'JPEG', quality=100, subsampling=0), 32, 'crop')
+  assert np.abs(got.astype(int) - pixels).mean() < 3
+
+
+def test_transparent_becomes_white():
+  rgba = np.dstack([photo(32, 32), np.full((32, 32), 255, np.uint8)])
+  rgba[:16, :, 3] = 0
+  got = square(encode(Image.fromarray(rgba), 'PNG'), 32, 'crop')
+  assert (got[:16] == 255).all() and np.array_equal(got[16:], rgba[16:, :, :3])
+
+
+def test_palette_with_transparency():
+  palette = Image.new('P', (32, 32), 1)
+  palette.putpalette([0, 0, 0, 10, 20, 30])
+  opaque = square(encode(palette, 'PNG'), 32, 'crop')
+  assert (opaque == [10, 20, 30]).all()
+  assert (square(encode(palette, 'PNG', transparency=1), 32, 'crop') == 255).all()
+  assert (square(encode(palette, 'PNG', transparency=b'\xff\x00'), 32, 'crop') == 255).all()
+
+
+@pytest.mark.parametrize('file_format', images.FORMATS)
+def test_the_format_is_found_in_the_bytes(file_format):
+  options = {'lossless': True} if file_format == 'WEBP' else {}
+  got = square(encode(Image.new('RGB', (40, 32), (0, 0, 255)), file_format, **options), 32, 'crop')
+  assert np.abs(got.astype(int) - [0, 0, 255]).max() <= 2
+
+
+def test_orientation_tag_is_ignored():
+  pixels = photo(32, 64)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # rotate by 90 degrees
+  plain = square(encode(Image.fromarray(pixels), 'JPEG'), 32, 'crop')
+  assert np.array_equal(square(encode(Image.fromarray(pixels), 'JPEG', exif=exif), 32, 'crop'), plain)
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP', 'BMP'])
+def test_truncated_files_are_unreadable(file_format):
+  data = encode(Image.fromarray(photo(200, 200)), file_format)
+  for part in (0, 10, len(data) // 2, len(data) - 200):
+    with pytest.raises(UnreadableImage):
+      square(data[:part], 32, 'crop')
+
+
+def test_what_is_no_image_is_unreadable():
+  for data in (b'', b'hello', bytes(10_000), b'\xff\xd8\xff' + bytes(100)):
+    with pytest.raises(UnreadableImage):
+      square(data, 32, 'crop')
+
+
+def test_huge_images_are_refused_before_decoding():
+  bomb = encode(Image.new('1', (10_000, 10_000)), 'PNG')
+  with pytest.raises(UnreadableImage, match='too many pixels: 10000x10000'):
+    square(bomb, 32, 'crop')
+  with pytest.raises(UnreadableImage, match='too long and narrow: 40000x1'):
+    square(encode(Image.new('RGB', (40_000, 1)), 'PNG'), 256, 'crop')
+
+
+def test_the_error_can_travel_between_processes():
+  assert str(pickle.loads(pickle.dumps(UnreadableImage('why')))) == 'why'

@@ -1,0 +1,126 @@
+"""A run that was stopped and resumed ends with the same bits as one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.results.metrics import read_metrics
+from alexnet_jax.train import loop
+from alexnet_jax.train.checkpoint import Checkpoints
+
+COMMAND = [
+    sys.executable, '-m', 'alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=2',
+    '--config.data.train_examples=300', '--config.checkpoint.every_epochs=0.4',
+    '--config.eval.every_epochs=1', '--config.log.every_steps=1']
+ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+
+def run(workdir, *flags):
+  return subprocess.run(
+      [*COMMAND, f'--workdir={workdir}', *flags], env=ENVIRONMENT, capture_output=True, text=True,
+      timeout=300)
+
+
+def final_state(workdir):
+  checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
+  newest = checkpoints.steps()[-1]
+  checkpoints.close()
+  import orbax.checkpoint as ocp
+
+  with ocp.StandardCheckpointer() as reader:
+    return newest, reader.restore(workdir / 'checkpoints' / 'last' / str(newest) / 'state')
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  finished = run(workdir)
+  assert finished.returncode == 0, finished.stderr
+  return workdir
+
+
+@pytest.mark.parametrize('kind', [signal.SIGTERM, signal.SIGKILL])
+def test_resumed_run_is_equal_to_the_bit(undisturbed, tmp_path, kind):
+  workdir = tmp_path / 'run'
+  with subprocess.Popen(
+      [*COMMAND, f'--workdir={workdir}'], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+      stdout=subprocess.DEVNULL) as process:
+    for line in process.stderr:
+      if 'step 5/' in line:
+        process.send_signal(kind)
+        break
+    process.stderr.read()
+  assert process.returncode == (75 if kind == signal.SIGTERM else -signal.SIGKILL)
+  assert not (workdir / 'results.json').exists()
+
+  finished = run(workdir)
+  assert finished.returncode == 0, finished.stderr
+  assert 'resuming from step' in finished.stderr
+  (step, expected), (same_step, actual) = final_state(undisturbed), final_state(workdir)
+  assert step == same_step == 10
+  expected, actual = dict(_flat(expected)), dict(_flat(actual))
+  assert expected.keys() == actual.keys()
+  for path, leaf in expected.items():
+    assert np.array_equal(leaf, actual[path]), path
+
+  def losses(folder):
+    return {r['step']: r['train/loss'] for r in read_metrics(folder) if 'train/loss' in r}
+
+  assert losses(workdir) == losses(undisturbed)
+
+
+def _flat(tree, prefix=''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}/')
+    else:
+      yield prefix + key, np.asarray(value)
+
+
+def test_finished_run_says_so_and_shows_its_results(undisturbed):
+  before = (undisturbed / 'results.json').read_bytes()
+  again = run(undisturbed)
+  assert again.returncode == 0
+  assert 'is finished' in again.stdout and 'top-1 error' in again.stdout
+  assert (undisturbed / 'results.json').read_bytes() == before
+
+
+def test_workdir_of_another_config_is_refused(undisturbed):
+  before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*') if path.is_file()}
+  refused = run(undisturbed, '--config.optimizer.learning_rate=0.5')
+  assert refused.returncode == 2
+  error = refused.stderr.strip().splitlines()
+  assert len(error) == 1 and 'optimizer.learning_rate: 0.02 -> 0.5' in error[0]
+  assert f'--workdir={undisturbed}-2' in error[0]
+  after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*') if path.is_file()}
+  assert after == before
+
+
+def test_training_never_imports_tensorflow(tmp_path):
+  script = (
+      'import sys, pathlib\n'
+      'from alexnet_jax import config\n'
+      'from alexnet_jax.train import loop\n'
+      'import importlib.util as u\n'
+      "spec = u.spec_from_file_location('digits', 'configs/digits.py')\n"
+      'module = u.module_from_spec(spec); spec.loader.exec_module(module)\n'
+      'c = module.get_config(); c.epochs = 0.1\n'
+      f"loop.train(c, pathlib.Path({str(tmp_path / 'run')!r}), command='test')\n"
+      "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n")
+  done = subprocess.run(
+      [sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+  assert done.returncode == 0, done.stderr
+
+
+def test_batch_that_does_not_divide_is_refused(tmp_path):
+  config = configs.default()
+  config.batch_size = 12
+  with pytest.raises(UserError, match=r'batch_size=12 is not divisible by 8 devices.*batch_size=8 or'):
+    loop.train(config, tmp_path / 'run', command='test')
+  assert not (tmp_path / 'run').exists()
