@@ -20,7 +20,7 @@ def get_config():
   config.input.normalization = 'standardize'
   config.batch_size = 64
   config.epochs = 15.0
-  config.optimizer.learning_rate = 0.02
+  config.optimizer.learning_rate = 0.05
   config.optimizer.warmup_epochs = 1.0
   config.optimizer.schedule.kind = 'cosine'
   config.log.every_steps = 20

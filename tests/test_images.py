@@ -37,7 +37,8 @@ def test_resize_agrees_with_torch(height, width, resize):
   expected = resized[0, :, top : top + size, left : left + size].permute(1, 2, 0).clamp(0, 255)
   got = square(encode(Image.fromarray(pixels), 'PNG'), size, resize)
   assert got.shape == (size, size, 3) and got.dtype == np.uint8
-  assert np.abs(got - expected.numpy()).max() <= 1.5  # Pillow rounds after each direction
+  difference = np.abs(got - expected.numpy())  # Pillow rounds and clips after each direction
+  assert difference.mean() < 0.5 and difference.max() < 4
 
 
 def test_images_of_the_right_size_are_untouched():
@@ -100,7 +101,8 @@ def test_orientation_tag_is_ignored():
   exif = Image.Exif()
   exif[0x0112] = 6  # rotate by 90 degrees
   plain = square(encode(Image.fromarray(pixels), 'JPEG'), 32, 'crop')
-  assert np.array_equal(square(encode(Image.fromarray(pixels), 'JPEG', exif=exif), 32, 'crop'), plain)
+  tagged = square(encode(Image.fromarray(pixels), 'JPEG', exif=exif), 32, 'crop')
+  assert np.array_equal(tagged, plain)
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP', 'BMP'])

@@ -361,7 +361,7 @@ def test_results_table():
     'eval/loss': 1.7431,
     'ten_views/top1_error': 0.3904,
     'parameters': 60_965_224,
-    'epochs': 90.0,
+    'epoch': 90.0,
     'images_per_second': 8140.4,
     'seconds': 11520,
     'workdir': 'runs/krizhevsky2012',
@@ -373,10 +373,10 @@ def test_results_table():
     'eval             40.72%       18.15%          59.28%          81.85%  1.7431',
     'ten views        39.04%            -          60.96%               -       -',
     'parameters  60,965,224',
-    'epochs      90',
+    'epoch       90',
     'images/s    8,140',
     'time        3h12m',
     'workdir     runs/krizhevsky2012',
     'figures     runs/krizhevsky2012/figures',
   ]
-  assert results_table({'epochs': 2}) == 'epochs      2'
+  assert results_table({'epoch': 2}) == 'epoch       2'

@@ -96,7 +96,7 @@ def test_workdir_of_another_config_is_refused(undisturbed):
   refused = run(undisturbed, '--config.optimizer.learning_rate=0.5')
   assert refused.returncode == 2
   error = refused.stderr.strip().splitlines()
-  assert len(error) == 1 and 'optimizer.learning_rate: 0.02 -> 0.5' in error[0]
+  assert len(error) == 1 and 'optimizer.learning_rate: 0.05 -> 0.5' in error[0]
   assert f'--workdir={undisturbed}-2' in error[0]
   after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*') if path.is_file()}
   assert after == before

@@ -19,7 +19,7 @@ import numpy as np
 from alexnet_jax.data import order
 from alexnet_jax.data.store import Split
 
-READERS = 4
+READERS = 8
 PAGE = 4096
 
 Batch = dict[str, np.ndarray]
@@ -55,10 +55,11 @@ class Batches(Iterator[Batch]):
       self.close()
       raise StopIteration
     began = time.perf_counter()
-    batch = self._ahead.popleft().result()
-    self.wait_seconds += time.perf_counter() - began
+    batch = self._ahead.popleft()
     self._ask()
-    return batch
+    result = batch.result()
+    self.wait_seconds += time.perf_counter() - began
+    return result
 
   def close(self) -> None:
     """Ends the thread; at most the batch it is at is finished first."""
@@ -152,6 +153,7 @@ class Gather:
 
   def __init__(self, split: Split):
     self._images = split.images
+    self._file = split.file
     self._offset = split.offset
     self._row_bytes = split.images[:1].nbytes
     self._descriptor = None
@@ -167,7 +169,7 @@ class Gather:
       np.take(self._images, rows, axis=0, out=out[: len(rows)], mode='clip')  # clip: no extra copy
       return out
     flat = memoryview(out.reshape(-1))
-    chunk = -(-len(rows) // READERS)
+    chunk = max(1, -(-len(rows) // READERS))
     tasks = [
       self._readers.submit(self._read, rows[first : first + chunk], flat[first * self._row_bytes :])
       for first in range(0, len(rows), chunk)
@@ -186,7 +188,7 @@ class Gather:
       while target:
         count = os.preadv(self._descriptor, [target], position)
         if not count:
-          raise OSError(f'the image file ends before byte {position}: it was cut off')
+          raise OSError(f'{self._file} ends before byte {position}: it was cut off')
         target, position = target[count:], position + count
       place = end
 

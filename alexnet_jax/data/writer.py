@@ -68,7 +68,10 @@ def write_store(
           merge.commit(job, unreadable)
         merge.publish(job, path)
   except OSError as error:
-    raise UserError(f'cannot write {path}: {error}; run again to go on from here') from error
+    raise UserError(
+      f'cannot write {path}: {error}; run again to go on from here, or set --config.data.store to '
+      'another place'
+    ) from error
   written = store.open_store(path)
   store.check_same(written, store.describe(source, image_size, resize))
   return written

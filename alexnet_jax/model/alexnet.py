@@ -43,19 +43,21 @@ class AlexNet(nn.Module):
       keys: one PRNG key per image, (N,); needed when `train` and the table has dropout.
 
     Returns:
-      float32 (N, features of the last row).  Every row's output is sown into the collection
-      `intermediates` under the row's name.
+      float32 (N, features of the last row).  With the collection `intermediates` mutable, its
+      `outputs` holds every row's output by the row's name.
     """
-    x = images.astype(self.compute_dtype)
+    x, outputs = images.astype(self.compute_dtype), {}
     for index, row in enumerate(self.table):
-      x = self._run(row, x, train, keys, index)
-      self.sow('intermediates', row.name, x, reduce_fn=lambda _, new: new)
-    return x.astype(jnp.float32)
+      x = outputs[row.name] = self._run(row, x, train, keys, index)
+    # In one piece: a name of its own for every output would collide with the layer's parameters.
+    self.sow('intermediates', 'outputs', outputs, reduce_fn=lambda _, new: new)
+    return x
 
   def _run(self, row, x, train, keys, index):
     match row:
       case layers.Conv() | layers.Dense():  # Local is a Conv
-        return Weighted(row, name=row.name)(x)
+        dtype = jnp.float32 if row is self.table[-1] else self.compute_dtype
+        return Weighted(row, dtype, name=row.name)(x)
       case layers.Relu():
         return nn.relu(x)
       case layers.Tanh():
@@ -81,15 +83,17 @@ class Weighted(nn.Module):
   """A convolution, locally connected or dense layer with its kernel and bias, float32."""
 
   row: layers.Conv | layers.Dense
+  output_dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     row = self.row
     shapes = row.parameters(x.shape[1:])
     kernel = self.param('kernel', _kernel_init(row, shapes['kernel'])).astype(x.dtype)
-    bias = self.param('bias', _bias_init(row, shapes)).astype(x.dtype)
+    bias = self.param('bias', _bias_init(row, shapes)).astype(self.output_dtype)
     if isinstance(row, layers.Dense):
-      return x.reshape(x.shape[0], -1) @ kernel + bias
+      flat = x.reshape(x.shape[0], -1)
+      return jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype) + bias
     padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
     if isinstance(row, layers.Local):
       return locally_connected(x, kernel, stride=row.stride, padding=padding) + bias

@@ -190,7 +190,7 @@ def walk(table: Table, shape: Shape):
     ValueError: a layer does not fit its input; the message names it.
   """
   for row in table:
-    if isinstance(row, (Conv, MaxPool)) and len(shape) != 3:
+    if isinstance(row, (Conv, MaxPool, SpatialNorm)) and len(shape) != 3:
       raise ValueError(f'layer {row.name} needs a feature map, but its input has shape {shape}')
     if isinstance(row, Conv) and (shape[2] % row.groups or row.features % row.groups):
       raise ValueError(

@@ -323,7 +323,7 @@ def cifar_bn(classes: int = 10) -> layers.Table:
 def digits(classes: int = 10) -> layers.Table:
   """A small AlexNet for 28x28 crops: overlapping max pools, LRN, dropout; learns in a minute."""
   return (
-      Conv('conv1', 32, 5, padding=2, init=0.01),
+      Conv('conv1', 32, 5, padding=2, init=0.03),
       Relu('relu1'),
       ResponseNorm('norm1'),
       MaxPool('pool1'),

@@ -201,7 +201,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     results: What is known of these; the rest is left out.
       `<evaluation>/top1_error`, `<evaluation>/top5_error` (shares in [0, 1]), `<evaluation>/loss`:
       a row for each evaluation (`eval`, `ten_views`, ...) in the order given;
-      `parameters`, `epochs`, `images_per_second`, `seconds`, `workdir`, `figures`: a line each.
+      `parameters`, `epoch`, `images_per_second`, `seconds`, `workdir`, `figures`: a line each.
   """
   table = [('', 'top-1 error', 'top-5 error', 'top-1 accuracy', 'top-5 accuracy', 'loss')]
   for name in dict.fromkeys(key.split('/')[0] for key in results if key.endswith('/top1_error')):
@@ -212,7 +212,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     table.append((name.replace('_', ' '), *cells, '-' if loss is None else f'{loss:.4f}'))
   facts = {
     'parameters': lambda n: f'{n:,}',
-    'epochs': lambda n: f'{n:g}',
+    'epoch': lambda n: f'{n:g}',
     'images_per_second': _speed,
     'seconds': duration,
     'workdir': str,

@@ -1,18 +1,37 @@
 """Error rates over a whole split: every image exactly once, over any number of views and devices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+import dataclasses
+import io
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
+from alexnet_jax.results import files
 from alexnet_jax.train import augment
 from alexnet_jax.train.experiment import Experiment
-from alexnet_jax.train.parallel import AXIS, Devices
+from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import make_score, make_view_probabilities
 
 VIEW_NAMES = {1: 'centre view', 9: 'nine views', 10: 'ten views'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What a net says of a split: label int32 (n,), probabilities float32 (n, classes)."""
+
+  label: np.ndarray
+  probabilities: np.ndarray
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+  """Writes an .npz with `label` and `probabilities`, row i being the i-th held-out image."""
+  buffer = io.BytesIO()
+  np.savez(buffer, label=predictions.label, probabilities=predictions.probabilities)
+  files.write_bytes(path, buffer.getvalue())
 
 
 class Evaluator:
@@ -35,35 +54,65 @@ class Evaluator:
       params: dict,
       batch_stats: dict,
       views: int,
-      progress: Callable[[Iterable], Iterable] = iter,
+      advance: Callable[[int], None] = lambda images: None,
   ) -> dict[str, float]:
     """Evaluates.
 
     Args:
       params, batch_stats: of the net, replicated over the devices.
       views: a key of `augment.VIEWS`.
-      progress: wraps the iterator over batches, to show a bar.
+      advance: told the number of images just done, to show progress.
 
     Returns:
       loss (nats per image), top1_error, top5_error (fractions; the latter only with more than 5
       classes) and count, over every image of the split exactly once.
     """
-    places = jnp.asarray(augment.VIEWS[views], jnp.float32)
     totals = dict.fromkeys(('loss', 'top1_error', 'top5_error', 'count'), 0.0)
-    batches = eval_batches(
-        self._split, batch_size=self._batch_size,
-        process_index=self._devices.process_index, process_count=self._devices.process_count)
-    for batch in progress(self._devices.stream(batches)):
-      probabilities = sum(
-          self._view_probabilities(params, batch_stats, batch['image'], place)
-          for place in places) / views
+    classes = 0
+    for batch, probabilities in self._probabilities(params, batch_stats, views):
       sums = self._score(probabilities, batch['label'], batch['mask'])
       for name, value in sums.items():
         totals[name] += float(value)
+      classes = probabilities.shape[-1]
+      advance(int(sums['count']))
     count = totals.pop('count')
-    if count != len(self._split.labels):
-      raise AssertionError(f'evaluated {count:g} images of {len(self._split.labels)}')
+    self._check_count(count)
     results = {name: total / count for name, total in totals.items()}
-    if np.prod(probabilities.shape[2:]) <= 5:
+    if classes <= 5:
       del results['top5_error']
     return {**results, 'count': int(count)}
+
+  def predictions(
+      self,
+      params: dict,
+      batch_stats: dict,
+      views: int,
+      advance: Callable[[int], None] = lambda images: None,
+  ) -> Predictions:
+    """The probabilities of every image, in the order of the split's rows; arguments as above."""
+    found = []
+    for batch, probabilities in self._probabilities(params, batch_stats, views):
+      arrays = (batch['row'], batch['label'], probabilities)
+      valid = to_host(batch['mask']).reshape(-1) > 0
+      found.append([to_host(a).reshape(-1, *a.shape[2:])[valid] for a in arrays])
+      advance(int(valid.sum()))
+    row, label, probabilities = map(np.concatenate, zip(*found, strict=True))
+    self._check_count(len(np.unique(row)))
+    order = np.argsort(row)
+    return Predictions(label[order], probabilities[order])
+
+  def _probabilities(self, params, batch_stats, views: int):
+    """Yields (batch, mean probabilities over the views) with a device axis."""
+    places = jnp.asarray(augment.VIEWS[views], jnp.float32)
+    batches = eval_batches(
+        self._split, batch_size=self._batch_size,
+        process_index=self._devices.process_index, process_count=self._devices.process_count)
+    with batches:
+      for batch in self._devices.stream(batches):
+        yield batch, sum(
+            self._view_probabilities(params, batch_stats, batch['image'], place)
+            for place in places) / views
+
+  def _check_count(self, count: float) -> None:
+    if count != len(self._split.labels):
+      raise AssertionError(f'evaluated {count:g} images of {len(self._split.labels)}')

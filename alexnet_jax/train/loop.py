@@ -12,11 +12,11 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import Diverged, Interrupted
 from alexnet_jax.model import layers
-from alexnet_jax.results import figures, files
+from alexnet_jax.results import figures, files, scores
 from alexnet_jax.results.console import Console, results_table
 from alexnet_jax.results.metrics import MetricWriter, read_metrics
 from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
+from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, write_predictions
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval, StopSignal
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
@@ -203,16 +203,18 @@ class Run:
     records = read_metrics(workdir)
     last = [r for r in records if 'eval/top1_error' in r][-1]
     results = {name: value for name, value in last.items() if name.startswith('eval/')}
-    if config.eval.final_views != config.eval.views:
-      name = VIEW_NAMES[config.eval.final_views].replace(' ', '_')
-      self.console.message(f'evaluating {VIEW_NAMES[config.eval.final_views]}')
-      final = self.evaluate(state.params, state.batch_stats, config.eval.final_views)
-      results.update({f'{name}/{key}': value for key, value in final.items() if key != 'count'})
+    views = config.eval.final_views
+    self.console.message(f'evaluating the {VIEW_NAMES[views]}')
+    predictions = self.evaluate.predictions(state.params, state.batch_stats, views)
+    if views != config.eval.views:
+      name = VIEW_NAMES[views].replace(' ', '_')
+      final = scores.errors(predictions.probabilities, predictions.label)
+      results.update({f'{name}/{key}': value for key, value in final.items()})
     speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
     results |= {
         'views': config.eval.views,
         'evaluated_images': len(self.store.eval.labels),
-        'epochs': self.experiment.calendar.epoch_of(int(state.step)),
+        'epoch': self.experiment.calendar.epoch_of(int(state.step)),
         'steps': int(state.step),
         'seed': config.seed,
         'seconds': max((r.get('seconds', 0.0) for r in records), default=0.0),
@@ -224,6 +226,7 @@ class Run:
         **environment(self.devices)}
     if self.devices.process_index == 0:
       draw(self.experiment, records, to_host(state.params), workdir)
+      write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
       files.write_json(workdir / RESULTS, results)
     return results
 

@@ -25,15 +25,17 @@ class Devices:
     process_index, process_count: which process this is, of how many.
   """
 
-  def __init__(self):
-    local = jax.local_devices()
+  def __init__(self, devices: list[jax.Device] | None = None):
+    """Takes all devices, or, where there is a single process, those given."""
+    local = devices or jax.local_devices()
+    self._given = devices
     mesh = Mesh(np.array(local), (AXIS,))
     self._split = NamedSharding(mesh, PartitionSpec(AXIS))
     self._whole = NamedSharding(mesh, PartitionSpec())
     self.platform = local[0].platform
     self.kind = local[0].device_kind
     self.local_count = len(local)
-    self.global_count = jax.device_count()
+    self.global_count = len(devices) if devices else jax.device_count()
     self.process_index = jax.process_index()
     self.process_count = jax.process_count()
 
@@ -70,16 +72,18 @@ class Devices:
 
   def train_step(self, step):
     """Maps (state, batch) -> (state, metrics) over the devices; the state is donated."""
-    return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)
+    return self._map(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)
 
   def view_probabilities(self, function):
     """Maps (params, batch_stats, images, view) -> probabilities with a device axis."""
-    return jax.pmap(function, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=0)
+    return self._map(function, in_axes=(None, None, 0, None), out_axes=0)
 
   def score(self, function):
     """Maps (probabilities, label, mask) -> sums that are equal on all devices."""
-    return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, 0), out_axes=None)
+    return self._map(function, in_axes=(0, 0, 0), out_axes=None)
+
+  def _map(self, function, **axes):
+    return jax.pmap(function, axis_name=AXIS, devices=self._given, **axes)
 
 
 def to_host(tree):

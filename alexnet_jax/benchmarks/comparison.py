@@ -1,0 +1,125 @@
+"""Sides taking turns at the same work, and what comes of it: medians, spread, ratios."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from alexnet_jax.benchmarks.sides import Sample
+from alexnet_jax.benchmarks.worker import Worker
+
+OURS = 'alexnet_jax'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to measure: turns of each side, seconds of a turn, and names of peers (None: all)."""
+
+  rounds: int
+  turn_seconds: float
+  peers: tuple[str, ...] | None
+
+  def wanted(self, peers: dict) -> dict:
+    return {name: peers[name] for name in peers if self.peers is None or name in self.peers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A finished comparison; the side `OURS` comes first.
+
+  Attributes:
+    target, title: which benchmark, and of what.
+    batch_size: images of a batch.
+    measure: the property of `Sample` that ratios are taken of.
+    goal: one line, or ''.
+    samples: turns of each side; the n-th turns of all sides belong together.
+    sides: facts about each side: title, settings, versions, seconds of its first batch.
+    absent: peers that were asked for and could not take part, and why.
+    environment: hardware, versions and date.
+    details: whatever else is worth keeping.
+  """
+
+  target: str
+  title: str
+  batch_size: int
+  measure: str
+  goal: str
+  samples: dict[str, list[Sample]]
+  sides: dict[str, dict]
+  absent: dict[str, str]
+  environment: dict
+  details: dict
+
+  def rates(self, side: str, measure: str) -> list[float]:
+    return [getattr(sample, measure) for sample in self.samples[side]]
+
+  def ratios(self, peer: str) -> list[float]:
+    """Our speed over the peer's, round by round, so that what slows both cancels."""
+    pairs = zip(self.rates(OURS, self.measure), self.rates(peer, self.measure), strict=True)
+    return [ours / theirs for ours, theirs in pairs]
+
+  def to_json(self) -> dict[str, Any]:
+    """All of it, raw turns included, as plain values."""
+    sides = {}
+    for name, facts in self.sides.items():
+      sides[name] = facts | {
+          measure: spread(self.rates(name, measure)) for measure in ('per_second', 'per_core_second')}
+      sides[name]['samples'] = [sample._asdict() for sample in self.samples[name]]
+      if name != OURS:
+        sides[name]['ratio'] = spread(self.ratios(name))
+    kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    del kept['samples']
+    return kept | {'sides': sides}
+
+
+def take_turns(
+    workers: dict[str, Worker], options: Options) -> tuple[dict[str, list[Sample]], dict]:
+  """Lets the sides work in turn, there and back again, so that a drift favours none.
+
+  Returns:
+    The turns of each side, and each side's facts.
+  """
+  sides = {
+      name: {
+          'title': worker.contender.title, 'settings': worker.contender.settings,
+          'versions': worker.call('versions'),
+          'first_batch_seconds': worker.call('prepare', options.turn_seconds)}
+      for name, worker in workers.items()}
+  samples: dict[str, list[Sample]] = {name: [] for name in workers}
+  for number in range(options.rounds):
+    for name in list(workers)[::-1 if number % 2 else 1]:
+      samples[name].append(workers[name].call('measure'))
+  return samples, sides
+
+
+def spread(values: list[float]) -> dict[str, float]:
+  """Median and quartiles."""
+  if len(values) == 1:
+    values = values * 2
+  low, median, high = statistics.quantiles(values, n=4, method='inclusive')
+  return {'median': median, 'lower_quartile': low, 'upper_quartile': high}
+
+
+def table(comparison: Comparison) -> str:
+  """The comparison for people."""
+  measured = 'images/s' if comparison.measure == 'per_second' else 'images/core-s'
+  lines = [('', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles',
+            f'ours/peer in {measured}', 'quartiles')]
+  for name, facts in comparison.sides.items():
+    speed = spread(comparison.rates(name, 'per_second'))
+    per_core = spread(comparison.rates(name, 'per_core_second'))
+    ratio = ('', '') if name == OURS else _cells(spread(comparison.ratios(name)), '.3f')
+    lines.append((facts['title'], f'{1000 * comparison.batch_size / speed["median"]:,.1f}',
+                  *_cells(speed, ',.0f'), *_cells(per_core, ',.0f'), *ratio))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  aligned = ['  '.join(
+      cell.rjust(width) if place else cell.ljust(width)
+      for place, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines]
+  notes = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
+  goal = [f'goal: {comparison.goal}'] if comparison.goal else []
+  return '\n'.join(line.rstrip() for line in [
+      f'{comparison.target}: {comparison.title}', *aligned, *goal, *notes])
+
+
+def _cells(values: dict[str, float], form: str) -> tuple[str, str]:
+  return (format(values['median'], form),
+          f'{values["lower_quartile"]:{form}} - {values["upper_quartile"]:{form}}')

@@ -1,0 +1,112 @@
+"""Our side of the step benchmark: the very step that training runs, on made-up images."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import config as configs
+from alexnet_jax.benchmarks.sides import Probe, Side, Task, without_dropout
+from alexnet_jax.data.store import Split, Store
+from alexnet_jax.train import schedules
+from alexnet_jax.train.augment import CENTRE_VIEW
+from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
+from alexnet_jax.train.parallel import AXIS, Devices, to_host
+from alexnet_jax.train.step import make_train_step
+from alexnet_jax.train.workdir import environment
+
+# Far more examples than a benchmark sees: the schedules stay at their beginning.
+_EXAMPLES = 10**7
+
+
+class OurStep(Side):
+  """The pmapped step: uint8 images in; crop, mirror, noise, mean, forward, backward, update."""
+
+  def __init__(self, config: dict):
+    """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
+    self._config = configs.from_json(config)
+    self._devices = Devices()
+    self._devices.check_batch('batch_size', self._config.batch_size, self._config.micro_batches)
+    self._experiment, self._images = make_up(self._config)
+    positions = np.arange(len(self._images), dtype=np.int32)
+    self._labels = positions % len(self._experiment.classes)
+    self._batch = self._devices.put_batch(
+        {'image': self._images, 'label': self._labels, 'position': positions})
+    self._state = self._step = self._metrics = None
+
+  def versions(self) -> dict:
+    return environment(self._devices)['versions']
+
+  def environment(self) -> dict:
+    return environment(self._devices)
+
+  def task(self) -> Task:
+    """What peers need to take the same step."""
+    experiment, optimizer = self._experiment, self._config.optimizer
+    weights = to_host(experiment.initial_state().params)
+    preprocessing = experiment.recipe.preprocessing
+    view = jnp.asarray(CENTRE_VIEW[0], jnp.float32)
+    rates = experiment.recipe.rates.tree(weights, jnp.int32(0), jnp.float32(1))
+    return Task(
+        table=experiment.table,
+        view_shape=experiment.view_shape,
+        compute_dtype=self._config.model.compute_dtype,
+        optimizer=optimizer.name,
+        momentum=optimizer.momentum,
+        views=np.asarray(jax.jit(preprocessing.test_view)(self._images, view)),
+        labels=self._labels,
+        weights=weights,
+        rates=jax.tree.map(float, rates),
+        decays=weight_decay_tree(
+            weights, optimizer.weight_decay, dict(optimizer.layer_weight_decay),
+            optimizer.decay_biases))
+
+  def probe(self, weights: dict) -> Probe:
+    """Loss and gradients at `weights` by the same step, its random parts switched off.
+
+    The update is reduced to v = -gradient, so the velocity that comes back shows the gradient.
+    """
+    experiment = self._experiment
+    zeros = jax.tree.map(lambda _: 0.0, weights)
+    recipe = dataclasses.replace(
+        experiment.recipe,
+        preprocessing=dataclasses.replace(
+            experiment.recipe.preprocessing, random_crop=False, mirror=False),
+        colour_noise=lambda step: jnp.float32(0),
+        rates=schedules.Rates(1.0, 1.0, schedules.constant(), schedules.constant(), {}),
+        optimizer=krizhevsky_momentum(0.0, zeros))
+    model = experiment.model.clone(table=without_dropout(experiment.table))
+    state = experiment.initial_state().replace(
+        params=weights, opt_state=recipe.optimizer.init(weights))
+    step = self._devices.train_step(make_train_step(model, recipe, AXIS))
+    state, metrics = step(self._devices.replicate(to_host(state)), self._batch)
+    return Probe(float(metrics['loss']), jax.tree.map(np.negative, to_host(state.opt_state)))
+
+  def run(self, batches: int) -> int:
+    if self._step is None:
+      self._step = self._devices.train_step(
+          make_train_step(self._experiment.model, self._experiment.recipe, AXIS))
+      self._state = self._devices.replicate(to_host(self._experiment.initial_state()))
+    for _ in range(batches):
+      self._state, self._metrics = self._step(self._state, self._batch)
+    jax.block_until_ready((self._state, self._metrics))
+    return batches * len(self._images)
+
+  def loss(self) -> float:
+    """The loss of the last batch."""
+    return float(self._metrics['loss'])
+
+
+def make_up(config) -> tuple[Experiment, np.ndarray]:
+  """The experiment of a config on made-up data, and uint8 (batch_size, S, S, 3) noise images."""
+  size, classes = config.data.image_size, config.data.num_classes or 10
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (config.batch_size, size, size, 3), np.uint8)
+  split = Split(images, np.zeros(_EXAMPLES, np.int32))
+  store = Store(
+      path=None, classes=tuple(map(str, range(classes))), train=split, eval=split,
+      mean_image=random.uniform(100, 150, (size, size, 3)).astype(np.float32),
+      colour_stdevs=np.array([20.0, 37.0, 122.0]), colour_eigenvectors=np.eye(3), meta={})
+  return make_experiment(config, store, AXIS), images

@@ -1,0 +1,170 @@
+"""Commands as a user gives them, from images to results."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'TFDS_DATA_DIR': '/absent'}
+
+
+def run(*words, **environment):
+  return subprocess.run(
+      [sys.executable, '-m', *words], env=ENVIRONMENT | environment, capture_output=True, text=True,
+      timeout=400)
+
+
+def error_line(process):
+  """The one line in which a command was refused; progress may stand before it."""
+  assert process.returncode == 2, process.stderr
+  assert 'Traceback' not in process.stderr, process.stderr
+  *before, last = process.stderr.strip().splitlines()
+  assert last.startswith('error: ') and not any('error' in line for line in before), process.stderr
+  return last
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('digits') / 'run'
+  finished = run('alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=4',
+                 f'--workdir={workdir}')
+  assert finished.returncode == 0, finished.stderr
+  return workdir, finished
+
+
+def test_digits_are_learnt_and_everything_is_written(digits):
+  workdir, finished = digits
+  results = json.loads((workdir / 'results.json').read_text())
+  assert results['eval/top1_error'] < 0.1  # ten classes: guessing errs in 0.9
+  assert results['evaluated_images'] == 359
+  assert results['epoch'] == pytest.approx(4, abs=0.05)
+  for name in ('config.json', 'env.json', 'train.log', 'metrics.jsonl', 'metrics.csv',
+               'figures/learning_curves.png', 'figures/first_layer_kernels.png'):
+    assert (workdir / name).stat().st_size > 100, name
+  assert any(workdir.glob('events.*'))
+  assert re.search(r'process 1/1, 1 of 1 devices, cpu', finished.stderr)
+  assert 'top-1 error' in finished.stderr
+
+
+def test_evaluate_agrees_with_the_run(digits):
+  workdir, _ = digits
+  results = json.loads((workdir / 'results.json').read_text())
+  finished = run('alexnet_jax.evaluate', f'--workdir={workdir}')
+  assert finished.returncode == 0, finished.stderr
+  evaluation = json.loads((workdir / 'evaluation-last-1.json').read_text())
+  (again,) = evaluation['results'].values()
+  assert again['top1_error'] == pytest.approx(results['eval/top1_error'], abs=1e-9)
+  assert again['loss'] == pytest.approx(results['eval/loss'], rel=1e-5)
+  assert evaluation['evaluated_images'] == 359
+  low, high = again['top1_error_interval']
+  assert low <= again['top1_error'] <= high
+  with np.load(workdir / 'predictions-last-1.npz', allow_pickle=False) as saved:
+    wrong = saved['probabilities'].argmax(1) != saved['label']
+  assert wrong.mean() == pytest.approx(again['top1_error'])
+
+
+def test_checkpoints_are_healthy(digits):
+  workdir, _ = digits
+  finished = run('alexnet_jax.checkpoint', f'--workdir={workdir}', '--verify')
+  assert finished.returncode == 0, finished.stderr
+  assert 'last' in finished.stdout and 'best' in finished.stdout
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """Two classes that colour tells apart."""
+  folder = tmp_path_factory.mktemp('photos') / 'photos'
+  random = np.random.default_rng(0)
+  for name, colour in (('red', (200, 60, 60)), ('blue', (60, 60, 200))):
+    (folder / name).mkdir(parents=True)
+    for i in range(20):
+      pixels = np.clip(random.normal(colour, 40, (70, 90, 3)), 0, 255).astype(np.uint8)
+      Image.fromarray(pixels).save(folder / name / f'{i}.jpg')
+  return folder
+
+
+def folder_run(photos, workdir, *flags):
+  return run(
+      'alexnet_jax.main', f'--config=configs/folder.py:{photos}', '--config.model.net=digits',
+      '--config.data.image_size=32', '--config.input.crop=28',
+      '--config.input.normalization=standardize', '--config.input.scale=1.0', '--config.batch_size=16',
+      '--config.eval.batch_size=8', '--config.epochs=8', f'--workdir={workdir}', *flags)
+
+
+def test_folder_of_images_trains(photos, tmp_path):
+  finished = folder_run(photos, tmp_path / 'run')
+  assert finished.returncode == 0, finished.stderr
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert results['evaluated_images'] == 8
+  assert results['eval/top1_error'] == 0
+  assert 'ten_views/top1_error' in results
+  assert (photos.parent / 'photos-stores' / 'photos-32-crop' / 'meta.json').exists()
+
+
+def test_broken_photo_is_named(photos, tmp_path):
+  bad = photos / 'red' / 'broken.jpg'
+  bad.write_bytes((photos / 'red' / '0.jpg').read_bytes()[:300])
+  try:
+    store = f'--config.data.store={tmp_path / "store"}'
+    line = error_line(folder_run(photos, tmp_path / 'run', store))
+    assert 'broken.jpg' in line
+    assert not (tmp_path / 'run').exists()
+  finally:
+    bad.unlink()
+
+
+def test_empty_class_folder_is_named(photos, tmp_path):
+  empty = photos / 'green'
+  empty.mkdir()
+  try:
+    assert 'green' in error_line(folder_run(photos, tmp_path / 'run'))
+  finally:
+    empty.rmdir()
+
+
+def test_absent_imagenet_says_what_to_do(tmp_path):
+  line = error_line(run(
+      'alexnet_jax.main', '--config=configs/imagenet.py', f'--workdir={tmp_path / "run"}',
+      TFDS_DATA_DIR=str(tmp_path)))
+  for needed in ('ILSVRC2012_img_train.tar', str(tmp_path), 'data.source=folder',
+                 'data.source=synthetic', "pip install 'alexnet_jax[prepare]'"):
+    assert needed in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_imagenet_plan_needs_no_data():
+  finished = run('alexnet_jax.main', '--config=configs/imagenet.py', '--dry_run')
+  assert finished.returncode == 0, finished.stderr
+  for fact in ('60,965,224 parameters', '724,406,816 MACs', '1,281,167 training', '910,830',
+               'epoch 25', 'epoch 51', 'epoch 79', 'conv1', '488 MB'):
+    assert fact in finished.stdout, fact
+
+
+def test_summary_of_a_variant():
+  finished = run('alexnet_jax.summarize', '--config=configs/imagenet.py:owt')
+  assert finished.returncode == 0, finished.stderr
+  assert '61,100,840' in finished.stdout and '714,188,480' in finished.stdout
+
+
+def test_full_net_trains_on_generated_images(tmp_path):
+  finished = run(
+      'alexnet_jax.main', '--config=configs/imagenet.py', '--config.data.source=synthetic',
+      '--config.data.num_classes=8', '--config.data.synthetic_examples=16', '--config.batch_size=8',
+      '--config.eval.batch_size=8', '--config.epochs=1', '--config.checkpoint.keep=1',
+      f'--workdir={tmp_path / "run"}')
+  assert finished.returncode == 0, finished.stderr
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert results['evaluated_images'] == 8 and 'ten_views/top5_error' in results
+
+
+def test_diverging_run_is_stopped_with_causes(tmp_path):
+  finished = run(
+      'alexnet_jax.main', '--config=configs/digits.py', '--config.optimizer.learning_rate=1e30',
+      '--config.guard.skipped_steps=3', '--config.log.every_steps=5', f'--workdir={tmp_path / "r"}')
+  assert finished.returncode == 3, finished.stderr
+  assert 'not finite' in finished.stderr.strip().splitlines()[-1]

@@ -1,0 +1,195 @@
+"""The feed: the rows that the order asks for, each evaluation row once, and no hanging threads."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from alexnet_jax.data import feed, order
+from alexnet_jax.data.store import Split
+
+SIZE = 6
+
+
+@pytest.fixture(params=['memory', 'file'])
+def split(request, tmp_path):
+  """45 images in memory, or in a file with some bytes before them."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (45, SIZE, SIZE, 3), dtype=np.uint8)
+  labels = rng.integers(0, 10, 45, dtype=np.int32)
+  if request.param == 'memory':
+    return Split(images, labels)
+  np.save(tmp_path / 'images.npy', images)
+  mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')
+  return Split(mapped, labels, tmp_path / 'images.npy', mapped.offset)
+
+
+def feed_threads():
+  return [t for t in threading.enumerate() if t.name.startswith(('feed', 'read'))]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left():
+  yield
+  assert not feed_threads()
+
+
+@pytest.mark.parametrize('batch_size', [1, 8, 100])
+def test_training_batches_follow_the_order(split, batch_size):
+  with feed.train_batches(split, seed=5, start_step=3, batch_size=batch_size) as batches:
+    for step in range(3, 12):
+      batch = next(batches)
+      rows = order.rows(5, step, batch_size, 45)
+      assert set(batch) == {'image', 'label', 'row', 'position'}
+      assert batch['row'].dtype == np.int64 and np.array_equal(batch['row'], rows)
+      assert batch['image'].dtype == np.uint8
+      assert np.array_equal(batch['image'], split.images[rows])
+      assert batch['label'].dtype == np.int32
+      assert np.array_equal(batch['label'], split.labels[rows])
+      assert batch['position'].dtype == np.int32
+      assert batch['position'].tolist() == list(range(batch_size))
+    assert batches.wait_seconds > 0
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_share_a_training_batch(split, processes):
+  def batch(index, count):
+    with feed.train_batches(split, seed=1, start_step=6, batch_size=8, process_index=index,
+                            process_count=count) as batches:
+      return next(batches)
+
+  parts = [batch(index, processes) for index in range(processes)]
+  for key, value in batch(0, 1).items():
+    assert np.array_equal(np.concatenate([part[key] for part in parts]), value)
+
+
+@pytest.mark.parametrize('batch_size', [4, 15, 44, 45, 46, 200])
+@pytest.mark.parametrize('processes', [1, 2])
+def test_evaluation_sees_every_row_once(split, batch_size, processes):
+  batch_size *= processes
+  runs = []
+  for index in range(processes):
+    with feed.eval_batches(split, batch_size=batch_size, process_index=index,
+                           process_count=processes) as batches:
+      runs.append(list(batches))
+  assert len({len(run) for run in runs}) == 1
+  seen = []
+  for step, parts in enumerate(zip(*runs, strict=True)):
+    batch = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    assert batch['mask'].dtype == np.float32 and batch['label'].dtype == np.int32
+    assert batch['image'].shape == (batch_size, SIZE, SIZE, 3)
+    assert batch['position'].tolist() == list(range(batch_size))
+    real = batch['mask'] == 1
+    rows = batch['row'][real]
+    seen += rows.tolist()
+    assert np.array_equal(batch['image'][real], split.images[rows])
+    assert np.array_equal(batch['label'][real], split.labels[rows])
+    assert rows.tolist() == list(range(step * batch_size, step * batch_size + len(rows)))
+    assert (batch['row'][~real] == -1).all() and (batch['mask'][~real] == 0).all()
+    assert not batch['image'][~real].any() and not batch['label'][~real].any()
+  assert sorted(seen) == list(range(45))
+
+
+def test_batches_are_fresh_and_begin_on_a_page(split):
+  with feed.train_batches(split, seed=0, start_step=0, batch_size=16, depth=2) as batches:
+    kept = [next(batches) for _ in range(10)]
+  addresses = {batch['image'].ctypes.data for batch in kept}
+  assert len(addresses) == 10 and all(address % 4096 == 0 for address in addresses)
+  for step, batch in enumerate(kept):
+    assert np.array_equal(batch['image'], split.images[order.rows(0, step, 16, 45)])
+    assert all(value.flags.writeable for value in batch.values())
+
+
+def test_a_short_train_split_reads_only_its_rows(split):
+  with feed.train_batches(split.first(5), seed=0, start_step=0, batch_size=8) as batches:
+    batch = next(batches)
+  assert batch['row'].max() < 5
+  assert np.array_equal(batch['image'], split.images[batch['row']])
+
+
+def test_batches_are_made_ahead_but_not_too_far(split):
+  made = []
+
+  def make(step):
+    made.append(step)
+    return {'step': np.array(step)}
+
+  with feed.Batches(feed.Gather(split), make, range(100), depth=3) as batches:
+    deadline = time.monotonic() + 10
+    while len(made) < 3:
+      assert time.monotonic() < deadline
+    time.sleep(0.05)
+    assert made == [0, 1, 2]
+    assert next(batches)['step'] == 0
+    while len(made) < 4:
+      assert time.monotonic() < deadline
+
+
+def test_closing_is_prompt_and_can_be_repeated(split):
+  batches = feed.train_batches(split, seed=0, start_step=0, batch_size=8)
+  next(batches)
+  began = time.monotonic()
+  batches.close()
+  batches.close()
+  assert time.monotonic() - began < 1
+  with pytest.raises(StopIteration):
+    next(batches)
+
+
+def test_closing_before_the_first_batch(split):
+  feed.eval_batches(split, batch_size=8).close()
+
+
+def test_an_error_of_the_thread_is_raised_by_next(split):
+  def make(step):
+    if step == 2:
+      raise OSError('the disk is gone')
+    return {}
+
+  with feed.Batches(feed.Gather(split), make, range(10), depth=3) as batches:
+    next(batches)
+    next(batches)
+    with pytest.raises(OSError, match='the disk is gone'):
+      next(batches)
+
+
+def test_a_file_cut_off_is_an_error(split):
+  if split.file is None:
+    pytest.skip('needs a file')
+  os.truncate(split.file, 1000)
+  with feed.eval_batches(split, batch_size=45) as batches:
+    with pytest.raises(OSError, match='images.npy ends before byte'):
+      next(batches)
+
+
+def test_batch_size_must_divide(split):
+  with pytest.raises(ValueError, match='batch size 9 is no multiple of 2'):
+    feed.train_batches(split, seed=0, start_step=0, batch_size=9, process_count=2)
+
+
+def test_no_file_stays_open(split):
+  def open_files():
+    return len(os.listdir('/proc/self/fd'))
+
+  before = open_files()
+  for _ in range(5):
+    with feed.eval_batches(split, batch_size=10) as batches:
+      list(batches)
+  assert open_files() == before
+
+
+def test_an_interpreter_ends_with_a_feed_open(tmp_path):
+  import subprocess
+  import sys
+
+  script = """
+import numpy as np
+from alexnet_jax.data import feed
+from alexnet_jax.data.store import Split
+split = Split(np.zeros((4, 6, 6, 3), np.uint8), np.zeros(4, np.int32))
+batches = feed.train_batches(split, seed=0, start_step=0, batch_size=2)
+next(batches)
+"""
+  subprocess.run([sys.executable, '-c', script], check=True, timeout=60)

@@ -1,0 +1,78 @@
+"""Scores of predictions against scikit-learn and hand-made cases."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from alexnet_jax.results import scores
+
+
+@pytest.fixture
+def predictions():
+  random = np.random.default_rng(0)
+  logits = random.normal(size=(500, 12))
+  label = random.integers(0, 12, 500).astype(np.int32)
+  logits[np.arange(500), label] += 1.5
+  exponentials = np.exp(logits)
+  return (exponentials / exponentials.sum(1, keepdims=True)).astype(np.float32), label
+
+
+def test_errors_agree_with_scikit_learn(predictions):
+  probabilities, label = predictions
+  found = scores.errors(probabilities, label)
+  classes = np.arange(12)
+  assert found['top1_error'] == pytest.approx(
+      1 - metrics.top_k_accuracy_score(label, probabilities, k=1, labels=classes))
+  assert found['top5_error'] == pytest.approx(
+      1 - metrics.top_k_accuracy_score(label, probabilities, k=5, labels=classes))
+  normalized = probabilities.astype(np.float64)
+  normalized /= normalized.sum(1, keepdims=True)
+  assert found['loss'] == pytest.approx(metrics.log_loss(label, normalized, labels=classes), rel=1e-5)
+
+
+def test_ties_and_nan_are_wrong():
+  same = np.full((1, 6), 1 / 6, np.float32)
+  assert scores.wrong(same, np.array([2]), 1).all() and scores.wrong(same, np.array([2]), 5).all()
+  assert scores.wrong(np.full((1, 6), np.nan), np.array([2]), 5).all()
+  one_above = np.array([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]])
+  assert not scores.wrong(one_above, np.array([0]), 1).any()
+  assert scores.wrong(one_above, np.array([1]), 1).all()
+  assert not scores.wrong(one_above, np.array([4]), 5).any()
+  assert scores.wrong(one_above, np.array([5]), 5).all()
+
+
+def test_five_classes_have_no_top5_error():
+  assert 'top5_error' not in scores.errors(np.eye(5, dtype=np.float32), np.arange(5))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+  random = np.random.default_rng(1)
+  covered = 0
+  for trial in range(300):
+    low, high = scores.bootstrap_interval(random.random(400) < 0.3, seed=trial, resamples=400)
+    covered += low <= 0.3 <= high
+  assert 0.90 < covered / 300 < 0.985
+
+
+def test_worst_classes_name_what_they_are_taken_for():
+  label = np.array([0, 0, 1, 1, 2, 2])
+  guesses = np.array([0, 0, 2, 2, 2, 0])
+  rows = scores.worst_classes(np.eye(3)[guesses] * 0.9 + 0.03, label, ('cat', 'dog', 'fox'), 2)
+  assert rows == [('dog', 2, 1.0, 'fox'), ('fox', 2, 0.5, 'cat')]
+
+
+def test_mix_is_a_weighted_mean(predictions):
+  probabilities, _ = predictions
+  other = probabilities[:, ::-1]
+  np.testing.assert_allclose(
+      scores.mix([probabilities, other], [3, 1]), 0.75 * probabilities + 0.25 * other, rtol=1e-6)
+
+
+def test_searched_weights_are_never_worse_than_equal_ones(predictions):
+  probabilities, label = predictions
+  noise = np.random.default_rng(2).dirichlet(np.ones(12), 500).astype(np.float32)
+  weights = scores.search_weights([probabilities, noise], label)
+  searched = scores.errors(scores.mix([probabilities, noise], weights), label)['top5_error']
+  equal = scores.errors(scores.mix([probabilities, noise], [1, 1]), label)['top5_error']
+  assert searched <= equal
+  assert weights[0] > weights[1]

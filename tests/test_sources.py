@@ -1,0 +1,350 @@
+"""Sources: every example with its label, the same held-out part always, and clear refusals."""
+
+import importlib.util
+import json
+import pathlib
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
+
+from alexnet_jax.data import folder, generated, images, tfds_prepare, tfds_source
+from alexnet_jax.data.sources import data_directory, open_source
+from alexnet_jax.errors import UserError
+
+
+def refused(match, **changes):
+  with pytest.raises(UserError, match=match) as caught:
+    open_source(data_config(**changes))
+  assert '\n' not in str(caught.value)
+
+
+# Any kind.
+
+
+def test_unknown_source():
+  refused("'web' is unknown: choose one of tfds, folder", source='web')
+
+
+def test_number_of_classes_must_agree():
+  assert len(open_source(data_config(source='digits', num_classes=10)).classes) == 10
+  refused('num_classes=7, but digits has 10', source='digits', num_classes=7)
+
+
+def test_data_directory(monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', '/elsewhere')
+  assert data_directory(data_config(source='tfds')) == pathlib.Path('/elsewhere')
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  default = pathlib.Path('~/tensorflow_datasets').expanduser()
+  assert data_directory(data_config(source='tfds')) == default
+  assert data_directory(data_config(dir='~/x')) == pathlib.Path('~/x').expanduser()
+  refused('needs data.dir', source='folder')
+
+
+# Digits and synthetic images.
+
+
+def test_digits():
+  source = open_source(data_config(source='digits', image_size=32, validation_fraction=0.2))
+  assert (len(source.train), len(source.eval)) == (1438, 359)
+  indices = np.concatenate([source.train.indices, source.eval.indices])
+  assert sorted(indices) == list(range(1797))
+  from sklearn.datasets import load_digits
+
+  raw = load_digits()
+  small = open_source(data_config(source='digits', image_size=8)).train
+  for row in (0, 17, 500):
+    example = small[row]
+    assert example.label == raw.target[small.indices[row]]
+    expected = raw.images[small.indices[row]] * 255 / 16
+    assert np.abs(example.data - expected).max() <= 0.5 and example.data.dtype == np.uint8
+  assert source.train[0].data.shape == (32, 32)
+  assert np.bincount([source.eval[i].label for i in range(359)], minlength=10).min() > 20
+
+
+@pytest.mark.parametrize('fraction', [0.0, 1.0, -1.0])
+def test_bad_fraction(fraction):
+  refused('validation_fraction', source='digits', validation_fraction=fraction)
+
+
+def test_synthetic_is_a_function_of_the_index():
+  config = data_config(source='synthetic', synthetic_examples=50, num_classes=7, image_size=24)
+  first, second = open_source(config), open_source(config)
+  assert (len(first.train), len(first.eval), len(first.classes)) == (50, 7, 7)
+  for split in ('train', 'eval'):
+    one, other = getattr(first, split)[3], getattr(second, split)[3]
+    assert np.array_equal(one.data, other.data) and one.label == other.label == 3
+    assert one.data.shape == (24, 24, 3) and one.data.dtype == np.uint8
+  assert not np.array_equal(first.train[0].data, first.train[7].data)
+  with pytest.raises(IndexError):
+    first.train[50]
+  refused('synthetic_examples=0', source='synthetic', synthetic_examples=0)
+
+
+def test_synthetic_can_be_learnt():
+  source = generated.synthetic(10, 400, 16)
+  seen = [source.train[i] for i in range(400)]
+  means = np.stack([np.mean([e.data.ravel() for e in seen if e.label == k], 0) for k in range(10)])
+  held_out = [source.eval[i] for i in range(len(source.eval))]
+  guesses = [np.square(means - e.data.ravel()).sum(axis=1).argmin() for e in held_out]
+  assert np.mean([g == e.label for g, e in zip(guesses, held_out, strict=True)]) > 0.9
+
+
+# Image folders.
+
+
+def test_folder_with_validation(tmp_path):
+  source = open_source(data_config(dir=write_folder(tmp_path / 'insects', train=5, held_out=2)))
+  assert source.name == 'insects' and source.classes == ('ant', 'bee', 'cat')
+  assert (len(source.train), len(source.eval)) == (15, 6)
+  example = source.eval[3]
+  assert example.label == 1
+  assert example.name == str(tmp_path / 'insects/validation/bee/001.png')
+  assert example.data == pathlib.Path(example.name).read_bytes()
+
+
+@pytest.mark.parametrize('name', ['val', 'test'])
+def test_other_names_of_the_validation_folder(tmp_path, name):
+  write_folder(tmp_path, train=3, held_out=2)
+  (tmp_path / 'validation').rename(tmp_path / name)
+  assert len(open_source(data_config(dir=tmp_path)).eval) == 6
+
+
+def test_folder_without_validation_holds_out_of_every_class(tmp_path):
+  for seed, (name, count) in enumerate({'b': 8, 'a': 20, 'c': 2}.items()):
+    write_images(tmp_path / name, count, seed=seed)
+  source = folder.open_folder(tmp_path, 0.25)
+  assert source.classes == ('a', 'b', 'c')
+  assert np.bincount(source.train.labels).tolist() == [15, 6, 1]
+  assert np.bincount(source.eval.labels).tolist() == [5, 2, 1]
+  assert not set(source.train.files) & set(source.eval.files)
+  shutil.rmtree(tmp_path / 'a')  # the other classes keep their parts
+  assert folder.open_folder(tmp_path, 0.25).eval.files == source.eval.files[5:]
+
+
+def test_extensions_in_any_case(tmp_path):
+  for number, suffix in enumerate(['.JPEG', '.jpg', '.PNG', '.bmp', '.webp']):
+    write_images(tmp_path / 'train' / f'class{number}', 1, suffix=suffix)
+    write_images(tmp_path / 'val' / f'class{number}', 1, suffix=suffix)
+  (tmp_path / 'train/class0/notes.txt').write_text('no image')
+  (tmp_path / 'train/class0/.hidden.jpg').write_text('no image')
+  (tmp_path / 'train/.git').mkdir()
+  source = open_source(data_config(dir=tmp_path))
+  assert len(source.train) == 5
+  assert images.square(source.train[0].data, 8, 'crop').shape == (8, 8, 3)
+
+
+def test_fingerprint_follows_names_and_sizes(tmp_path):
+  write_folder(tmp_path, train=3, held_out=2)
+  before = open_source(data_config(dir=tmp_path)).fingerprint
+  shutil.copytree(tmp_path, tmp_path.with_name('copy'))
+  assert open_source(data_config(dir=tmp_path.with_name('copy'))).fingerprint == before
+  with open(tmp_path / 'train/ant/000.png', 'ab') as file:
+    file.write(b'more')
+  assert open_source(data_config(dir=tmp_path)).fingerprint != before
+
+
+def test_folder_errors(tmp_path):
+  refused('is not a folder', dir=tmp_path / 'absent')
+  refused('no class folders', dir=tmp_path)
+  write_folder(tmp_path / 'a', train=2, held_out=1)
+  (tmp_path / 'a/train/dog').mkdir()
+  refused('a/train/dog has no image', dir=tmp_path / 'a')
+  (tmp_path / 'a/train/dog').rename(tmp_path / 'a/validation/dog')
+  refused('a/validation/dog has no image', dir=tmp_path / 'a')
+  (tmp_path / 'a/validation/dog').rmdir()
+  write_images(tmp_path / 'a/validation/eel', 1)
+  refused("lacks, the first is 'eel'", dir=tmp_path / 'a')
+  (tmp_path / 'a/train').rename(tmp_path / 'a/training')
+  refused('but no train/', dir=tmp_path / 'a')
+  write_images(tmp_path / 'b/one', 1)
+  refused("class 'one' has 1 image", dir=tmp_path / 'b')
+
+
+# TensorFlow Datasets.
+
+
+def needs_tensorflow():
+  # Not importorskip: TensorFlow belongs in child processes, in tests as in the program.
+  if importlib.util.find_spec('tensorflow') is None:
+    pytest.skip('needs TensorFlow to prepare data sets')
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+  """A TFDS directory with the prepared data set `tiny`."""
+  needs_tensorflow()
+  directory = tmp_path_factory.mktemp('tfds')
+  command = [sys.executable, '-c', TFDS_SCRIPT, 'tiny', str(directory)]
+  subprocess.run(command, check=True, capture_output=True)
+  return directory
+
+
+def copy_with(tiny, directory, **changes):
+  """A copy of `tiny` that says something else of itself."""
+  folder = directory / changes.get('name', 'tiny') / changes.get('version', '1.0.0')
+  shutil.copytree(tiny / 'tiny' / '1.0.0', folder)
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  (folder / 'dataset_info.json').write_text(json.dumps(info | changes))
+
+
+def test_tfds(tiny):
+  source = open_source(data_config(source='tfds', name='tiny', dir=tiny))
+  assert source.classes == ('ant', 'bee', 'cat')
+  assert (len(source.train), len(source.eval)) == (30, 9)
+  rng = np.random.default_rng(0)
+  written = {rng.integers(0, 256, (20, 24, 3), dtype=np.uint8).tobytes(): i % 3 for i in range(30)}
+  for split in (source.train, pickle.loads(pickle.dumps(source.train))):
+    read = [split[i] for i in range(30)]
+    assert all(e.name == f'train[{i}]' for i, e in enumerate(read))
+    assert {images._decode(e.data).tobytes(): e.label for e in read} == written
+
+
+def test_tfds_parts_of_splits(tiny):
+  source = open_source(data_config(
+    source='tfds', name='tiny', dir=tiny, train_split='train[:80%]', eval_split='train[80%:]'))
+  assert (len(source.train), len(source.eval)) == (24, 6)
+  refused("has no split 'validation': it has train, test", source='tfds', name='tiny', dir=tiny,
+          eval_split='validation')
+
+
+def test_reading_tfds_never_imports_tensorflow(tiny):
+  script = f"""
+import pathlib, sys
+from alexnet_jax.data.tfds_source import open_tfds
+from alexnet_jax.data import preparation
+source = open_tfds('tiny', pathlib.Path({str(tiny)!r}), 'train', 'test')
+assert len(source.train[0].data) > 100
+heavy = [name for name in ('tensorflow', 'jax', 'torch') if name in sys.modules]
+assert not heavy, heavy
+"""
+  subprocess.run([sys.executable, '-c', script], check=True)
+
+
+def test_tfrecord_says_how_to_convert(tiny, tmp_path):
+  copy_with(tiny, tmp_path, fileFormat='tfrecord')
+  refused('tfrecord format.*tfds convert_format', source='tfds', name='tiny', dir=tmp_path)
+
+
+def test_incomplete_data_set_is_refused(tiny, tmp_path):
+  copy_with(tiny, tmp_path, name='cifar10', version='3.0.2')
+  refused('30 train examples instead of 50,000', source='tfds', name='cifar10', dir=tmp_path)
+
+
+def test_unknown_tfds_name(tmp_path):
+  refused('neither a TFDS data set nor one in', source='tfds', name='cifra10', dir=tmp_path)
+  refused('cannot be loaded at version 9.9.9', source='tfds', name='cifar10:9.9.9', dir=tmp_path)
+
+
+def test_absent_data_set(tmp_path):
+  refused('is not at .*cifar10/3.0.2: run python -m alexnet_jax.prepare', source='tfds',
+          name='cifar10', dir=tmp_path)
+  (tmp_path / 'cifar10/incomplete.ABC_3.0.2').mkdir(parents=True)
+  refused('only incomplete.ABC_3.0.2 of an interrupted', source='tfds', name='cifar10',
+          dir=tmp_path)
+
+
+def prepare_refused(match, name, directory):
+  with pytest.raises(UserError, match=match) as caught:
+    tfds_prepare.ensure_prepared(name, directory, print)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_imagenet_archives_missing_or_cut_short(tmp_path):
+  manual = tmp_path / 'downloads/manual'
+  message = prepare_refused('ILSVRC2012_img_train.tar', 'imagenet2012', tmp_path)
+  for text in (str(tmp_path / 'imagenet2012/5.1.0'), str(manual / 'ILSVRC2012_img_val.tar'),
+               "pip install 'alexnet_jax[prepare]'", 'data.source=folder', 'data.source=synthetic'):
+    assert text in message
+  manual.mkdir(parents=True)
+  (manual / 'ILSVRC2012_img_train.tar').write_bytes(b'short')
+  message = prepare_refused('Put ILSVRC2012_img_val.tar in', 'imagenet2012', tmp_path)
+  (manual / 'ILSVRC2012_img_val.tar').write_bytes(b'short')
+  prepare_refused('train.tar has 5 bytes instead of 147,', 'imagenet2012', tmp_path)
+
+
+def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  prepare_refused(r'needs tensorflow and importlib_resources.*alexnet_jax\[prepare\]', 'cifar10',
+                  tmp_path)
+
+
+def test_no_network_ends_at_once(tmp_path, monkeypatch):
+  needs_tensorflow()
+  tried = []
+
+  def connect(address, timeout):
+    tried.append((address, timeout))
+    raise OSError('unreachable')
+
+  monkeypatch.setattr(socket, 'create_connection', connect)
+  for variable in ('https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY'):
+    monkeypatch.delenv(variable, raising=False)
+  prepare_refused('toronto.edu cannot be reached', 'cifar10', tmp_path)
+  assert tried == [(('www.cs.toronto.edu', 443), 3.0)]
+  monkeypatch.setenv('https_proxy', 'http://proxy.example:3128')
+  prepare_refused('proxy.example cannot be reached', 'cifar10', tmp_path)
+
+
+def test_a_failed_preparation_is_one_line(tmp_path, monkeypatch):
+  needs_tensorflow()
+  monkeypatch.setattr(tfds_prepare, '_probe', lambda builder: None)
+  (tmp_path / 'cifar10/incomplete.ABC_3.0.2').mkdir(parents=True)
+  (tmp_path / 'downloads').write_text('a file where a folder must be')
+  lines = []
+  with pytest.raises(UserError, match='could not prepare cifar10 in .*: [A-Za-z]+Error: '):
+    tfds_prepare.ensure_prepared('cifar10', tmp_path, lines.append)
+  assert 'incomplete.ABC_3.0.2' in lines[0] and 'preparing the TFDS data set' in lines[1]
+
+
+def test_imagenet_is_prepared_from_archives(tmp_path, monkeypatch):
+  """TFDS's own builder, in the child process, on archives of three images."""
+  needs_tensorflow()
+  import io
+  import tarfile
+
+  def add(tar, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+  jpeg = io.BytesIO()
+  Image.new('RGB', (40, 30), (200, 100, 50)).save(jpeg, 'JPEG')
+  manual = tmp_path / 'downloads/manual'
+  manual.mkdir(parents=True)
+  inner = io.BytesIO()
+  with tarfile.open(fileobj=inner, mode='w') as tar:
+    add(tar, 'n01440764_1.JPEG', jpeg.getvalue())
+    add(tar, 'n01440764_2.JPEG', jpeg.getvalue())
+  with tarfile.open(manual / 'ILSVRC2012_img_train.tar', 'w') as tar:
+    add(tar, 'n01440764.tar', inner.getvalue())
+  with tarfile.open(manual / 'ILSVRC2012_img_val.tar', 'w') as tar:
+    add(tar, 'ILSVRC2012_val_00000001.JPEG', jpeg.getvalue())
+  monkeypatch.setattr(tfds_prepare, '_check_archives', lambda builder, manual: None)
+  tfds_prepare.ensure_prepared('imagenet2012', tmp_path, print)
+  config = data_config(source='tfds', name='imagenet2012', dir=tmp_path, eval_split='validation')
+  with pytest.raises(UserError, match='2 train examples instead of 1,281,167'):
+    open_source(config)
+  monkeypatch.setattr(tfds_source, 'EXPECTED_COUNTS', {})
+  source = open_source(config)
+  assert (len(source.train), len(source.eval), len(source.classes)) == (2, 1, 1000)
+  assert source.train[0].label == 0 and 'n01440764' in source.train[0].name
+  assert np.abs(images.square(source.eval[0].data, 16, 'crop') - [200.0, 100, 50]).max() < 6
+  tfds_prepare.ensure_prepared('imagenet2012', tmp_path, pytest.fail)  # nothing left to do
+
+
+def test_data_sets_of_something_else_are_refused(tiny, monkeypatch):
+  builder = tfds_source.find_builder('tiny', tiny)
+  info = types.SimpleNamespace(
+    file_format=builder.info.file_format, alternative_file_formats=[], features={'text': 0})
+  fake = types.SimpleNamespace(name='tiny', info=info, data_path=builder.data_path)
+  monkeypatch.setattr(tfds_source.tfds, 'builder_from_directory', lambda path: fake)
+  refused('not one of labelled images', source='tfds', name='tiny', dir=tiny)

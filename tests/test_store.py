@@ -1,0 +1,547 @@
+"""The store: right pixels, exact statistics, the same bytes whatever happened, nothing silent."""
+
+import fcntl
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import rich.console
+from PIL import Image
+from tiny_data import data_config, write_folder
+
+from alexnet_jax.data import atomic, images, merge, order, store
+from alexnet_jax.data.folder import open_folder
+from alexnet_jax.data.preparation import prepare_store, store_path
+from alexnet_jax.data.progress import Console, Silent
+from alexnet_jax.data.sources import Example, Source, open_source
+from alexnet_jax.data.store import in_memory_store, open_store, verify_store
+from alexnet_jax.data.writer import write_store
+from alexnet_jax.errors import UserError
+
+SIZE = 16
+
+
+@pytest.fixture(scope='module')
+def insects(tmp_path_factory):
+  """An image folder: 60 + 21 images of 3 classes."""
+  return write_folder(tmp_path_factory.mktemp('data') / 'insects')
+
+
+@pytest.fixture
+def source(insects):
+  return open_folder(insects, 0.25)
+
+
+def write(source, path, **options):
+  """A store with parts of 8 rows, written in this process unless told otherwise."""
+  options = {'image_size': SIZE, 'resize': 'crop', 'workers': 1, 'rows_per_part': 8} | options
+  return write_store(source, path, **options)
+
+
+def contents(path):
+  """Relative file name -> bytes."""
+  return {str(file.relative_to(path)): file.read_bytes()
+          for file in sorted(path.rglob('*')) if file.is_file()}
+
+
+@pytest.fixture
+def reference(source, tmp_path):
+  """The bytes of an undisturbed store."""
+  write(source, tmp_path / 'reference')
+  return contents(tmp_path / 'reference')
+
+
+# What is in it.
+
+
+@pytest.mark.parametrize('resize', ['crop', 'warp'])
+def test_rows_are_the_images(source, tmp_path, resize):
+  written = write(source, tmp_path / 'store', resize=resize)
+  assert written.classes == ('ant', 'bee', 'cat')
+  for name, split, count in (('train', written.train, 60), ('eval', written.eval, 21)):
+    assert len(split) == count and split.images.shape == (count, SIZE, SIZE, 3)
+    assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
+    indices = np.load(tmp_path / 'store' / name / 'source_index.npy')
+    assert sorted(indices) == list(range(count))
+    for row in range(count):
+      example = getattr(source, name)[int(indices[row])]
+      assert split.labels[row] == example.label
+      assert np.array_equal(split.images[row], images.square(example.data, SIZE, resize))
+    raw = split.file.read_bytes()[split.offset :]
+    assert raw == np.asarray(split.images).tobytes()
+  assert np.array_equal(
+    np.load(tmp_path / 'store/train/source_index.npy'), order.permutation(store.ORDER_SEED, 0, 60))
+  assert np.load(tmp_path / 'store/eval/source_index.npy').tolist() == list(range(21))
+
+
+def test_statistics_agree_with_float64(source, tmp_path):
+  written = write(source, tmp_path / 'store')
+  pixels = np.asarray(written.train.images, np.float64)
+  assert written.mean_image.dtype == np.float32 and written.mean_image.shape == (SIZE, SIZE, 3)
+  np.testing.assert_allclose(written.mean_image, pixels.mean(axis=0), rtol=1e-6)
+  covariance = np.cov(pixels.reshape(-1, 3).T, bias=True)
+  vectors, stdevs = written.colour_eigenvectors, written.colour_stdevs
+  assert (np.diff(stdevs) > 0).all()
+  np.testing.assert_allclose(vectors @ np.diag(stdevs**2) @ vectors.T, covariance, rtol=1e-9)
+  np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
+  assert (vectors[np.abs(vectors).argmax(axis=0), range(3)] > 0).all()
+
+
+def test_in_memory_store_is_the_same(source, tmp_path):
+  written = write(source, tmp_path / 'store')
+  memory = in_memory_store(source, image_size=SIZE, resize='crop')
+  for name in ('train', 'eval'):
+    one, other = getattr(written, name), getattr(memory, name)
+    assert np.array_equal(one.images, other.images) and np.array_equal(one.labels, other.labels)
+    assert other.file is None
+  assert np.array_equal(written.mean_image, memory.mean_image)
+  assert np.array_equal(written.colour_stdevs, memory.colour_stdevs)
+  assert np.array_equal(written.colour_eigenvectors, memory.colour_eigenvectors)
+
+
+def test_colour_components_of_gray_images_are_finite():
+  memory = in_memory_store(
+    open_source(data_config(source='digits')), image_size=SIZE, resize='crop')
+  assert np.isfinite(memory.colour_eigenvectors).all()
+  np.testing.assert_allclose(memory.colour_stdevs[:2], 0, atol=1e-4)
+
+
+def test_the_first_rows_are_a_random_subset(source, tmp_path):
+  first = write(source, tmp_path / 'store').train.first(30)
+  assert len(first) == 30 and first.images.shape[0] == 30
+  assert np.bincount(first.labels, minlength=3).min() >= 5
+
+
+# The same bytes, whatever happens.
+
+
+@pytest.mark.parametrize('workers', [2, 3])
+def test_any_number_of_workers(source, tmp_path, reference, workers):
+  write(source, tmp_path / 'store', workers=workers)
+  assert contents(tmp_path / 'store') == reference
+  assert not (tmp_path / 'store.tmp').exists()
+
+
+class Stop(Silent):
+  """Raises KeyboardInterrupt after so many rows."""
+
+  def __init__(self, rows):
+    self.rows = rows
+
+  def count(self, title, total, done=0):
+    self.done = done
+
+    class Context:
+      def __enter__(context):
+        return self.advance
+
+      def __exit__(context, *error):
+        pass
+
+    return Context()
+
+  def advance(self, n):
+    self.rows -= n
+    if self.rows < 0:
+      raise KeyboardInterrupt
+
+
+def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, reference):
+  with pytest.raises(KeyboardInterrupt):
+    write(source, tmp_path / 'store', progress=Stop(30))
+  records = sorted((tmp_path / 'store.tmp/parts').glob('*.npz'))
+  assert len(records) == 3
+  before = {record: record.stat().st_mtime_ns for record in records}
+  progress = Stop(20)
+  with pytest.raises(KeyboardInterrupt):
+    write(source, tmp_path / 'store', progress=progress)
+  assert progress.done == 24
+  assert {record: record.stat().st_mtime_ns for record in records} == before
+  write(source, tmp_path / 'store')
+  assert contents(tmp_path / 'store') == reference
+
+
+def test_kill_9(insects, source, tmp_path, reference):
+  script = textwrap.dedent(f"""
+    import pathlib, time
+    from alexnet_jax.data import folder, writer
+
+    class Slow:
+      def __init__(self, split):
+        self.split = split
+      def __len__(self):
+        return len(self.split)
+      def __getitem__(self, index):
+        time.sleep(0.05)
+        return self.split[index]
+
+    if __name__ == '__main__':
+      import dataclasses
+      source = folder.open_folder(pathlib.Path({str(insects)!r}), 0.25)
+      source = dataclasses.replace(source, train=Slow(source.train), eval=Slow(source.eval))
+      writer.write_store(source, {str(tmp_path / 'store')!r}, image_size={SIZE}, resize='crop',
+                         workers=2, rows_per_part=8)
+    """)
+  (tmp_path / 'slow.py').write_text(script)
+  environment = os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])}
+  child = subprocess.Popen(
+    [sys.executable, tmp_path / 'slow.py'], env=environment, stderr=subprocess.DEVNULL)
+  parts = tmp_path / 'store.tmp/parts'
+  deadline = time.monotonic() + 60
+  while len(list(parts.glob('*.npz'))) < 3:
+    assert time.monotonic() < deadline and child.poll() is None
+    time.sleep(0.01)
+  workers = pathlib.Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split()
+  assert len(workers) >= 2
+  child.send_signal(signal.SIGKILL)
+  child.wait()
+  while any(pathlib.Path(f'/proc/{worker}').exists() for worker in workers):
+    assert time.monotonic() < deadline, 'workers outlive their parent'
+    time.sleep(0.01)
+  assert 3 <= len(list(parts.glob('*.npz'))) < 11
+  write(source, tmp_path / 'store')
+  assert contents(tmp_path / 'store') == reference
+
+
+@pytest.mark.parametrize('step', ['set_rows', 'rename'])
+def test_interrupted_publishing(source, tmp_path, reference, monkeypatch, step):
+  real = merge.publish
+
+  def fail(*arguments, **options):
+    raise KeyboardInterrupt
+
+  def publish(job, path):
+    with monkeypatch.context() as patch:
+      if step == 'set_rows':
+        patch.setattr(type(job), 'set_rows', fail)
+      else:
+        patch.setattr(shutil, 'rmtree', fail)
+      real(job, path)
+
+  monkeypatch.setattr(merge, 'publish', publish)
+  with pytest.raises(KeyboardInterrupt):
+    write(source, tmp_path / 'store')
+  monkeypatch.setattr(merge, 'publish', real)
+  write(source, tmp_path / 'store')
+  assert contents(tmp_path / 'store') == reference
+
+
+def test_left_overs_of_another_job_are_dropped(source, tmp_path, reference):
+  with pytest.raises(KeyboardInterrupt):
+    write(source, tmp_path / 'store', image_size=24, progress=Stop(30))
+  write(source, tmp_path / 'store')
+  assert contents(tmp_path / 'store') == reference
+
+
+def test_a_second_writer_waits(source, tmp_path):
+  said = threading.Event()
+
+  class Progress(Silent):
+    def say(self, line):
+      assert 'waiting' in line
+      said.set()
+
+  with open(tmp_path / '.store.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    thread = threading.Thread(
+      target=write, args=(source, tmp_path / 'store'), kwargs={'progress': Progress()})
+    thread.start()
+    assert said.wait(20) and not (tmp_path / 'store.tmp').exists()
+  thread.join(20)
+  assert len(open_store(tmp_path / 'store').train) == 60
+
+
+# What can be wrong with the images.
+
+
+@pytest.fixture
+def broken(tmp_path):
+  """An image folder with unreadable files: truncated, empty, and no image."""
+  root = write_folder(tmp_path / 'broken')
+  for file in ('train/ant/003.png', 'train/cat/019.png', 'validation/bee/000.png'):
+    data = (root / file).read_bytes()
+    (root / file).write_bytes(data[: len(data) // 2])
+  (root / 'train/bee/007.png').write_bytes(b'')
+  (root / 'train/bee/008.png').write_text('no image')
+  return root
+
+
+BROKEN = {'train': 4, 'eval': 1}
+
+
+def test_all_unreadable_images_are_listed(broken, tmp_path):
+  with pytest.raises(UserError, match=r'5 unreadable image\(s\)') as caught:
+    write(open_folder(broken, 0.25), tmp_path / 'store')
+  listing = (tmp_path / 'store.unreadable.txt').read_text()
+  for name in ('ant/003.png', 'cat/019.png', 'n/bee/000.png', 'n/bee/007.png', 'n/bee/008.png'):
+    assert str(broken) in listing and name in listing and name in str(caught.value)
+  assert not (tmp_path / 'store').exists()
+
+
+def test_repaired_images_are_read_again(broken, insects, source, tmp_path, reference):
+  with pytest.raises(UserError, match='unreadable'):
+    write(open_folder(broken, 0.25), tmp_path / 'store')
+  done = len(list((tmp_path / 'store.tmp/parts').glob('*.npz')))
+  assert 11 - 5 <= done < 11
+  shutil.rmtree(broken)
+  shutil.copytree(insects, broken)
+  write(open_folder(broken, 0.25), tmp_path / 'store')
+  images_only = {name: data for name, data in reference.items() if name != 'meta.json'}
+  assert images_only.items() <= contents(tmp_path / 'store').items()
+
+
+def check_skipped(path, source):
+  """Every readable image is there once, with its label."""
+  skipped = open_store(path)
+  for name, split in (('train', skipped.train), ('eval', skipped.eval)):
+    full = getattr(source, name)
+    indices = np.load(path / name / 'source_index.npy')
+    assert len(split) == len(full) - BROKEN[name] == len(set(indices))
+    assert len(skipped.meta['unreadable'][name]) == BROKEN[name]
+    for row, index in enumerate(indices):
+      assert split.labels[row] == full[int(index)].label
+      assert np.array_equal(split.images[row], images.square(full[int(index)].data, SIZE, 'crop'))
+  mean = np.asarray(skipped.train.images, np.float64).mean(axis=0)
+  np.testing.assert_allclose(skipped.mean_image, mean, rtol=1e-6)
+  verify_store(path)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize('rows_per_part', [8, 7, 100])
+def test_unreadable_images_are_left_out(broken, tmp_path, workers, rows_per_part):
+  source = open_folder(broken, 0.25)
+  write(source, tmp_path / 'store', unreadable='skip', workers=workers, rows_per_part=rows_per_part)
+  check_skipped(tmp_path / 'store', source)
+
+
+def test_unreadable_images_at_the_end(tmp_path):
+  root = write_folder(tmp_path / 'data')
+  source = open_folder(root, 0.25)
+  for row in (59, 58, 57, 50, 1):
+    index = int(order.permutation(store.ORDER_SEED, 0, 60)[row])
+    pathlib.Path(source.train[index].name).write_bytes(b'')
+  source = open_folder(root, 0.25)
+  written = write(source, tmp_path / 'store', unreadable='skip', rows_per_part=10)
+  assert len(written.train) == 55
+  whole = order.permutation(store.ORDER_SEED, 0, 60)
+  expected = whole[:55].copy()
+  expected[[1, 50]] = whole[[55, 56]]
+  assert np.load(tmp_path / 'store/train/source_index.npy').tolist() == expected.tolist()
+  verify_store(tmp_path / 'store')
+
+
+def test_interrupted_leaving_out(broken, tmp_path, monkeypatch):
+  source = open_folder(broken, 0.25)
+  real = atomic.write_json
+
+  def fail(path, value):
+    if path.name == 'meta.json':
+      raise KeyboardInterrupt  # holes are filled by now
+    real(path, value)
+
+  monkeypatch.setattr(atomic, 'write_json', fail)
+  with pytest.raises(KeyboardInterrupt):
+    write(source, tmp_path / 'store', unreadable='skip')
+  monkeypatch.setattr(atomic, 'write_json', real)
+  write(source, tmp_path / 'store', unreadable='skip')
+  check_skipped(tmp_path / 'store', source)
+
+
+def test_a_split_without_readable_images_is_refused(broken, tmp_path):
+  for file in broken.glob('validation/*/*'):
+    file.write_bytes(b'')
+  with pytest.raises(UserError, match='no readable image to make its eval split'):
+    write(open_folder(broken, 0.25), tmp_path / 'store', unreadable='skip')
+
+
+class Numbers:
+  """Gray images of one value; label and failure as told."""
+
+  def __init__(self, label=0, fatal=False):
+    self.label = label
+    self.fatal = fatal
+
+  def __len__(self):
+    return 20
+
+  def __getitem__(self, index):
+    if self.fatal and index == 5:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return Example(np.full((8, 8), index, np.uint8), self.label, f'number {index}')
+
+
+@pytest.mark.parametrize('label', [-1, 3])
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_label_that_is_no_class(tmp_path, label, workers):
+  source = Source('numbers', ('a', 'b', 'c'), Numbers(label), Numbers(), 'x')
+  with pytest.raises(UserError, match=rf'number \d+ has label {label}, allowed are 0..2'):
+    write(source, tmp_path / 'store', workers=workers)
+  with pytest.raises(UserError, match='allowed are 0..2'):
+    in_memory_store(source, image_size=8, resize='crop')
+
+
+def test_a_worker_that_dies(tmp_path):
+  source = Source('numbers', ('a',), Numbers(fatal=True), Numbers(), 'x')
+  with pytest.raises(UserError, match=r'a preparing process died \(exit code -9'):
+    write(source, tmp_path / 'store', workers=2)
+
+
+# What can be wrong with the disk and with the store.
+
+
+def test_disk_room_is_checked_before_anything_is_written(source, tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=10_000))
+  with pytest.raises(UserError, match='has 10,000 bytes free, the store needs 96,000 more'):
+    write(source, tmp_path / 'store')
+  assert not (tmp_path / 'store.tmp').exists()
+
+
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
+  def fail(descriptor):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', fail)
+  with pytest.raises(UserError, match='No space left on device; run again to go on from here'):
+    write(source, tmp_path / 'store')
+
+
+def test_unknown_options(source, tmp_path):
+  with pytest.raises(UserError, match="data.resize='squash' is unknown: choose one of crop, warp"):
+    write(source, tmp_path / 'store', resize='squash')
+  with pytest.raises(UserError, match="data.unreadable='ignore'"):
+    write(source, tmp_path / 'store', unreadable='ignore')
+
+
+def test_a_store_of_something_else_is_refused(source, tmp_path):
+  write(source, tmp_path / 'store')
+  with pytest.raises(UserError, match='has image_size 16, this configuration wants 20'):
+    write(source, tmp_path / 'store', image_size=20)
+
+
+def test_verify_names_what_has_changed(source, tmp_path):
+  written = write(source, tmp_path / 'store')
+  verify_store(tmp_path / 'store')
+  for row in (9, 59):
+    with open(written.train.file, 'r+b') as file:
+      file.seek(written.train.offset + row * SIZE * SIZE * 3 + 100)
+      byte = file.read(1)
+      file.seek(-1, os.SEEK_CUR)
+      file.write(bytes([byte[0] ^ 4]))
+  with pytest.raises(UserError) as caught:
+    verify_store(tmp_path / 'store')
+  assert 'train/images.npy rows 8..15, train/images.npy rows 56..59;' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda path: (path / 'meta.json').write_text('{'),
+    lambda path: (path / 'meta.json').write_text('{"format_version": 1}'),
+    lambda path: (path / 'mean.npy').write_bytes(b'x'),
+    lambda path: (path / 'eval/labels.npy').unlink(),
+    lambda path: os.truncate(path / 'train/images.npy', 1000),
+    lambda path: np.save(path / 'train/images.npy', np.zeros((60, 8, 8, 3), np.uint8)),
+    lambda path: np.save(path / 'train/images.npy', np.array([None]), allow_pickle=True),
+  ],
+)
+def test_damage_is_seen_when_opening(source, tmp_path, damage):
+  write(source, tmp_path / 'store')
+  damage(tmp_path / 'store')
+  with pytest.raises(UserError, match='is damaged .*: delete it and prepare again') as caught:
+    open_store(tmp_path / 'store')
+  assert '\n' not in str(caught.value)
+
+
+def test_no_store_and_another_version(source, tmp_path):
+  with pytest.raises(UserError, match='is not a prepared store'):
+    open_store(tmp_path / 'absent')
+  write(source, tmp_path / 'store')
+  meta = json.loads((tmp_path / 'store/meta.json').read_text())
+  (tmp_path / 'store/meta.json').write_text(json.dumps(meta | {'format_version': 9}))
+  with pytest.raises(UserError, match='has store format 9, this program reads 1'):
+    open_store(tmp_path / 'store')
+
+
+# From a configuration.
+
+
+def test_preparation_of_a_folder(insects, tmp_path):
+  config = data_config(dir=insects, store=tmp_path / 'store')
+  first = prepare_store(config, workers=1, progress=Silent())
+  before = (tmp_path / 'store/meta.json').stat().st_mtime_ns
+  again = prepare_store(config, progress=Silent())
+  assert (tmp_path / 'store/meta.json').stat().st_mtime_ns == before
+  assert np.array_equal(first.train.images, again.train.images)
+  few = prepare_store(data_config(dir=insects, store=tmp_path / 'store', train_examples=12))
+  assert len(few.train) == 12 and len(few.eval) == 21
+  assert np.array_equal(few.train.images, first.train.images[:12])
+  for changes, match in (
+    ({'resize': 'warp'}, 'has resize crop, this configuration wants warp'),
+    ({'image_size': 8}, 'has image_size 16'),
+    ({'num_classes': 5}, 'num_classes=5'),
+    ({'train_examples': 61}, 'train_examples=61 must lie between 0'),
+    ({'dir': tmp_path / 'gone', 'image_size': 8}, 'has image_size 16'),
+  ):
+    with pytest.raises(UserError, match=match):
+      prepare_store(data_config(**({'dir': insects, 'store': tmp_path / 'store'} | changes)))
+
+
+def test_the_data_set_may_be_gone_but_not_another(tmp_path):
+  root = write_folder(tmp_path / 'data', train=4, held_out=2)
+  config = data_config(dir=root)
+  prepare_store(config, workers=1, progress=Silent())
+  assert store_path(config) == tmp_path / 'data-stores/data-16-crop'
+  (root / 'train/ant/000.png').unlink()
+  with pytest.raises(UserError, match='has fingerprint folder, 12'):
+    prepare_store(config)
+  shutil.rmtree(root)
+  assert len(prepare_store(config).train) == 12
+
+
+@pytest.mark.parametrize('kind', ['digits', 'synthetic'])
+def test_preparation_in_memory(kind):
+  prepared = prepare_store(data_config(source=kind, train_examples=50))
+  assert prepared.path is None and len(prepared.train) == 50
+
+
+def test_store_path():
+  config = data_config(source='tfds', name='cats_vs_dogs:4.0.1', dir='/data/tfds', image_size=256)
+  assert store_path(config) == pathlib.Path('/data/tfds-stores/cats_vs_dogs-4.0.1-256-crop')
+  assert store_path(data_config(store='~/x')) == pathlib.Path('~/x').expanduser()
+
+
+# What the user sees.
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_progress(broken, tmp_path, terminal):
+  screen = io.StringIO()
+  console = Console(rich.console.Console(file=screen, force_terminal=terminal, width=120))
+  config = data_config(dir=broken, store=tmp_path / 'store', unreadable='skip')
+  prepare_store(config, workers=1, progress=console)
+  text = screen.getvalue()
+  assert 'preparing broken 16x16' in text and '5 unreadable images were left out' in text
+  assert ('81/81' in text) if terminal else ('81 of 81, ' in text and '\x1b' not in text)
+
+
+def test_jpegs_from_a_worker(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+  for split in ('train', 'val'):
+    for name in 'ab':
+      (tmp_path / 'data' / split / name).mkdir(parents=True)
+      Image.fromarray(pixels).save(tmp_path / 'data' / split / name / '1.JPEG')
+  source = open_folder(tmp_path / 'data', 0.2)
+  one = write(source, tmp_path / 'one', rows_per_part=1)
+  two = write(source, tmp_path / 'two', rows_per_part=1, workers=2)
+  assert np.array_equal(one.train.images, two.train.images)
