@@ -18,6 +18,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import ml_collections
 from absl import flags
 
 from alexnet_jax import command
@@ -32,7 +33,7 @@ _DEFAULT_STEPS = (('configs/cifar10.py:18pct', 128), ('configs/imagenet.py', 32)
 
 _WHAT = flags.DEFINE_list('what', list(_TARGETS), 'What to measure.')
 _BATCH_SIZES = flags.DEFINE_list(
-    'batch_sizes', None, "Images of a training step, such as 32,128; if not given the config's own.")
+    'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own.")
 _PEERS = flags.DEFINE_list(
     'peers', None, f'Whom to compare with: {", ".join([*step.PEERS, *feed.PEERS])}; all if not'
     ' given, none if empty.')
@@ -66,7 +67,7 @@ def main() -> None:
                       f' {next(iter(comparison.absent.values()))}')
 
 
-def _step_configs() -> list[tuple[str, configs.ml_collections.ConfigDict]]:
+def _step_configs() -> list[tuple[str, ml_collections.ConfigDict]]:
   """Names and configs to take a training step of, one for each batch size."""
   if flags.FLAGS.config is None:
     chosen = [_default_step(*default) for default in _DEFAULT_STEPS]

@@ -9,22 +9,22 @@ the logits; then training on one batch alone, which a net and a recipe that can 
 by heart.  Takes the config's own images; photo-like noise where its TFDS data is not prepared.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import math
-from pathlib import Path
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
 import numpy as np
+from absl import flags
 
 from alexnet_jax import command
 from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # they import jax, which help and typos do not need
   from alexnet_jax.data.store import Store
-  from alexnet_jax.train.diagnosis import Activations, Step
+  from alexnet_jax.train.diagnosis import Activations
 
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images to look at.', lower_bound=2)
 _OVERFIT_STEPS = flags.DEFINE_integer(
@@ -34,8 +34,8 @@ _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 # Mean colour of the training images of ILSVRC-2012 (cuda-convnet2 make-data/input_meta).
 _MEAN_COLOUR_2012 = (127.305, 119.715, 104.913)
-# Logit signal of #145 on ImageNet photos.  The paper's literal initialization leaves 0.011 and those
-# of Caffe's two nets 0.005 and 0.008, all three known to stay flat for long.
+# Logit signal of #145 on ImageNet photos; the paper's literal initialization leaves 0.011, those
+# of Caffe's two nets 0.005 and 0.008.
 _SIGNAL_2012 = 0.164
 _WEAK_SIGNAL, _STRONG_SIGNAL = 0.04, 2.0
 

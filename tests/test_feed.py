@@ -1,6 +1,9 @@
 """The feed: the rows that the order asks for, each evaluation row once, and no hanging threads."""
 
+import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -173,17 +176,15 @@ def test_no_file_stays_open(split):
   def open_files():
     return len(os.listdir('/proc/self/fd'))
 
+  gc.collect()  # of what other tests left
   before = open_files()
   for _ in range(5):
     with feed.eval_batches(split, batch_size=10) as batches:
       list(batches)
-  assert open_files() == before
+  assert open_files() <= before
 
 
-def test_an_interpreter_ends_with_a_feed_open(tmp_path):
-  import subprocess
-  import sys
-
+def test_an_interpreter_ends_with_a_feed_open():
   script = """
 import numpy as np
 from alexnet_jax.data import feed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import sys
 from typing import Any
 
 from alexnet_jax.benchmarks.sides import Sample
@@ -30,7 +31,7 @@ class Comparison:
     target, title: which benchmark, and of what.
     batch_size: images of a batch.
     measure: the property of `Sample` that ratios are taken of.
-    goal: one line, or ''.
+    notes: lines that belong under the table.
     samples: turns of each side; the n-th turns of all sides belong together.
     sides: facts about each side: title, settings, versions, seconds of its first batch.
     absent: peers that were asked for and could not take part, and why.
@@ -42,7 +43,7 @@ class Comparison:
   title: str
   batch_size: int
   measure: str
-  goal: str
+  notes: tuple[str, ...]
   samples: dict[str, list[Sample]]
   sides: dict[str, dict]
   absent: dict[str, str]
@@ -62,8 +63,9 @@ class Comparison:
     sides = {}
     for name, facts in self.sides.items():
       sides[name] = facts | {
-          measure: spread(self.rates(name, measure)) for measure in ('per_second', 'per_core_second')}
-      sides[name]['samples'] = [sample._asdict() for sample in self.samples[name]]
+          'per_second': spread(self.rates(name, 'per_second')),
+          'per_core_second': spread(self.rates(name, 'per_core_second')),
+          'samples': [sample._asdict() for sample in self.samples[name]]}
       if name != OURS:
         sides[name]['ratio'] = spread(self.ratios(name))
     kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -78,17 +80,24 @@ def take_turns(
   Returns:
     The turns of each side, and each side's facts.
   """
-  sides = {
-      name: {
-          'title': worker.contender.title, 'settings': worker.contender.settings,
-          'versions': worker.call('versions'),
-          'first_batch_seconds': worker.call('prepare', options.turn_seconds)}
-      for name, worker in workers.items()}
+  sides = {}
+  for name, worker in workers.items():
+    seconds = worker.call('prepare', options.turn_seconds)
+    sides[name] = {
+        'title': worker.contender.title, 'settings': worker.contender.settings,
+        'versions': worker.call('versions'), 'first_batch_seconds': seconds}
+    say(f'{worker.contender.title}: first batch after {seconds:.1f} s')
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
+    say(f'round {number + 1} of {options.rounds}')
     for name in list(workers)[::-1 if number % 2 else 1]:
       samples[name].append(workers[name].call('measure'))
   return samples, sides
+
+
+def say(line: str) -> None:
+  """Tells what is going on, apart from the results."""
+  print(line, file=sys.stderr, flush=True)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -114,10 +123,9 @@ def table(comparison: Comparison) -> str:
   aligned = ['  '.join(
       cell.rjust(width) if place else cell.ljust(width)
       for place, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines]
-  notes = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
-  goal = [f'goal: {comparison.goal}'] if comparison.goal else []
+  absent = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
   return '\n'.join(line.rstrip() for line in [
-      f'{comparison.target}: {comparison.title}', *aligned, *goal, *notes])
+      f'{comparison.target}: {comparison.title}', *aligned, *comparison.notes, *absent])
 
 
 def _cells(values: dict[str, float], form: str) -> tuple[str, str]:

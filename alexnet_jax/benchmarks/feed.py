@@ -53,7 +53,7 @@ def compare(images: int, options: Options) -> Comparison:
       title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
             ' the page cache',
       batch_size=BATCH_SIZE, measure='per_core_second',
-      goal=f'{GOAL:,} images/core-s', samples=samples, sides=sides, absent=absent,
+      notes=(f'goal: {GOAL:,} images/core-s',), samples=samples, sides=sides, absent=absent,
       environment=environment, details={'images': images, 'goal_per_core_second': GOAL})
 
 
@@ -132,19 +132,19 @@ class DataLoaderFeed(Side):
   """
 
   def __init__(self, file: Path):
+    import torch
+    import torch.utils.data
+
+    self._torch = torch
     self._rows = _Rows(file)
     self._random = np.random.default_rng(0)
 
   def versions(self) -> dict:
-    import torch
-
-    return {'torch': torch.__version__}
+    return {'torch': self._torch.__version__}
 
   def run(self, batches: int) -> int:
-    from torch.utils.data import DataLoader
-
     rows = self._random.integers(0, len(self._rows), batches * BATCH_SIZE).tolist()
-    loader = DataLoader(
+    loader = self._torch.utils.data.DataLoader(
         self._rows, BATCH_SIZE, sampler=rows, num_workers=len(os.sched_getaffinity(0)))
     return sum(len(batch) for batch in loader)
 

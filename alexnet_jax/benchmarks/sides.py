@@ -45,24 +45,24 @@ class Side(abc.ABC):
     Returns:
       What the first batch took, in seconds.
     """
-    first = timed(lambda: self.run(1)).seconds
+    first = timed(self.run, 1).seconds
     batches = 1
-    while (spent := timed(lambda: self.run(batches)).seconds) < seconds / 4:
+    while (spent := timed(self.run, batches).seconds) < seconds / 4:
       batches *= 2
-    self._batches = max(1, round(batches * seconds / spent))
+    self._turn = max(1, round(batches * seconds / spent))
     return first
 
   def measure(self) -> Sample:
     """Takes a turn, after one batch that does not count: another side's turn has cooled caches."""
     self.run(1)
-    return timed(lambda: self.run(self._batches))
+    return timed(self.run, self._turn)
 
 
-def timed(work: Callable[[], int]) -> Sample:
-  """Times `work`, which returns a number of images."""
+def timed(work: Callable[[int], int], batches: int) -> Sample:
+  """Times `work`, which takes a number of batches and returns a number of images."""
   cores, began = _core_seconds(), time.perf_counter()
-  images = work()
-  return Sample(images, time.perf_counter() - began, max(_core_seconds() - cores, 1e-6))
+  images = work(batches)
+  return Sample(images, time.perf_counter() - began, _core_seconds() - cores)
 
 
 def _core_seconds() -> float:

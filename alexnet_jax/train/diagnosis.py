@@ -4,10 +4,10 @@ A net whose logits hardly differ between images has a loss of ln(classes) and ne
 that tells images apart: the "loss stays at 6.9" of many AlexNets.
 """
 
-from collections.abc import Iterator
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import jax
 import ml_collections
