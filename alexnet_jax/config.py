@@ -59,8 +59,9 @@ _SCHEDULE = {
     'levels': Field(4, _between(1, 1000), "kind 'exponential': number of equal parts"),
     'target_factor': Field(
         250.0, _above(0), "kind 'exponential': first rate divided by last"),
+    'power': Field(2.0, _above(0), "kind 'polynomial': of the share of the run that is left"),
 }
-_KINDS = ('constant', 'step', 'exponential', 'cosine')
+_KINDS = ('constant', 'step', 'exponential', 'cosine', 'polynomial')
 
 FIELDS: dict[str, Field] = {
     'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
@@ -68,6 +69,10 @@ FIELDS: dict[str, Field] = {
     'batch_size': Field(128, _between(1), 'images per step over all devices'),
     'micro_batches': Field(
         1, _between(1), "parts a device's batch is processed in, to save memory"),
+    'label_smoothing': Field(
+        0.0, _between(0, 0.9), 'share of the target spread evenly over the classes'),
+    'ema_decay': Field(
+        0.0, _between(0, 0.99999), 'evaluate a moving average of the weights; 0: the weights'),
     'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
     'model.compute_dtype': Field(
         'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'),
@@ -104,12 +109,15 @@ FIELDS: dict[str, Field] = {
         'mean_image', _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none'),
         'what is subtracted (and divided by) before the net'),
     'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
-    'optimizer.name': Field('momentum', _one_of('momentum', 'adam'), 'update rule'),
+    'optimizer.name': Field('momentum', _one_of('momentum', 'adam', 'lars'), 'update rule'),
     'optimizer.learning_rate': Field(0.01, _above(0), 'initial rate of the kernels'),
+    'optimizer.base_batch_size': Field(
+        0, _between(0), 'learning_rate is for this batch and scales linearly; 0: it does not'),
     'optimizer.bias_multiplier': Field(2.0, _between(0), "biases' initial rate over the kernels'"),
     'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
     'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2"),
     'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon"),
+    'optimizer.trust_coefficient': Field(0.001, _above(0), "LARS's eta"),
     'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
     'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too'),
     'optimizer.layer_weight_decay': Field(

@@ -77,7 +77,7 @@ def _predict(workdir: Path):
   evaluator = Evaluator(experiment, store.eval, devices)
   with Console().count(f'{workdir}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
     predictions = evaluator.predictions(
-        devices.replicate(state.params), devices.replicate(state.batch_stats), views, advance)
+        devices.replicate(state.eval_params), devices.replicate(state.batch_stats), views, advance)
   epoch = experiment.calendar.epoch_of(step)
   return f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})', predictions, store.classes, views
 

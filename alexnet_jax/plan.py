@@ -24,7 +24,8 @@ def lines(
   calendar = Calendar(examples, config.batch_size, config.epochs)
   parameters = layers.count_parameters(table, shape)
   macs = layers.count_macs(table, shape)
-  copies = 2 if config.optimizer.name == 'momentum' else 3  # weights and what the optimizer keeps
+  # Weights, what the optimizer keeps of them, and their moving average.
+  copies = (3 if config.optimizer.name == 'adam' else 2) + (config.ema_decay > 0)
   state = 4 * parameters * copies
   stored = (examples + held_out) * config.data.image_size**2 * 3
   return [
@@ -47,10 +48,13 @@ def lines(
 def _rates(config, calendar: Calendar) -> str:
   """The kernels' rate and where it changes, and what happens to biases and single layers."""
   rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
-  schedule, text = config.optimizer.schedule, f'{config.optimizer.learning_rate:g}'
+  schedule, text = config.optimizer.schedule, f'{rates.learning_rate:g}'
+  if config.optimizer.base_batch_size:
+    text += (f' ({config.optimizer.learning_rate:g} for batches of'
+             f' {config.optimizer.base_batch_size} scaled to {config.batch_size})')
   if config.optimizer.warmup_epochs:
     text += f' after {config.optimizer.warmup_epochs:g} epochs of warm-up'
-  if schedule.kind in ('cosine', 'plateau'):
+  if schedule.kind in ('cosine', 'plateau', 'polynomial'):
     text += f', {schedule.kind}'
   else:
     changes = {

@@ -1,7 +1,7 @@
 """Units and signals at initialization: what makes the 2012 net learn from the first step.
 
-The expected numbers were measured on photographs; here are generated images with the same power
-spectrum, so shares of active units are held to about a tenth and signals to ratios.
+The expected numbers were measured on photographs.  Here are generated images with the same power
+spectrum, so shares of active units are held to a tenth and signals to four tenths of themselves.
 """
 
 import jax
@@ -30,7 +30,7 @@ def photographs(side):
 
 
 def initial_weights(table, side):
-  """Weights as the rows say; NumPy draws them sooner than XLA compiles (see test_nets for those)."""
+  """Weights as the rows say; NumPy has drawn them before XLA has compiled the net's own draws."""
   rng = np.random.default_rng(1)
   return {
       row.name: {

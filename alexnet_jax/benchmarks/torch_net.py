@@ -104,7 +104,9 @@ def _module(row: layers.Row, inputs: layers.Shape) -> nn.Module:
     case layers.Tanh():
       return nn.Tanh()
     case layers.AvgPool():
-      return nn.AvgPool2d(row.window, row.stride, ceil_mode=True)
+      # There is no padding to count, but by default torch.compile's gradient is wrong where a
+      # window overhangs (pytorch/pytorch#198119).
+      return nn.AvgPool2d(row.window, row.stride, ceil_mode=True, count_include_pad=False)
     case layers.MaxPool():
       return nn.MaxPool2d(row.window, row.stride, ceil_mode=True)
     case layers.ResponseNorm():

@@ -40,7 +40,7 @@ class Experiment:
     """The state before the first step, a function of config.seed alone."""
     variables = init_variables(self.model, self.config.seed, self.config.input.crop)
     plateau = self.plateau.initial() if self.plateau else {}
-    return init_state(variables, self.recipe.optimizer, plateau)
+    return init_state(variables, self.recipe, plateau)
 
   def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
     """The newest good state of a run without changing anything there, and its step.
@@ -94,6 +94,8 @@ def make_experiment(
       colour_noise=make_colour_noise(config.input, calendar),
       rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
       optimizer=make_optimizer(config, shapes),
+      label_smoothing=config.label_smoothing,
+      ema_decay=config.ema_decay,
       micro_batches=config.micro_batches)
   return Experiment(config, store.classes, table, model, recipe, calendar, plateau)
 

@@ -175,7 +175,8 @@ class Run:
 
   def evaluation(self, step: int, state: TrainState) -> TrainState:
     """Evaluates, keeps the best state, and lets a plateau schedule act."""
-    results = self.evaluate(state.params, state.batch_stats, self.experiment.config.eval.views)
+    results = self.evaluate(
+        state.eval_params, state.batch_stats, self.experiment.config.eval.views)
     scalars = {f'eval/{name}': value for name, value in results.items() if name != 'count'}
     self.metrics.write(step, {'epoch': self.experiment.calendar.epoch_of(step), **scalars})
     self.console.evaluation(scalars)
@@ -205,7 +206,7 @@ class Run:
     results = {name: value for name, value in last.items() if name.startswith('eval/')}
     views = config.eval.final_views
     self.console.message(f'evaluating the {VIEW_NAMES[views]}')
-    predictions = self.evaluate.predictions(state.params, state.batch_stats, views)
+    predictions = self.evaluate.predictions(state.eval_params, state.batch_stats, views)
     if views != config.eval.views:
       name = VIEW_NAMES[views].replace(' ', '_')
       final = scores.errors(predictions.probabilities, predictions.label)

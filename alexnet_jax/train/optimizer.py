@@ -1,4 +1,4 @@
-"""The 2012 update and Adam as optax transformations with a learning rate for every parameter."""
+"""The 2012 update, LARS and Adam as optax transformations with a learning rate for every parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,31 @@ def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTr
     return updates, velocity
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def lars(
+    momentum: float, weight_decay: dict, trust_coefficient: float
+) -> optax.GradientTransformationExtraArgs:
+  """The 2012 update with layer-wise rates for very large batches (You et al., arXiv 1708.03888).
+
+  A kernel's rate is at most (1 - momentum) * trust_coefficient * |w| / |gradient + decay * w|: the
+  "clip" form of LARC, as the LARS authors' Caffe computes it (NVIDIA/caffe sgd_solver.cpp).
+  Biases and batch-norm parameters keep the rate they are given.
+  """
+  plain = krizhevsky_momentum(momentum, weight_decay)
+
+  def trusted(gradient, w, rate, decay):
+    if w.ndim < 2:
+      return rate
+    norm = jnp.linalg.norm(gradient + decay * w)
+    trust = (1 - momentum) * trust_coefficient * jnp.linalg.norm(w) / jnp.maximum(norm, 1e-30)
+    return jnp.minimum(rate, trust)
+
+  def update(gradients, velocity, params, *, rates):
+    rates = jax.tree.map(trusted, gradients, params, rates, weight_decay)
+    return plain.update(gradients, velocity, params, rates=rates)
+
+  return optax.GradientTransformationExtraArgs(plain.init, update)
 
 
 def adam(beta1: float, beta2: float, epsilon: float, weight_decay: dict):
@@ -72,4 +97,6 @@ def make_optimizer(config, params: dict) -> optax.GradientTransformationExtraArg
       params, optimizer.weight_decay, optimizer.layer_weight_decay, optimizer.decay_biases)
   if optimizer.name == 'adam':
     return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
+  if optimizer.name == 'lars':
+    return lars(optimizer.momentum, decay, optimizer.trust_coefficient)
   return krizhevsky_momentum(optimizer.momentum, decay)

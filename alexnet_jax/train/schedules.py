@@ -47,6 +47,11 @@ def cosine(total_steps: int) -> Curve:
   return lambda step: 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / total_steps, 1)))
 
 
+def polynomial(total_steps: int, power: float) -> Curve:
+  """The share of the run that is left, to a power (Caffe's `poly` policy)."""
+  return lambda step: jnp.maximum(1 - step / total_steps, 0) ** power
+
+
 def with_warmup(curve: Curve, warmup_steps: int) -> Curve:
   """Rises linearly to the curve over the first steps (Goyal et al., arXiv 1706.02677)."""
   if not warmup_steps:
@@ -58,7 +63,7 @@ def make_curve(schedule, step_of: Callable[[float], int], total_steps: int) -> C
   """The curve that a config's `optimizer.schedule` (or `bias_schedule`) describes.
 
   Args:
-    schedule: fields kind, milestones (epochs), factor, levels, target_factor.
+    schedule: fields kind, milestones (epochs), factor, levels, target_factor, power.
     step_of: epoch -> first step at or after it.
     total_steps: length of the run in steps.
   """
@@ -71,6 +76,8 @@ def make_curve(schedule, step_of: Callable[[float], int], total_steps: int) -> C
       return exponential(total_steps, schedule.levels, schedule.target_factor)
     case 'cosine':
       return cosine(total_steps)
+    case 'polynomial':
+      return polynomial(total_steps, schedule.power)
   raise ValueError(f'unknown schedule kind {schedule.kind!r}')
 
 
@@ -151,8 +158,9 @@ def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rat
   bias_schedule = optimizer.bias_schedule
   if bias_schedule.kind == 'same':
     bias_schedule = optimizer.schedule
+  scale = config.batch_size / (optimizer.base_batch_size or config.batch_size)
   return Rates(
-      learning_rate=optimizer.learning_rate,
+      learning_rate=optimizer.learning_rate * scale,
       bias_multiplier=optimizer.bias_multiplier,
       kernel=curve(optimizer.schedule),
       bias=curve(bias_schedule),

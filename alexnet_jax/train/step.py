@@ -27,6 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: {layer: {'kernel', 'bias', ...}}, float32.
     batch_stats: running moments of batch normalization, {} without it.
     opt_state: velocity or Adam moments.
+    ema: moving average of the params, {} if none is kept.
     plateau: scalars of a plateau schedule, {} without one.
     skipped_steps: int32 scalar, non-finite steps in a row that were not applied.
   """
@@ -35,8 +36,14 @@ class TrainState(flax.struct.PyTreeNode):
   params: dict
   batch_stats: dict
   opt_state: optax.OptState
+  ema: dict
   plateau: dict
   skipped_steps: jax.Array
+
+  @property
+  def eval_params(self) -> dict:
+    """The parameters to evaluate: the moving average where one is kept."""
+    return self.ema or self.params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Recipe:
     colour_noise: step -> its standard deviation.
     rates: learning rates.
     optimizer: an optax transformation whose update takes `rates`.
+    label_smoothing: share of the target spread evenly over the classes.
+    ema_decay: of the moving average of the parameters; 0 keeps none.
     micro_batches: parts of a device's batch that are processed one after the other.
   """
 
@@ -57,6 +66,8 @@ class Recipe:
   colour_noise: Callable[[jax.Array], jax.Array]
   rates: Rates
   optimizer: optax.GradientTransformationExtraArgs
+  label_smoothing: float = 0.0
+  ema_decay: float = 0.0
   micro_batches: int = 1
 
 
@@ -67,12 +78,14 @@ def init_variables(model: AlexNet, seed: int, crop: int) -> dict:
   return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
 
 
-def init_state(variables: dict, optimizer, plateau: dict) -> TrainState:
+def init_state(variables: dict, recipe: Recipe, plateau: dict) -> TrainState:
+  """The state before the first step."""
   return TrainState(
       step=jnp.int32(0),
       params=variables['params'],
       batch_stats=variables['batch_stats'],
-      opt_state=optimizer.init(variables['params']),
+      opt_state=recipe.optimizer.init(variables['params']),
+      ema=variables['params'] if recipe.ema_decay else {},
       plateau=plateau,
       skipped_steps=jnp.int32(0))
 
@@ -97,7 +110,8 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     logits, updates = model.apply(
         {'params': params, 'batch_stats': batch_stats}, images, train=True, keys=keys,
         mutable=['batch_stats'])
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
     error = jnp.mean(jnp.argmax(logits, -1) != labels)
     return loss, (updates.get('batch_stats', {}), error)
 
@@ -128,7 +142,7 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     compute = gradients_of if recipe.micro_batches == 1 else accumulated
     *averaged, batch_stats = compute(state, batch, recipe.colour_noise(state.step))
     gradients, loss, error = mean(tuple(averaged))
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rates = recipe.rates.tree(state.params, state.step, state.plateau.get('scale', 1.0))
     updates, opt_state = recipe.optimizer.update(
@@ -137,9 +151,15 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     def if_finite(new, old):
       return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
+    params = if_finite(optax.apply_updates(state.params, updates), state.params)
+    # Early on the average forgets faster, or the initial weights would linger in it for epochs.
+    decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+    averaged_params = params if recipe.ema_decay else {}
+    ema = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.ema, averaged_params)
     new_state = state.replace(
         step=state.step + 1,
-        params=if_finite(optax.apply_updates(state.params, updates), state.params),
+        params=params,
+        ema=ema,
         batch_stats=if_finite(batch_stats, state.batch_stats),
         opt_state=if_finite(opt_state, state.opt_state),
         skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1))
