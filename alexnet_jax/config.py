@@ -255,15 +255,16 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
-  """The config that `to_json` wrote.
+  """The config that `to_json` wrote; fields that are missing there get their defaults.
 
   Raises:
-    UserError: a field that is not known, or of another type.
+    UserError: a field that is not known, of another type, or with a value that is not allowed.
   """
   config = default()
   try:
-    layers_of = {name: values['optimizer'][name] for name in _BY_LAYER}
-    optimizer = {k: v for k, v in values['optimizer'].items() if k not in _BY_LAYER}
+    given = values.get('optimizer', {})
+    layers_of = {name: given.get(name, {}) for name in _BY_LAYER}
+    optimizer = {name: value for name, value in given.items() if name not in _BY_LAYER}
     config.update({**values, 'optimizer': optimizer})
     for name, by_layer in layers_of.items():
       config.optimizer[name] = {layer: _tuples(value) for layer, value in by_layer.items()}

@@ -51,7 +51,8 @@ def main() -> None:
   experiment = diagnosis.one_batch_experiment(config, store, len(images))
   classes, net = len(store.classes), config.model.net
   print(f'{name}: net {net}, {classes:,} classes\n{what}\n\nat initialization, without dropout:\n')
-  layers = diagnosis.activations(experiment, images)
+  state = experiment.initial_state()
+  layers = diagnosis.activations(experiment, state, images)
   print(f'{layer_table(layers)}\n\n{interpretation(layers[-1].signal, classes)}', flush=True)
   figures = {'config': name, 'net': net, 'classes': classes, 'images': what,
              'layers': [dataclasses.asdict(layer) for layer in layers],
@@ -61,7 +62,7 @@ def main() -> None:
     print(f'\none batch again and again, at rate {rate:g}, with dropout but the same views:\n\n'
           '    step        loss  top-1 error')
     course = []
-    for step in diagnosis.overfit(experiment, images, labels, _OVERFIT_STEPS.value):
+    for step in diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value):
       course.append(step)
       if _is_shown(step.step):
         print(f'{step.step:8,}  {step.loss:10.4f}  {step.top1_error:11.4f}', flush=True)

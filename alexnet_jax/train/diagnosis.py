@@ -18,7 +18,7 @@ from alexnet_jax.model import layers
 from alexnet_jax.train import augment
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import make_train_step
+from alexnet_jax.train.step import TrainState, make_train_step
 
 # A batch is learned when no image of it is mistaken and the loss is below this share of
 # ln(classes).
@@ -83,19 +83,20 @@ def one_batch_experiment(
   return make_experiment(config, store, AXIS)
 
 
-def activations(experiment: Experiment, images: np.ndarray) -> list[Activations]:
-  """Statistics of every layer at initialization, down to the logits.
+def activations(
+    experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Activations]:
+  """Statistics of every layer, from the input down to the logits.
 
   Dropout rows are left out (every unit passes at its full size), and batch normalization takes the
   moments of these images, as in training.
 
   Args:
-    experiment: whose net, initial weights and preprocessing are used.
+    experiment: whose net and preprocessing are used.
+    state: whose weights are used, such as `experiment.initial_state()`.
     images: uint8 (N, S, S, 3), N > 1, of which the central view is taken.
   """
   table = tuple(row for row in experiment.table if not isinstance(row, layers.Dropout))
   model = experiment.model.clone(table=table, axis_name=None)
-  state = experiment.initial_state()
 
   @jax.jit
   def outputs(params, batch_stats, images):
@@ -123,11 +124,13 @@ def _statistics(row: layers.Row, x: np.ndarray) -> Activations:
 
 
 def overfit(
-    experiment: Experiment, images: np.ndarray, labels: np.ndarray, steps: int) -> Iterator[Step]:
+    experiment: Experiment, state: TrainState, images: np.ndarray, labels: np.ndarray, steps: int
+) -> Iterator[Step]:
   """Trains on the same batch again and again, with the train step of a run, on one device.
 
   Args:
     experiment: see `one_batch_experiment`.
+    state: where to start.
     images: uint8 (N, S, S, 3).
     labels: int (N,).
     steps: updates at most.
@@ -138,7 +141,7 @@ def overfit(
   """
   devices = Devices(jax.local_devices()[:1])
   train_step = devices.train_step(make_train_step(experiment.model, experiment.recipe, AXIS))
-  state = devices.replicate(to_host(experiment.initial_state()))
+  state = devices.replicate(to_host(state))
   batch = devices.put_batch({
       'image': images, 'label': labels.astype(np.int32),
       'position': np.arange(len(labels), dtype=np.int32)})

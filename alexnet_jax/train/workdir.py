@@ -27,7 +27,9 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str
   """Raises UserError if the folder holds a run with another config."""
   if not (workdir / CONFIG).exists():
     return
-  changes = configs.diff(read_json(workdir / CONFIG), configs.to_json(config))
+  # Through a config and back: fields that are newer than the run get their defaults.
+  old = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
+  changes = configs.diff(old, configs.to_json(config))
   if changes:
     shown = ', '.join(f'{name}: {old} -> {now}' for name, (old, now) in changes.items())
     raise UserError(

@@ -1,0 +1,314 @@
+"""The update rules against float64 NumPy, optax and torch; the rates against the published tables."""
+
+import math
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import config as configs
+from alexnet_jax.train import schedules
+from alexnet_jax.train.calendar import Calendar
+from alexnet_jax.train.optimizer import (
+    adam, krizhevsky_momentum, make_optimizer, weight_decay_tree)
+
+SHAPES = {'conv1': {'kernel': (3, 4), 'bias': (4,)}, 'fc2': {'kernel': (4, 2), 'bias': (2,)}}
+LEAVES = [(layer, name) for layer, leaves in SHAPES.items() for name in leaves]
+
+
+def random_tree(seed):
+  rng = np.random.default_rng(seed)
+  return {
+      layer: {name: rng.normal(size=shape).astype(np.float32) for name, shape in leaves.items()}
+      for layer, leaves in SHAPES.items()}
+
+
+def filled(value):
+  return {layer: dict.fromkeys(leaves, value) for layer, leaves in SHAPES.items()}
+
+
+def run(optimizer, rates_of, steps, gradients_of=random_tree):
+  """The parameters after each step; rates_of(step) is a tree."""
+  params = random_tree(1000)
+  state = optimizer.init(params)
+
+  @jax.jit
+  def update(params, state, gradients, rates):
+    updates, state = optimizer.update(gradients, state, params, rates=rates)
+    return optax.apply_updates(params, updates), state
+
+  history = []
+  for step in range(steps):
+    rates = jax.tree.map(jnp.float32, rates_of(step))
+    params, state = update(params, state, gradients_of(step), rates)
+    history.append(jax.tree.map(np.asarray, params))
+  return history
+
+
+def assert_same(found, expected, rtol=1e-5):
+  for a, b in zip(found, expected, strict=True):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
+
+
+def dropping(step):
+  """A rate that falls by ten twice, biases at twice that."""
+  rate = 0.1 * 0.1 ** (step // 5)
+  return {
+      layer: {name: rate * (2 if name == 'bias' else 1) for name in leaves}
+      for layer, leaves in SHAPES.items()}
+
+
+# The 2012 rule.
+
+
+def test_2012_rule_in_float64():
+  """v <- .9 v - wc rate w - rate gradient; w <- w + v, over drops of the rate."""
+  decay = weight_decay_tree(SHAPES, 0.05, {'fc2': 0.5}, biases=False)
+  found = run(krizhevsky_momentum(0.9, decay), dropping, 15)
+  decays = {'conv1': 0.05, 'fc2': 0.5}
+  for layer, name in LEAVES:
+    w = random_tree(1000)[layer][name].astype(np.float64)
+    v = np.zeros_like(w)
+    for step in range(15):
+      rate = dropping(step)[layer][name]
+      wc = decays[layer] if name == 'kernel' else 0
+      v = 0.9 * v - wc * rate * w - rate * random_tree(step)[layer][name]
+      w = w + v
+      np.testing.assert_allclose(found[step][layer][name], w, rtol=1e-5, atol=1e-6)
+
+
+def optax_history(transformation, steps):
+  params = random_tree(1000)
+  state = transformation.init(params)
+  update = jax.jit(transformation.update)
+  history = []
+  for step in range(steps):
+    updates, state = update(random_tree(step), state, params)
+    params = optax.apply_updates(params, updates)
+    history.append(jax.tree.map(np.asarray, params))
+  return history
+
+
+def test_2012_rule_is_optaxs_chain_and_not_its_sgd():
+  schedule = optax.piecewise_constant_schedule(0.1, {5: 0.1, 10: 0.1})
+  found = run(
+      krizhevsky_momentum(0.9, filled(0.05)), lambda step: filled(0.1 * 0.1 ** (step // 5)), 15)
+  chain = optax.chain(
+      optax.add_decayed_weights(0.05), optax.scale_by_learning_rate(schedule), optax.trace(0.9))
+  assert_same(found, optax_history(chain, 15))
+  sgd = optax_history(
+      optax.chain(optax.add_decayed_weights(0.05), optax.sgd(schedule, momentum=0.9)), 15)
+  assert_same(found[:5], sgd[:5])  # the same until the rate drops
+  with pytest.raises(AssertionError):
+    assert_same(found[5:6], sgd[5:6], rtol=1e-2)
+
+
+def test_a_frozen_layer_is_skipped_and_goes_on_with_its_old_velocity():
+  frozen = range(4, 8)
+
+  def rates(step):
+    tree = filled(0.1)
+    if step in frozen:
+      tree['conv1'] = {'kernel': 0.0, 'bias': 0.0}
+    return tree
+
+  optimizer = krizhevsky_momentum(0.9, filled(0.5))
+  found = run(optimizer, rates, 12)
+  for step in frozen:
+    np.testing.assert_equal(found[step]['conv1'], found[3]['conv1'])
+    assert not np.array_equal(found[step]['fc2']['kernel'], found[step - 1]['fc2']['kernel'])
+  # As if the steps of the pause had not been: the velocity has kept its size.
+  seen = [step for step in range(12) if step not in frozen]
+  without = run(optimizer, lambda step: filled(0.1), 8, lambda step: random_tree(seen[step]))
+  for step, expected in zip(seen, without, strict=True):
+    np.testing.assert_equal(found[step]['conv1'], expected['conv1'])
+
+
+def test_what_decays():
+  params = {**SHAPES, 'bn1': {'scale': (4,), 'bias': (4,)}}
+  assert weight_decay_tree(params, 0.0005, {'fc2': 3.0}, biases=False) == {
+      'conv1': {'kernel': 0.0005, 'bias': 0.0}, 'fc2': {'kernel': 3.0, 'bias': 0.0},
+      'bn1': {'scale': 0.0, 'bias': 0.0}}
+  assert weight_decay_tree(params, 0.0005, {'fc2': 3.0}, biases=True) == {
+      'conv1': {'kernel': 0.0005, 'bias': 0.0005}, 'fc2': {'kernel': 3.0, 'bias': 3.0},
+      'bn1': {'scale': 0.0005, 'bias': 0.0005}}
+
+
+# Adam.
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.1])
+def test_adam_agrees_with_torch_and_optax(decay):
+  torch = pytest.importorskip('torch')
+  found = run(adam(0.8, 0.99, 1e-6, filled(decay)), lambda step: filled(0.01), 10)
+  peer = optax.adamw(0.01, b1=0.8, b2=0.99, eps=1e-6, weight_decay=decay)
+  assert_same(found, optax_history(peer, 10))
+
+  start = random_tree(1000)
+  tensors = {
+      leaf: torch.tensor(start[leaf[0]][leaf[1]], dtype=torch.float64, requires_grad=True)
+      for leaf in LEAVES}
+  peer = torch.optim.AdamW(
+      tensors.values(), lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=decay)
+  for step in range(10):
+    for layer, name in LEAVES:
+      tensors[layer, name].grad = torch.tensor(
+          random_tree(step)[layer][name], dtype=torch.float64)
+    peer.step()
+    for layer, name in LEAVES:
+      np.testing.assert_allclose(
+          found[step][layer][name], tensors[layer, name].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_adam_takes_a_rate_for_every_parameter():
+  rates = filled(0.01)
+  rates['fc2']['kernel'], rates['conv1']['bias'] = 0.0, 0.02
+  one = run(adam(0.9, 0.999, 1e-8, filled(0.0)), lambda step: rates, 1)[0]
+  start = random_tree(1000)
+  for layer, name in LEAVES:  # Adam's first step is the rate, by the gradient's sign
+    expected = start[layer][name] - rates[layer][name] * np.sign(random_tree(0)[layer][name])
+    np.testing.assert_allclose(one[layer][name], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['momentum', 'adam'])
+def test_the_config_chooses_the_rule(name):
+  config = configs.default()
+  config.optimizer.update(dict(
+      name=name, momentum=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.1, decay_biases=True,
+      layer_weight_decay={'fc2': 0.2}))
+  decay = filled(0.1)
+  decay['fc2'] = dict.fromkeys(decay['fc2'], 0.2)
+  expected = {
+      'momentum': krizhevsky_momentum(0.8, decay), 'adam': adam(0.8, 0.99, 1e-6, decay)}[name]
+  rates = lambda step: filled(0.01)  # noqa: E731
+  assert_same(run(make_optimizer(config, SHAPES), rates, 4), run(expected, rates, 4), rtol=0)
+
+
+# Schedules.
+
+
+def values(curve, steps):
+  return [float(curve(jnp.int32(step))) for step in steps]
+
+
+def test_dexp_falls_in_equal_quarters():
+  curve = schedules.exponential(1000, levels=4, target_factor=250)
+  at = [0, 249, 250, 499, 500, 749, 750, 999]
+  expected = np.repeat([0.01, 0.001587, 0.000252, 0.00004], 2)
+  np.testing.assert_allclose(0.01 * np.array(values(curve, at)), expected, rtol=1e-3)
+  bias = schedules.exponential(1000, levels=2, target_factor=10)
+  np.testing.assert_allclose(0.02 * np.array(values(bias, [0, 499, 500, 999])), [
+      0.02, 0.02, 0.002, 0.002], rtol=1e-6)
+  assert values(schedules.exponential(1000, 1, 250), [0, 999]) == [1, 1]
+
+
+def test_steps_divide_at_their_boundaries():
+  curve = schedules.steps([10, 20, 30], 0.1)
+  np.testing.assert_allclose(
+      values(curve, [0, 9, 10, 19, 20, 29, 30, 10**9]),
+      [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+  assert values(schedules.steps([], 0.1), [0, 1000]) == [1, 1]
+
+
+def test_cosine_agrees_with_optax():
+  curve, peer = schedules.cosine(200), optax.cosine_decay_schedule(1.0, 200)
+  at = [0, 1, 50, 100, 150, 199, 200, 300]
+  np.testing.assert_allclose(values(curve, at), [float(peer(step)) for step in at], atol=1e-6)
+
+
+def test_warmup_rises_linearly_to_the_curve():
+  curve = schedules.with_warmup(schedules.steps([6], 0.1), 4)
+  np.testing.assert_allclose(
+      values(curve, range(8)), [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1], rtol=1e-6)
+  plain = schedules.steps([6], 0.1)
+  assert schedules.with_warmup(plain, 0) is plain
+
+
+def test_plateau_divides_after_its_patience():
+  rule = schedules.Plateau(factor=0.1, patience=2)
+  state, scales = rule.initial(), []
+  #                   new   new  wait drop  wait  new  wait drop  tie   NaN drops
+  for error in (0.9, 0.5, 0.6, 0.6, 0.55, 0.4, 0.5, 0.5, 0.4, math.nan):
+    state = rule.after(state, error)
+    scales.append(float(state['scale']))
+  np.testing.assert_allclose(
+      scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+  assert float(state['best']) == pytest.approx(0.4)
+  kinds = {name: (np.asarray(x).dtype, np.shape(x)) for name, x in state.items()}
+  assert kinds == {name: (x.dtype, x.shape) for name, x in rule.initial().items()}
+
+
+def test_a_plateau_scales_every_rate():
+  rates = schedules.Rates(0.1, 2.0, schedules.constant(), schedules.constant(), {})
+  found = rates.tree(SHAPES, jnp.int32(0), jnp.float32(0.1))
+  np.testing.assert_allclose(
+      [found[layer][name] for layer, name in LEAVES], [0.01, 0.02, 0.01, 0.02], rtol=1e-6)
+
+
+# Whole recipes.
+
+PARAMS = {layer: {'kernel': (), 'bias': ()} for layer in ('conv1', 'conv2', 'fc8')}
+
+
+def imagenet_rates(variant, **changes):
+  """{(layer, parameter): rate} as a function of the epoch, and the calendar."""
+  config = runpy.run_path('configs/imagenet.py')['get_config'](variant)
+  config.optimizer.update(changes)
+  calendar = Calendar(1_281_167, config.batch_size, config.epochs)
+  rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
+
+  def at(step):
+    tree = rates.tree(PARAMS, jnp.int32(step), 1.0)
+    return {(layer, name): float(tree[layer][name]) for layer in tree for name in tree[layer]}
+
+  return at, calendar
+
+
+def test_rates_of_the_2012_run():
+  """CHM layer-params-145.cfg: the epochs of its hand-made schedule, exactly at their steps."""
+  at, calendar = imagenet_rates('')
+  assert calendar.total_steps == math.ceil(91 * 1_281_167 / 128)
+  table = [  # from epoch, conv1, other kernels
+      (0, 1e-2, 1e-2), (25, 1e-3, 1e-3), (51, 1e-4, 1e-4), (67, 1e-5, 1e-4), (72, 0, 1e-4),
+      (79, 0, 1e-5), (91, None, None)]
+  for (epoch, conv1, others), (end, *_) in zip(table, table[1:], strict=False):
+    first, last = (math.ceil(e * 1_281_167 / 128) for e in (epoch, end))
+    for step in (first, last - 1):
+      rates = at(step)
+      assert rates['conv1', 'kernel'] == pytest.approx(conv1, rel=1e-5)
+      assert rates['conv1', 'bias'] == pytest.approx(0.02 if conv1 else 0, rel=1e-5)
+      for layer in ('conv2', 'fc8'):
+        assert rates[layer, 'kernel'] == pytest.approx(others, rel=1e-5)
+        assert rates[layer, 'bias'] == pytest.approx(0.02, rel=1e-5)
+
+
+def test_rates_of_the_automatic_schedule():
+  """#170: dexp[250, 4] for kernels, dexp[10, 2] for biases, conv1 frozen at epoch 74."""
+  at, calendar = imagenet_rates('auto')
+  total = calendar.total_steps
+  for quarter, rate in enumerate((0.01, 0.001587, 0.000252, 0.00004)):
+    step = math.ceil(total * quarter / 4)
+    for s in (step, math.ceil(total * (quarter + 1) / 4) - 1):
+      assert at(s)['conv2', 'kernel'] == pytest.approx(rate, rel=1e-3)
+      assert at(s)['conv2', 'bias'] == pytest.approx(0.02 if quarter < 2 else 0.002, rel=1e-5)
+  frozen = calendar.step_of(74)
+  assert at(frozen - 1)['conv1', 'kernel'] == pytest.approx(0.00004, rel=1e-2)
+  assert at(frozen)['conv1', 'kernel'] == at(frozen)['conv1', 'bias'] == 0
+
+
+def test_rates_of_the_papers_text():
+  at, calendar = imagenet_rates('paper')
+  assert set(at(0).values()) == {pytest.approx(0.01)}  # "an equal learning rate for all layers"
+  levels = sorted({round(math.log10(at(calendar.step_of(e))['fc8', 'bias'])) for e in range(90)})
+  assert levels == [-5, -4, -3, -2]  # "reduced three times"
+
+
+def test_bias_schedule_follows_the_kernels_unless_told_otherwise():
+  at, calendar = imagenet_rates('paper', bias_multiplier=3.0, warmup_epochs=2.0)
+  for epoch in (0.5, 10, 30, 60, 80):
+    rates = at(calendar.step_of(epoch))
+    assert rates['conv2', 'bias'] == pytest.approx(3 * rates['conv2', 'kernel'], rel=1e-5)
+  assert at(calendar.step_of(1))['conv2', 'kernel'] == pytest.approx(0.005, rel=1e-3)
