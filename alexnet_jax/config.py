@@ -35,7 +35,7 @@ def _above(low: float, high: float = math.inf) -> Check:
 
 def _increasing(value) -> str | None:
   numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
-  if numbers and all(a < b for a, b in zip((0, *value), value, strict=False)):
+  if numbers and all(a < b for a, b in zip((0, *value), (*value, math.inf), strict=True)):
     return None
   return 'increasing positive epochs, such as (25.0, 51.0)'
 
@@ -182,6 +182,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if config.model.ghost_batch and not has_norm:
     raise UserError(f'config.model.ghost_batch={config.model.ghost_batch}: net'
                     f' {config.model.net} has no batch normalization; set it to 0')
+  if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
+    raise UserError(f'config.micro_batches={config.micro_batches}: batch normalization would not'
+                    ' see the global batch; set model.ghost_batch to the images of a micro-batch on'
+                    ' a device, or micro_batches to 1')
   if config.data.source in ('tfds', 'folder') and config.data.synthetic_examples != FIELDS[
       'data.synthetic_examples'].default:
     raise UserError(f'config.data.synthetic_examples={config.data.synthetic_examples}: only used'
@@ -196,12 +200,15 @@ def _check_layers(optimizer, table: layers.Table) -> None:
         raise UserError(f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
                         f' it has {", ".join(known)}')
   for name, decay in optimizer.layer_weight_decay.items():
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or decay < 0:
-      raise UserError(f'config.optimizer.layer_weight_decay.{name}={decay!r}: must be at least 0')
+    number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
+    if not number or not 0 <= decay < math.inf:
+      raise UserError(f'config.optimizer.layer_weight_decay.{name}={decay!r}: must be a number of'
+                      ' at least 0')
   for name, changes in optimizer.layer_factors.items():
     try:
       epochs = [float(epoch) for epoch, _ in changes]
-      valid = not _increasing(epochs) and all(float(factor) >= 0 for _, factor in changes)
+      valid = not _increasing(epochs) and all(
+          0 <= float(factor) < math.inf for _, factor in changes)
     except (TypeError, ValueError):
       valid = False
     if not valid:
@@ -232,9 +239,6 @@ def _check_views(config) -> None:
 def _check_schedule(config) -> None:
   for name in ('schedule', 'bias_schedule'):
     schedule = config.optimizer[name]
-    late = [epoch for epoch in schedule.milestones if epoch >= config.epochs]
-    if schedule.kind == 'step' and late and len(late) == len(schedule.milestones):
-      continue  # a short trial of a long recipe
     if schedule.kind == 'exponential' and schedule.target_factor < 1:
       raise UserError(f'config.optimizer.{name}.target_factor={schedule.target_factor}: must be'
                       ' at least 1')

@@ -16,6 +16,7 @@ from alexnet_jax.train import augment
 from alexnet_jax.train.calendar import Calendar
 from alexnet_jax.train.experiment import make_colour_noise, make_preprocessing
 
+
 def preprocessing(crop, **changes):
   """Cuts and mirrors alone: no mean, no scale."""
   plain = augment.Preprocessing(

@@ -23,6 +23,7 @@ CLASSES, IMAGES = 4, 8
 def experiment_of(config, divisor=1, edit=lambda table: table):
   """The one-batch run of a config on photo-like noise, and its batch."""
   config.data.num_classes, config.data.image_size = CLASSES, config.input.crop
+  config.eval.final_views = 1
   configs.validate(config)
   store = diagnose.photo_like_store(CLASSES, IMAGES, config.input.crop)
   experiment = diagnosis.one_batch_experiment(config, store, IMAGES)
@@ -45,8 +46,7 @@ def initial_state(experiment, seed=0):
   batch_stats = {
       row.name: {'mean': 0 * params[row.name]['bias'], 'var': 0 * params[row.name]['bias'] + 1}
       for row in experiment.table if isinstance(row, layers.BatchNorm)}
-  return init_state(
-      {'params': params, 'batch_stats': batch_stats}, experiment.recipe.optimizer, {})
+  return init_state({'params': params, 'batch_stats': batch_stats}, experiment.recipe, {})
 
 
 def draw(row, shapes, rng):

@@ -77,11 +77,18 @@ def test_lars_agrees_with_its_formula():
     gradient = random.normal(size=w.shape)
     gradients = {'fc': {'kernel': jnp.asarray(gradient, jnp.float32), 'bias': jnp.ones(5)}}
     updates, state = rule.update(gradients, state, params, rates=rates)
-    full = gradient + decay * w
-    local = min(rate, (1 - momentum) * eta * np.linalg.norm(w) / np.linalg.norm(full))
-    velocity = momentum * velocity - local * full
+    local = min(rate, (1 - momentum) * eta * np.linalg.norm(w) / np.linalg.norm(gradient))
+    velocity = momentum * velocity - local * (gradient + decay * w)
     np.testing.assert_allclose(updates['fc']['kernel'], velocity, rtol=1e-5)
-  np.testing.assert_allclose(updates['fc']['bias'], -0.02 * (1 + 0.9 + 0.81), rtol=1e-5)
+  # All ones against all ones: the trust of the bias is (1 - momentum) * eta.
+  np.testing.assert_allclose(updates['fc']['bias'], -1e-4 * (1 + 0.9 + 0.81), rtol=1e-5)
+
+
+def test_lars_moves_a_parameter_that_is_zero():
+  rule = lars(0.9, {'bias': 0.0}, 0.001)
+  params, gradients = {'bias': jnp.zeros(3)}, {'bias': jnp.ones(3)}
+  updates, _ = rule.update(gradients, rule.init(params), params, rates={'bias': 0.5})
+  np.testing.assert_allclose(updates['bias'], -0.5)
 
 
 def test_polynomial_is_caffes_poly():

@@ -28,7 +28,7 @@ class OurStep(Side):
     """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
     self._config = configs.from_json(config)
     self._devices = Devices()
-    self._devices.check_batch('batch_size', self._config.batch_size, self._config.micro_batches)
+    self._devices.check_training_batch(self._config)
     self._experiment, self._images = make_up(self._config)
     positions = np.arange(len(self._images), dtype=np.int32)
     self._labels = positions % len(self._experiment.classes)

@@ -2,8 +2,9 @@
 
 A whole batch is gathered at a time. Where the images lie in a file, a few threads read rows with
 `preadv`: with a warm page cache that is as fast as copying from a memory map, with a cold one
-several times faster than its page faults. Every batch is a fresh buffer: JAX's CPU backend takes
-aligned NumPy memory over without a copy, and would see a reused one change.
+several times faster than its page faults. JPEG images are decoded by as many threads as there are
+cores. Every batch is a fresh buffer: JAX's CPU backend takes aligned NumPy memory over without a
+copy, and would see a reused one change.
 """
 
 import collections
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from alexnet_jax.data import order
+from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
 
 READERS = 8
@@ -153,51 +155,67 @@ class Gather:
 
   def __init__(self, split: Split):
     self._images = split.images
-    self._file = split.file
-    self._offset = split.offset
-    self._row_bytes = split.images[:1].nbytes
-    self._descriptor = None
+    self._file = None
+    threads = 0
     if split.file is not None:
-      self._descriptor = os.open(split.file, os.O_RDONLY)
-      self._readers = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix='read')
+      self._file = self._rows = _FileRows(split)
+      threads = READERS
+    elif isinstance(split.images, JpegRows):
+      self._rows = split.images
+      threads = len(os.sched_getaffinity(0))
+    self._threads = threads
+    self._readers = concurrent.futures.ThreadPoolExecutor(threads or 1, thread_name_prefix='read')
 
   def __call__(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
     """uint8 (size, S, S, 3): the images of int64 `rows`, then black ones up to `size`."""
     out = _aligned((len(rows) if size is None else size, *self._images.shape[1:]))
     out[len(rows) :] = 0
-    if self._descriptor is None:
+    if not self._threads:
       np.take(self._images, rows, axis=0, out=out[: len(rows)], mode='clip')  # clip: no extra copy
       return out
-    flat = memoryview(out.reshape(-1))
-    chunk = max(1, -(-len(rows) // READERS))
+    chunk = max(1, -(-len(rows) // self._threads))
     tasks = [
-      self._readers.submit(self._read, rows[first : first + chunk], flat[first * self._row_bytes :])
+      self._readers.submit(self._rows.read, rows[first : first + chunk], out[first : first + chunk])
       for first in range(0, len(rows), chunk)
     ]
     for task in tasks:
       task.result()
     return out
 
-  def _read(self, rows: np.ndarray, out: memoryview) -> None:
-    """Reads `rows` to the beginning of `out`, neighbouring rows at once."""
+  def close(self) -> None:
+    """Ends the reading threads and closes the file. Can be repeated."""
+    self._readers.shutdown(wait=True)
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+
+
+class _FileRows:
+  """Rows of raw pixels, read from their file."""
+
+  def __init__(self, split: Split):
+    self._path = split.file
+    self._offset = split.offset
+    self._row_bytes = split.images[:1].nbytes
+    self._descriptor = os.open(split.file, os.O_RDONLY)
+
+  def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+    """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighbouring rows at once."""
+    memory = memoryview(out.reshape(-1))
     ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     place = 0
     for end in ends:
       position = self._offset + int(rows[place]) * self._row_bytes
-      target = out[place * self._row_bytes : end * self._row_bytes]
+      target = memory[place * self._row_bytes : end * self._row_bytes]
       while target:
         count = os.preadv(self._descriptor, [target], position)
         if not count:
-          raise OSError(f'{self._file} ends before byte {position}: it was cut off')
+          raise OSError(f'{self._path} ends before byte {position}: it was cut off')
         target, position = target[count:], position + count
       place = end
 
   def close(self) -> None:
-    """Ends the reading threads and closes the file. Can be repeated."""
-    if self._descriptor is not None:
-      self._readers.shutdown(wait=True)
-      os.close(self._descriptor)
-      self._descriptor = None
+    os.close(self._descriptor)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -35,7 +35,9 @@ def commit(job: Job, unreadable: str) -> None:
   bad = {split: _unreadable_rows(job, split) for split in store.SPLITS}
   if unreadable == 'error' and any(bad.values()):
     raise _unreadable_error(job, bad)
-  meta = job.describe() | {'counts': {}, 'crc32': {}}
+  meta = job.describe() | {
+    'class_names': list(job.source.class_names), 'counts': {}, 'crc32': {}
+  }
   for split, reasons in bad.items():
     count = len(job.indices[split]) - len(reasons)
     if not count:
@@ -65,10 +67,7 @@ def publish(job: Job, path: pathlib.Path) -> None:
   """Moves a committed store to its place."""
   counts = json.loads((job.folder / 'meta.json').read_text())['counts']
   for split, count in counts.items():
-    file = job.images_file(split)
-    if file.exists():
-      job.set_rows(split, count)
-      file.rename(file.with_suffix(''))
+    job.images(split).publish(count)
   shutil.rmtree(job.folder / 'parts', ignore_errors=True)
   (job.folder / 'job.json').unlink(missing_ok=True)
   job.folder.rename(path)
@@ -104,23 +103,15 @@ def _merge_rows(job: Job, split: str, count: int, bad: list[int]) -> dict[str, A
   """Fills the holes that `bad` rows leave; writes labels and source indices; returns checksums."""
   records = [job.record(part) for part in job.parts(split)]
   labels = np.concatenate([record['labels'] for record in records])
-  checksums = [int(record['checksum']) for record in records]
-  del checksums[-(-count // job.rows_per_part) :]
   indices = job.indices[split].copy()
-  if bad:
-    holes = [row for row in bad if row < count]
-    fillers = sorted(set(range(count, len(labels))) - set(bad))
-    images = np.lib.format.open_memmap(job.images_file(split), mode='r+')
-    for hole, filler in zip(holes, fillers, strict=True):
-      images[hole], labels[hole], indices[hole] = images[filler], labels[filler], indices[filler]
-    images.flush()
-    for number in {*(hole // job.rows_per_part for hole in holes), len(checksums) - 1}:
-      first = number * job.rows_per_part
-      checksums[number] = zlib.crc32(images[first : min(count, first + job.rows_per_part)])
+  holes = [row for row in bad if row < count]
+  fillers = sorted(set(range(count, len(labels))) - set(bad))
+  moves = list(zip(holes, fillers, strict=True))
+  for hole, filler in moves:
+    labels[hole], indices[hole] = labels[filler], indices[filler]
+  checksums = job.images(split).merge(job.parts(split), records, count, moves)
   files = {'labels': labels[:count], 'source_index': indices[:count]}
   for name, values in files.items():
     atomic.write_npy(job.folder / split / f'{name}.npy', values)
-  return {
-    f'{split}/images.npy': checksums,
-    f'{split}/labels.npy': zlib.crc32((job.folder / split / 'labels.npy').read_bytes()),
-  }
+  checksums['labels.npy'] = zlib.crc32((job.folder / split / 'labels.npy').read_bytes())
+  return {f'{split}/{name}': value for name, value in checksums.items()}

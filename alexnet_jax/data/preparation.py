@@ -19,7 +19,8 @@ def prepare_store(
 
   Args:
     data_config: a configuration's `data` section; see `sources.open_source`, and `store`, `resize`,
-      `unreadable`, `train_examples` (0: all, else so many of the training rows, a random subset).
+      `encoding`, `jpeg_quality`, `unreadable`, `train_examples` (0: all, else so many of the
+      training rows, a random subset).
     progress: where to tell the user; standard error by default.
     workers: processes that decode; 0 for one a core.
 
@@ -39,7 +40,7 @@ def prepare_store(
     path = store_path(data_config)
     found = path.exists()
     prepared = (
-      _open(path, data_config) if found else _write(path, data_config, progress, workers)
+      open_existing(path, data_config) if found else _write(path, data_config, progress, workers)
     )
   return _limit(prepared, data_config.train_examples)
 
@@ -52,7 +53,15 @@ def store_path(data_config: Any) -> pathlib.Path:
   name = directory.name if data_config.source == 'folder' else data_config.name
   name = name.replace('/', '-').replace(':', '-')
   parent = directory.with_name(f'{directory.name}-stores')
-  return parent / f'{name}-{data_config.image_size}-{data_config.resize}'
+  end = '' if data_config.encoding == store.RAW else f'-jpeg{data_config.jpeg_quality}'
+  return parent / f'{name}-{data_config.image_size}-{data_config.resize}{end}'
+
+
+def encoding(data_config: Any) -> str:
+  """How a configuration's store holds images: 'raw', or 'jpeg 90' for quality 90."""
+  if data_config.encoding == store.RAW:
+    return store.RAW
+  return f'{store.JPEG}{data_config.jpeg_quality}'
 
 
 def _write(
@@ -71,21 +80,26 @@ def _write(
   written = writer.write_store(
     source, path, image_size=data_config.image_size, resize=data_config.resize,
     unreadable=data_config.unreadable, workers=workers, progress=progress,
+    encoding=encoding(data_config),
   )
   if skipped := sum(len(names) for names in written.meta['unreadable'].values()):
     progress.say(f'{skipped:,} unreadable images were left out; {path}/meta.json names them')
   return written
 
 
-def _open(path: pathlib.Path, data_config: Any) -> store.Store:
-  """Opens an existing store after comparing it with what the configuration asks for."""
+def open_existing(path: pathlib.Path, data_config: Any) -> store.Store:
+  """Opens an existing store after comparing it with what the configuration asks for.
+
+  Raises:
+    UserError: damaged, or of something else.
+  """
   found = store.open_store(path)
   sources.check_classes(data_config, str(path), len(found.classes))
-  expected = {'image_size': data_config.image_size, 'resize': data_config.resize}
+  made = {'image_size': data_config.image_size, 'resize': data_config.resize,
+          'encoding': encoding(data_config)}
+  expected = made
   if _is_present(data_config):
-    expected |= store.describe(
-      sources.open_source(data_config), data_config.image_size, data_config.resize
-    )
+    expected = store.describe(sources.open_source(data_config), **made)
   store.check_same(found, expected)
   return found
 

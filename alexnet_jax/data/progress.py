@@ -1,12 +1,14 @@
 """How long work tells the user about itself: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
+import datetime
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import rich.console
 import rich.progress
+import rich.text
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -35,6 +37,13 @@ class Silent:
     yield lambda n: None
 
 
+class Rate(rich.progress.ProgressColumn):
+  """How many a second."""
+
+  def render(self, task: rich.progress.Task) -> rich.text.Text:
+    return rich.text.Text(f'{task.speed or 0:,.0f}/s')
+
+
 class Console:
   """Writes to a rich console; by default to standard error."""
 
@@ -53,6 +62,7 @@ class Console:
       rich.progress.TextColumn('{task.description}', markup=False),
       rich.progress.BarColumn(),
       rich.progress.MofNCompleteColumn(),
+      Rate(),
       rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, console=self._console) as bar:
@@ -70,6 +80,7 @@ class Console:
       if now - spoken >= SECONDS_BETWEEN_LINES or done == total:
         spoken = now
         rate = (done - already) / max(now - began, 1e-9)
-        self.say(f'{title}: {done:,} of {total:,}, {rate:,.0f} per second')
+        left = datetime.timedelta(seconds=round((total - done) / max(rate, 1e-9)))
+        self.say(f'{title}: {done:,} of {total:,}, {rate:,.0f} per second, {left} left')
 
     return advance

@@ -49,6 +49,7 @@ class Source:
     train: the examples to learn from.
     eval: the held-out examples.
     fingerprint: text that differs when the examples differ; a store remembers it.
+    class_names: what people call the classes where `classes` are codes and a file says so.
   """
 
   name: str
@@ -56,6 +57,7 @@ class Source:
   train: SourceSplit
   eval: SourceSplit
   fingerprint: str
+  class_names: tuple[str, ...] = ()
 
 
 def open_source(data_config: Any) -> Source:

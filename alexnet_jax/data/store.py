@@ -4,12 +4,12 @@ On disk:
 
     meta.json                what it is: classes, counts, resize rule, checksums, RGB components
     mean.npy                 float32 (S, S, 3), mean image of the training split
-    {train,eval}/images.npy  uint8 (N, S, S, 3) RGB
+    {train,eval}/images.npy  uint8 (N, S, S, 3) RGB; or JPEG files, see `jpeg_images`
     {train,eval}/labels.npy  int32 (N,)
     {train,eval}/source_index.npy  int64 (N,), which example of the source a row shows
 
 Training rows are in a fixed random order, so that the first n of them are a random subset. The
-statistics are always those of the whole training split.
+statistics are always those of the whole training split, before JPEG changes it.
 """
 
 import dataclasses
@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data import images, order, statistics
+from alexnet_jax.data.jpeg_images import JpegImages, JpegRows
 from alexnet_jax.data.progress import Progress, Silent
+from alexnet_jax.data.raw_images import RawImages
 from alexnet_jax.data.sources import Source, SourceSplit
 from alexnet_jax.errors import UserError
 
 FORMAT_VERSION = 1
 SPLITS = ('train', 'eval')
+RAW, JPEG = 'raw', 'jpeg '  # how images are stored; the latter is followed by the quality
 # The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
 ORDER_SEED = 2012
 
@@ -36,13 +39,14 @@ class Split:
   """Rows of images and labels.
 
   Attributes:
-    images: uint8 (N, S, S, 3) RGB, an array or a read-only memory map.
+    images: uint8 (N, S, S, 3) RGB: an array, a read-only memory map, or rows of JPEG files.
     labels: int32 (N,).
-    file: the file the images lie in, one after another from byte `offset`; None when in memory.
+    file: the file the images lie in, one after another from byte `offset`; None when in memory or
+      JPEG.
     offset: see `file`.
   """
 
-  images: np.ndarray
+  images: np.ndarray | JpegRows
   labels: np.ndarray
   file: pathlib.Path | None = None
   offset: int = 0
@@ -79,6 +83,11 @@ class Store:
   colour_eigenvectors: np.ndarray
   meta: dict[str, Any]
 
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """What to call the classes before people: words where the data gave some, else `classes`."""
+    return tuple(self.meta['class_names']) or self.classes
+
 
 def open_store(path: pathlib.Path | str) -> Store:
   """Opens a store without reading its images.
@@ -97,7 +106,8 @@ def open_store(path: pathlib.Path | str) -> Store:
       'and --config.data.store=FOLDER, a folder that does not exist yet'
     )
   try:
-    meta = json.loads((path / 'meta.json').read_text())
+    # The defaults are of stores that were written before there was a choice.
+    meta = {'encoding': RAW, 'class_names': []} | json.loads((path / 'meta.json').read_text())
     if meta['format_version'] != FORMAT_VERSION:
       raise UserError(
         f'{path} has store format {meta["format_version"]}, this program reads {FORMAT_VERSION}: '
@@ -109,8 +119,8 @@ def open_store(path: pathlib.Path | str) -> Store:
     return Store(
       path=path,
       classes=tuple(meta['classes']),
-      train=_open_split(path / 'train', meta['counts']['train'], meta['image_size']),
-      eval=_open_split(path / 'eval', meta['counts']['eval'], meta['image_size']),
+      train=_open_split(path, 'train', meta),
+      eval=_open_split(path, 'eval', meta),
       mean_image=np.load(path / 'mean.npy', allow_pickle=False),
       colour_stdevs=np.array(meta['colour_stdevs']),
       colour_eigenvectors=np.array(meta['colour_eigenvectors']),
@@ -122,31 +132,44 @@ def open_store(path: pathlib.Path | str) -> Store:
     ) from error
 
 
-def _open_split(folder: pathlib.Path, count: int, size: int) -> Split:
-  labels = np.load(folder / 'labels.npy', allow_pickle=False)
-  pixels = np.load(folder / 'images.npy', mmap_mode='r', allow_pickle=False)
-  if labels.shape != (count,) or pixels.shape != (count, size, size, 3) or pixels.dtype != np.uint8:
-    raise ValueError(f'{folder.name}/images.npy is {pixels.dtype} {pixels.shape}')
-  return Split(pixels, labels, folder / 'images.npy', pixels.offset)
+def _open_split(path: pathlib.Path, name: str, meta: dict[str, Any]) -> Split:
+  count = meta['counts'][name]
+  labels = np.load(path / name / 'labels.npy', allow_pickle=False)
+  if labels.shape != (count,):
+    raise ValueError(f'{name}/labels.npy is {labels.shape}')
+  files = image_files(path / name, meta['image_size'], meta['encoding'])
+  return Split(labels=labels, **files.open(count, _checksums(meta, name)))
+
+
+def image_files(folder: pathlib.Path, image_size: int, encoding: str) -> RawImages | JpegImages:
+  """The files of a split's images; `encoding` is 'raw', or 'jpeg 90' for quality 90."""
+  if encoding == RAW:
+    return RawImages(folder, image_size)
+  return JpegImages(folder, image_size, int(encoding.removeprefix(JPEG)))
+
+
+def _checksums(meta: dict[str, Any], split: str) -> dict[str, Any]:
+  """Checksums of the files of one split, by name."""
+  prefix = f'{split}/'
+  return {name.removeprefix(prefix): value for name, value in meta['crc32'].items()
+          if name.startswith(prefix)}
 
 
 def verify_store(path: pathlib.Path | str, progress: Progress | None = None) -> None:
   """Reads every byte of a store and compares it with the checksums taken when it was written.
 
   Raises:
-    UserError: names each part that has changed (file and rows).
+    UserError: names each part that has changed.
   """
-  store = open_store(path)
-  size = store.meta['rows_per_part']
+  meta = open_store(path).meta
   changed = []
-  total = len(store.train) + len(store.eval)
-  with (progress or Silent()).count(f'verifying {path}', total) as advance:
-    for name, split in zip(SPLITS, (store.train, store.eval), strict=True):
-      for part, expected in enumerate(store.meta['crc32'][f'{name}/images.npy']):
-        rows = split.images[part * size : (part + 1) * size]
-        if zlib.crc32(rows) != expected:
-          changed.append(f'{name}/images.npy rows {part * size}..{part * size + len(rows) - 1}')
-        advance(len(rows))
+  parts = sum(len(value) for value in meta['crc32'].values() if isinstance(value, list))
+  with (progress or Silent()).count(f'verifying parts of {path}', parts) as advance:
+    for name in SPLITS:
+      files = image_files(pathlib.Path(path) / name, meta['image_size'], meta['encoding'])
+      for change in files.check(_checksums(meta, name), meta['rows_per_part']):
+        changed += [f'{name}/{change}'] if change else []
+        advance(1)
   if changed:
     raise UserError(
       f'the store {path} has changed since it was written: {", ".join(changed)}; '
@@ -174,13 +197,16 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
   totals = statistics.sums(splits['train'].images)
   stdevs, eigenvectors = statistics.colour_components(totals)
   meta = describe(source, image_size, resize) | {
+    'class_names': [],
     'counts': {name: len(split) for name, split in splits.items()}
   }
   return Store(None, source.classes, splits['train'], splits['eval'],
                statistics.mean_image(totals), stdevs, eigenvectors, meta)
 
 
-def describe(source: Source, image_size: int, resize: str) -> dict[str, Any]:
+def describe(
+  source: Source, image_size: int, resize: str, encoding: str = RAW
+) -> dict[str, Any]:
   """What a store is made from; two stores agree if and only if these do."""
   return {
     'format_version': FORMAT_VERSION,
@@ -189,6 +215,7 @@ def describe(source: Source, image_size: int, resize: str) -> dict[str, Any]:
     'classes': list(source.classes),
     'image_size': image_size,
     'resize': resize,
+    'encoding': encoding,
   }
 
 

@@ -9,8 +9,11 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import resource
 import signal
+import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from alexnet_jax.data import merge, store
 from alexnet_jax.data.images import RESIZES
@@ -33,6 +36,7 @@ def write_store(
   workers: int = 0,
   progress: Progress | None = None,
   rows_per_part: int = ROWS_PER_PART,
+  encoding: str = store.RAW,
 ) -> store.Store:
   """Writes a store, or finishes one whose writing was interrupted; opens it if it is there.
 
@@ -45,6 +49,7 @@ def write_store(
     workers: processes; 0 for one a core. 1 works in this process.
     progress: where to tell the user.
     rows_per_part: rows that a process writes at a time; what it lost if killed.
+    encoding: how images are stored: 'raw', or 'jpeg 90' for quality 90.
 
   Raises:
     UserError: the disk is too small, images are unreadable, a label is no class, a worker died, or
@@ -56,15 +61,16 @@ def write_store(
     if value not in allowed:
       raise UserError(f'data.{name}={value!r} is unknown: choose one of {", ".join(allowed)}')
   path, progress = pathlib.Path(path), progress or Silent()
-  job = Job(source, path.with_name(path.name + '.tmp'), image_size, resize, rows_per_part)
+  folder = path.with_name(path.name + '.tmp')
+  job = Job(source, folder, image_size, resize, rows_per_part, encoding)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path, progress):
+    with _lock(path, progress) as lock:
       if not path.exists():
         if not job.is_described_by('meta.json'):
           job.check_room()
           job.begin()
-          _write_parts(job, workers, progress)
+          _write_parts(job, workers, progress, lock)
           merge.commit(job, unreadable)
         merge.publish(job, path)
   except OSError as error:
@@ -73,12 +79,12 @@ def write_store(
       'another place'
     ) from error
   written = store.open_store(path)
-  store.check_same(written, store.describe(source, image_size, resize))
+  store.check_same(written, store.describe(source, image_size, resize, encoding))
   return written
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path, progress: Progress) -> Iterator[None]:
+def _lock(path: pathlib.Path, progress: Progress) -> Iterator[TextIO]:
   """One writer of a store at a time; others wait. Ends with the process, however that ends."""
   with open(path.with_name(f'.{path.name}.lock'), 'w') as file:
     try:
@@ -86,11 +92,12 @@ def _lock(path: pathlib.Path, progress: Progress) -> Iterator[None]:
     except BlockingIOError:
       progress.say(f'another process is preparing {path}: waiting for it')
       fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+    yield file
 
 
-def _write_parts(job: Job, workers: int, progress: Progress) -> None:
+def _write_parts(job: Job, workers: int, progress: Progress, lock: TextIO) -> None:
   """Writes the parts that have no record yet."""
+  began, spent = time.monotonic(), _core_seconds()
   waiting = job.waiting()
   total = sum(len(indices) for indices in job.indices.values())
   done = total - sum(map(len, waiting))
@@ -98,26 +105,41 @@ def _write_parts(job: Job, workers: int, progress: Progress) -> None:
   title = f'preparing {job.source.name} {job.image_size}x{job.image_size}'
   with progress.count(title, total, done) as advance:
     if workers > 1:
-      _share_out(job, waiting, workers, advance)
+      _share_out(job, waiting, workers, advance, lock)
     else:
       for part in waiting:
         job.write_part(part, advance)
+  if waiting:
+    seconds, spent = time.monotonic() - began, _core_seconds() - spent
+    progress.say(
+      f'{total - done:,} images in {seconds:,.1f} s, {spent:,.1f} core-seconds: '
+      f'{(total - done) / max(spent, 1e-9):,.0f} images per core-second'
+    )
+
+
+def _core_seconds() -> float:
+  """Processor time of this process and of those that it started and that have ended."""
+  usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _share_out(
-  job: Job, parts: list[Part], workers: int, advance: Callable[[int], object]
+  job: Job, parts: list[Part], workers: int, advance: Callable[[int], object], lock: TextIO
 ) -> None:
   """Writes parts in worker processes, which report through a pipe each.
 
-  A worker whose pipe breaks ends, so none outlives this process for long, even after kill -9.
+  A worker whose pipe breaks ends, so none outlives this process for long, even after kill -9. Until
+  then it holds the lock, so that none writes beside those of the next run.
   """
   context = multiprocessing.get_context('spawn')
   processes = {}
+  # Of what holds a descriptor, a connection is what can be sent to a process that starts.
+  held = multiprocessing.connection.Connection(os.dup(lock.fileno()))
   try:
     for worker in range(workers):
       reader, writer = context.Pipe(duplex=False)
       process = context.Process(
-        target=_work, args=(job, parts[worker::workers], writer), daemon=True
+        target=_work, args=(job, parts[worker::workers], writer, held), daemon=True
       )
       process.start()
       writer.close()
@@ -136,6 +158,7 @@ def _share_out(
     for process in processes.values():
       process.terminate()
       process.join()
+    held.close()
 
 
 def _finish(process: multiprocessing.Process) -> None:
@@ -147,8 +170,12 @@ def _finish(process: multiprocessing.Process) -> None:
     )
 
 
-def _work(job: Job, parts: list[Part], writer: multiprocessing.connection.Connection) -> None:
+def _work(
+  job: Job, parts: list[Part], writer: multiprocessing.connection.Connection,
+  held: multiprocessing.connection.Connection,
+) -> None:
   """Body of a worker: sends counts of rows done, or the error that ended it."""
+  del held  # open as long as this process is
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
   try:
     for part in parts:

@@ -194,15 +194,16 @@ def conv6(classes: int = 1000) -> layers.Table:
 
 
 def bn(classes: int = 1000) -> layers.Table:
-  """AlexNet-BN as the LARS authors train it (NVIDIA/caffe models/alexnet_bn/train_val.prototxt).
+  """AlexNet-BN of the LARS authors (NVIDIA/caffe models/alexnet_bn/train_val.prototxt).
 
   conv-BN-ReLU in place of LRN, dense layers without BN, inverted dropout; for 227-pixel crops.
+  Unlike theirs every convolution keeps its bias, which batch normalization makes idle.
   """
   def block(name: str, features: int, kernel: int, **geometry) -> layers.Table:
     number = name.removeprefix('conv')
     return (
-        Conv(name, features, kernel, init='he', **geometry),
-        BatchNorm(f'bn{number}'),
+        Conv(name, features, kernel, **geometry),
+        BatchNorm(f'bn{number}', epsilon=1e-4),
         Relu(f'relu{number}'))
 
   return (

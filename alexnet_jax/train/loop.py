@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
     Interrupted: stopped by a signal, after saving.
   """
   devices = Devices()
-  devices.check_batch('batch_size', config.batch_size, config.micro_batches)
+  devices.check_training_batch(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   check_workdir(workdir, config, command)
   if results := finished_results(workdir):

@@ -41,21 +41,20 @@ def lars(
 ) -> optax.GradientTransformationExtraArgs:
   """The 2012 update with layer-wise rates for very large batches (You et al., arXiv 1708.03888).
 
-  A kernel's rate is at most (1 - momentum) * trust_coefficient * |w| / |gradient + decay * w|: the
-  "clip" form of LARC, as the LARS authors' Caffe computes it (NVIDIA/caffe sgd_solver.cpp).
-  Biases and batch-norm parameters keep the rate they are given.
+  A parameter's rate is at most (1 - momentum) * trust_coefficient * |w| / |gradient|: the "clip"
+  form of LARC, as the LARS authors' Caffe computes it (NVIDIA/caffe sgd_solver.cpp), where it holds
+  for biases and batch-norm parameters too and leaves weight decay out of the norm.
   """
   plain = krizhevsky_momentum(momentum, weight_decay)
 
-  def trusted(gradient, w, rate, decay):
-    if w.ndim < 2:
-      return rate
-    norm = jnp.linalg.norm(gradient + decay * w)
-    trust = (1 - momentum) * trust_coefficient * jnp.linalg.norm(w) / jnp.maximum(norm, 1e-30)
-    return jnp.minimum(rate, trust)
+  def trusted(gradient, w, rate):
+    norms = optax.safe_norm(w, 0.0), optax.safe_norm(gradient, 0.0)
+    trust = (1 - momentum) * trust_coefficient * norms[0] / norms[1]
+    # Biases start at 0: without this they would stay there.
+    return jnp.where((norms[0] > 0) & (norms[1] > 0), jnp.minimum(rate, trust), rate)
 
   def update(gradients, velocity, params, *, rates):
-    rates = jax.tree.map(trusted, gradients, params, rates, weight_decay)
+    rates = jax.tree.map(trusted, gradients, params, rates)
     return plain.update(gradients, velocity, params, rates=rates)
 
   return optax.GradientTransformationExtraArgs(plain.init, update)

@@ -52,6 +52,18 @@ class Devices:
       nearest = f'{lower} or {lower + divisor}' if lower else f'{divisor}'
       raise UserError(f'{name}={size} is not divisible by {what}: use --config.{name}={nearest}')
 
+  def check_training_batch(self, config) -> None:
+    """Raises UserError unless a config's training batch divides over devices and ghost batches."""
+    self.check_batch('batch_size', config.batch_size, config.micro_batches)
+    images = config.batch_size // (self.global_count * config.micro_batches)
+    ghost_batch = config.model.ghost_batch
+    whole = config.micro_batches > 1
+    if ghost_batch and (images != ghost_batch if whole else images % ghost_batch):
+      part = f'{images} images of a {"micro-" * whole}batch on a device'
+      raise UserError(
+          f'model.ghost_batch={ghost_batch} {"is not" if whole else "does not divide"} the {part}:'
+          f' use --config.model.ghost_batch={images}')
+
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Spreads (n, ...) host arrays over the devices as (local_count, n / local_count, ...)."""
     split = {k: v.reshape(self.local_count, -1, *v.shape[1:]) for k, v in batch.items()}

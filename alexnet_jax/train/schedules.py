@@ -90,6 +90,7 @@ class Rates:
     kernel, bias: curves of kernels and of biases; `bias_multiplier` scales the latter.
     layers: extra factors by layer; they act on the layer's kernel, and a factor of 0 freezes its
       bias too.
+    plateau_of_biases: whether the scale of a plateau schedule acts on biases too.
   """
 
   learning_rate: float
@@ -97,15 +98,21 @@ class Rates:
   kernel: Curve
   bias: Curve
   layers: dict[str, Curve]
+  plateau_of_biases: bool = True
 
   def base(self, step: jax.Array) -> jax.Array:
     """The rate of kernels that no layer factor touches, float32 scalar."""
     return self.learning_rate * self.kernel(step)
 
   def tree(self, params: dict, step: jax.Array, scale: jax.Array) -> dict:
-    """Float32 scalars in the shape of `params`, {layer: {parameter: rate}}, times `scale`."""
+    """Float32 scalars in the shape of `params`, {layer: {parameter: rate}}.
+
+    `scale` is that of a plateau schedule.
+    """
     kernel_rate = scale * self.base(step)
-    bias_rate = scale * self.learning_rate * self.bias_multiplier * self.bias(step)
+    bias_rate = self.learning_rate * self.bias_multiplier * self.bias(step)
+    if self.plateau_of_biases:
+      bias_rate = scale * bias_rate
 
     def layer_rates(layer: str) -> dict:
       factor = self.layers[layer](step) if layer in self.layers else jnp.float32(1)
@@ -164,4 +171,5 @@ def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rat
       bias_multiplier=optimizer.bias_multiplier,
       kernel=curve(optimizer.schedule),
       bias=curve(bias_schedule),
-      layers={name: layer_curve(changes) for name, changes in optimizer.layer_factors.items()})
+      layers={name: layer_curve(changes) for name, changes in optimizer.layer_factors.items()},
+      plateau_of_biases=optimizer.bias_schedule.kind == 'same')

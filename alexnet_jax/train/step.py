@@ -129,14 +129,13 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     parts = jax.tree.map(
         lambda x: x.reshape(recipe.micro_batches, -1, *x.shape[1:]), batch)
 
-    def add(carry, part):
-      sums, batch_stats = carry
-      *new, batch_stats = gradients_of(state.replace(batch_stats=batch_stats), part, noise)
-      return (jax.tree.map(jnp.add, sums, tuple(new)), batch_stats), None
+    def add(sums, part):
+      return jax.tree.map(jnp.add, sums, gradients_of(state, part, noise)), None
 
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
-    (sums, batch_stats), _ = lax.scan(add, (zeros, state.batch_stats), parts)
-    return *jax.tree.map(lambda x: x / recipe.micro_batches, sums), batch_stats
+    zeros = jax.tree.map(
+        jnp.zeros_like, (state.params, jnp.float32(0), jnp.float32(0), state.batch_stats))
+    sums, _ = lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / recipe.micro_batches, sums)
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     compute = gradients_of if recipe.micro_batches == 1 else accumulated

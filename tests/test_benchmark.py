@@ -1,0 +1,423 @@
+"""The benchmark command: what it compares is the same computation, and what it reports adds up."""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet_jax import config as configs
+from alexnet_jax.benchmarks import comparison, sides, step
+from alexnet_jax.benchmarks.comparison import Comparison, Options
+from alexnet_jax.benchmarks.sides import Probe, Sample, Unavailable
+from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers
+
+ROOT = Path(__file__).parent.parent
+
+# The same computation.
+
+EVERY_ROW = (
+    layers.Conv('conv1', 8, 5, stride=2, ceil=True),
+    layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=2),
+    layers.MaxPool('pool1'),
+    layers.Relu('relu1'),
+    layers.Conv('conv2', 12, 3, padding=1, groups=2),
+    layers.SpatialNorm('spatial_norm2', size=3, alpha=0.1),
+    layers.AvgPool('pool2'),
+    layers.Local('local3', 6, 3, padding=1),
+    layers.ResponseNorm('norm3', size=5, alpha=0.2, k=1.0),
+    layers.Tanh('tanh3'),
+    layers.Dropout('drop3'),
+    layers.Dense('fc4', 20),
+    layers.Dropout('drop4', inverted=True),
+    layers.Relu('relu4'),
+    layers.Dense('fc5', 7),
+)
+SHAPE = (20, 20, 3)
+
+
+@pytest.fixture(scope='module')
+def ours():
+  """Weights for EVERY_ROW, and our net's loss and gradients at them."""
+  import jax
+  import optax
+
+  from alexnet_jax.model.alexnet import AlexNet
+
+  model = AlexNet(sides.without_dropout(EVERY_ROW))
+  views, labels = examples()
+  initial = jax.eval_shape(model.init, jax.random.key(0), views)['params']
+  weights = step.lively_weights(initial, last='fc5')
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss_of(weights):
+    keys = jax.random.split(jax.random.key(0), len(views))
+    logits = model.apply({'params': weights}, views, train=True, keys=keys)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  loss, gradients = loss_of(weights)
+  return weights, Probe(float(loss), jax.tree.map(np.asarray, gradients))
+
+
+def examples():
+  views = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
+  return views, np.arange(6, dtype=np.int32)
+
+
+def task(table, weights, **changes):
+  """A task; biases have twice the rate, and no decay."""
+  views, labels = examples()
+  rates = {layer: {'kernel': 0.1, 'bias': 0.2} for layer in weights}
+  decays = {layer: {'kernel': 0.01, 'bias': 0.0} for layer in weights}
+  arguments = {
+      'table': table, 'view_shape': SHAPE, 'compute_dtype': 'float32', 'optimizer': 'momentum',
+      'momentum': 0.9, 'views': views, 'labels': labels, 'weights': weights, 'rates': rates,
+      'decays': decays}
+  return sides.Task(**arguments | changes)
+
+
+def torch_step(table, weights, **changes):
+  pytest.importorskip('torch')
+  from alexnet_jax.benchmarks.torch_step import TorchStep
+
+  return TorchStep(task(table, weights, **changes), channels_last=False, compiled=False)
+
+
+def test_the_torch_net_computes_what_ours_does_for_every_row(ours):
+  weights, expected = ours
+  actual = torch_step(EVERY_ROW, weights).probe(weights)
+  assert actual.loss == pytest.approx(expected.loss, rel=1e-6)
+  assert set(actual.gradients) == {'conv1', 'conv2', 'local3', 'fc4', 'fc5'}
+  for layer, leaves in actual.gradients.items():
+    assert set(leaves) == {'kernel', 'bias'}
+    for name, gradient in leaves.items():
+      reference = expected.gradients[layer][name]
+      assert gradient.shape == reference.shape
+      assert np.linalg.norm(gradient - reference) < 1e-5 * np.linalg.norm(reference), (layer, name)
+  step.check_equal('torch', expected, actual)
+
+
+@pytest.mark.parametrize('other', [
+    layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=1),
+    layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=2, beta=0.7),
+    layers.SpatialNorm('spatial_norm2', size=5, alpha=0.1),
+    layers.MaxPool('pool2'),
+    layers.Relu('tanh3'),
+], ids=['towers', 'exponent', 'window', 'pool', 'unit'])
+def test_another_net_is_refused(ours, other):
+  weights, expected = ours
+  table = [other if row.name == other.name else row for row in EVERY_ROW]
+  actual = torch_step(table, weights).probe(weights)
+  with pytest.raises(UserError, match='not the same computation'):
+    step.check_equal('torch', expected, actual)
+
+
+def test_perturbed_weights_are_refused(ours):
+  weights, expected = ours
+  peer = torch_step(EVERY_ROW, weights)
+  for layer in weights:
+    for name in ('kernel', 'bias'):
+      perturbed = {key: dict(leaves) for key, leaves in weights.items()}
+      perturbed[layer][name] = weights[layer][name] * np.float32(1.1)
+      with pytest.raises(UserError, match='not the same computation'):
+        step.check_equal('torch', expected, peer.probe(perturbed))
+
+
+def changed(probe, layer, name, gradient):
+  gradients = {key: dict(leaves) for key, leaves in probe.gradients.items()}
+  gradients[layer][name] = gradient
+  return probe._replace(gradients=gradients)
+
+
+def test_a_single_wrong_gradient_is_named(ours):
+  _, expected = ours
+  kernel = expected.gradients['conv2']['kernel']
+  close = step.check_equal('peer', expected, changed(expected, 'conv2', 'kernel', 1.001 * kernel))
+  assert close.where == 'conv2/kernel'
+  assert close.gradient_difference == pytest.approx(0.001, rel=1e-3)
+  for wrong in (1.02 * kernel, -kernel, 0 * kernel, np.nan * kernel):
+    with pytest.raises(UserError, match=r'peer .* conv2/kernel'):
+      step.check_equal('peer', expected, changed(expected, 'conv2', 'kernel', wrong))
+  for loss in (expected.loss * 1.0001, math.nan, math.inf):
+    with pytest.raises(UserError, match='its loss is'):
+      step.check_equal('peer', expected, expected._replace(loss=loss))
+
+
+def test_a_gradient_of_zero_is_equal_to_zero(ours):
+  _, expected = ours
+  zero = changed(expected, 'fc4', 'bias', np.zeros(20, np.float32))
+  assert step.check_equal('peer', zero, zero).gradient_difference == 0
+  with pytest.raises(UserError, match='fc4/bias'):
+    step.check_equal('peer', zero, expected)
+
+
+def test_the_torch_update_is_that_of_2012(ours):
+  torch = pytest.importorskip('torch')
+  import jax
+
+  from alexnet_jax.benchmarks.torch_net import TorchNet
+  from alexnet_jax.benchmarks.torch_step import make_optimizer
+  from alexnet_jax.train.optimizer import krizhevsky_momentum
+
+  weights, _ = ours
+  work = task(EVERY_ROW, weights)
+  net = TorchNet(EVERY_ROW, SHAPE)
+  net.load(weights)
+  theirs = make_optimizer(net, work)
+  rule = krizhevsky_momentum(0.9, work.decays)
+  velocity = rule.init(weights)
+  random = np.random.default_rng(1)
+  for _ in range(3):
+    gradients = jax.tree.map(lambda w: random.normal(size=w.shape).astype(np.float32), weights)
+    updates, velocity = rule.update(gradients, velocity, weights, rates=work.rates)
+    weights = jax.tree.map(lambda w, update: np.asarray(w + update), weights, updates)
+    for layer, name, parameter in net.named():
+      parameter.grad = torch.tensor(net._layouts[layer][name].to_torch(gradients[layer][name]))
+    theirs.step()
+  for layer, name, parameter in net.named():
+    actual = net._layouts[layer][name].from_torch(parameter.detach().numpy())
+    np.testing.assert_allclose(actual, weights[layer][name], atol=1e-5)
+
+
+def test_torch_trains_with_dropout(ours):
+  weights, _ = ours
+  peer = torch_step(EVERY_ROW, weights)
+  assert peer.run(2) == 12
+  first = peer.loss()
+  peer.run(30)
+  assert peer.loss() < first
+
+
+@pytest.mark.parametrize('changes, reason', [
+    ({'optimizer': 'adam'}, 'adam'),
+    ({'compute_dtype': 'bfloat16'}, 'bfloat16'),
+    ({'table': (*EVERY_ROW, layers.BatchNorm('bn5'))}, 'BatchNorm'),
+])
+def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
+  weights, _ = ours
+  with pytest.raises(Unavailable, match=reason):
+    torch_step(**{'table': EVERY_ROW, 'weights': weights} | changes)
+
+
+# Processes and turns.
+
+FAKE = '''
+import os
+import numpy as np
+from alexnet_jax.benchmarks.sides import Probe, Side, Task, Unavailable
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers
+
+class Fake(Side):
+  def __init__(self, log, last_loss=1.0, gradient=1.0, **_):
+    print('noise of a library')
+    self.log, self.last_loss, self.gradient = log, last_loss, gradient
+  def run(self, batches):
+    with open(self.log, 'a') as file:
+      file.write(os.environ['NAME'])
+    return 4 * batches
+  def fail(self, kind):
+    raise {'user': UserError, 'unavailable': Unavailable}.get(kind, KeyError)(kind)
+  def versions(self):
+    return {'fake': os.environ['NAME']}
+  def environment(self):
+    return {'date': 'today'}
+  def loss(self):
+    return self.last_loss
+  def task(self):
+    weights = {'fc1': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
+    return Task((layers.Dense('fc1', 2),), (3,), '', '', 0, None, None, weights, {}, {})
+  def probe(self, weights):
+    return Probe(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
+'''
+
+
+@pytest.fixture
+def fake(tmp_path):
+  """Makes contenders of a side that writes its name into tmp_path/log at every run."""
+  (tmp_path / 'fake_side.py').write_text(FAKE)
+
+  def make(name, **arguments):
+    settings = {'NAME': name, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
+    return Contender(name, 'fake_side:Fake', settings, {'log': str(tmp_path / 'log'), **arguments})
+
+  return make
+
+
+OPTIONS = Options(rounds=2, turn_seconds=0.0, peers=None)
+
+
+def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
+  with fake('a').start() as worker:
+    assert worker.call('versions') == {'fake': 'a'}
+    with pytest.raises(UserError, match='user'):
+      worker.call('fail', 'user')
+    with pytest.raises(Unavailable, match='unavailable'):
+      worker.call('fail', 'unavailable')
+    with pytest.raises(RuntimeError, match=r'(?s)Traceback.*KeyError'):
+      worker.call('fail', 'key')
+    assert worker.call('run', 2) == 8
+  assert worker._process.returncode == 0
+  assert capfd.readouterr().out == ''
+
+
+def test_the_death_of_a_worker_is_reported(fake):
+  with fake('a').start() as worker:
+    worker._process.kill()
+    with pytest.raises(RuntimeError, match='process of a ended with code -9'):
+      worker.call('run', 1)
+
+
+def test_sides_take_turns_there_and_back(fake, tmp_path):
+  with fake('a').start() as a, fake('b').start() as b:
+    samples, facts = comparison.take_turns({'a': a, 'b': b}, OPTIONS)
+  # Two runs to prepare, then one that warms up before each that counts.
+  assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
+  assert {name: len(turns) for name, turns in samples.items()} == {'a': 2, 'b': 2}
+  assert samples['a'][0].images == 4 and samples['a'][0].seconds > 0
+  assert facts['b']['versions'] == {'fake': 'b'} and facts['b']['first_batch_seconds'] > 0
+
+
+def compare(monkeypatch, ours, **peers):
+  monkeypatch.setattr(step, '_OURS', ours)
+  monkeypatch.setattr(step, 'PEERS', peers)
+  return step.compare('digits', configs.default(), OPTIONS)
+
+
+def test_compare_measures_peers_that_agree(fake, monkeypatch):
+  absent = Contender('missing', 'fake_side:Fake', package='no_such_package', extra='peers')
+  result = compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent)
+  assert list(result.sides) == ['alexnet_jax', 'peer'] and len(result.ratios('peer')) == 2
+  assert "no_such_package is not installed: pip install 'alexnet_jax[peers]'" in (
+      comparison.table(result))
+  equality = result.to_json()['details']['equality']['peer']
+  assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
+  assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in comparison.table(result)
+
+
+def test_compare_gives_no_ratio_for_a_peer_that_differs(fake, monkeypatch):
+  with pytest.raises(UserError, match='no ratio is given'):
+    compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.1))
+
+
+def test_compare_refuses_a_side_that_diverged(fake, monkeypatch):
+  with pytest.raises(UserError, match='loss of peer became nan'):
+    compare(monkeypatch, fake('ours'), peer=fake('peer', last_loss=math.nan))
+
+
+# The report.
+
+def made_up_comparison(**changes):
+  turns = {'alexnet_jax': [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)],
+           'peer': [Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0)]}
+  arguments = {
+      'target': 'step', 'title': 'a net', 'batch_size': 10, 'measure': 'per_second', 'notes': (),
+      'samples': turns, 'sides': {name: {'title': name} for name in turns}, 'absent': {},
+      'environment': {'date': 'today'}, 'details': {}}
+  return Comparison(**arguments | changes)
+
+
+def test_ratios_are_taken_round_by_round():
+  result = made_up_comparison()
+  assert result.ratios('peer') == [0.5, 1.0, 0.25]
+  assert made_up_comparison(measure='per_core_second').ratios('peer') == [0.5, 1.0, 0.5]
+  values = result.to_json()
+  assert values['sides']['peer']['ratio'] == {
+      'median': 0.5, 'lower_quartile': 0.375, 'upper_quartile': 0.75}
+  assert values['sides']['alexnet_jax']['per_second']['median'] == 50
+  assert values['sides']['alexnet_jax']['samples'][1] == {
+      'images': 100, 'seconds': 1.0, 'core_seconds': 2.0}
+  assert 'ratio' not in values['sides']['alexnet_jax']
+
+
+def test_the_table_is_aligned():
+  lines = comparison.table(made_up_comparison(notes=('a note',))).splitlines()
+  assert lines[0] == 'step: a net' and lines[-1] == 'a note'
+  assert lines[1].split('  ')[-1] == 'quartiles'
+  assert lines[2].startswith('alexnet_jax     200.0') and lines[3].startswith('peer            100.0')
+  assert len(lines[1]) == len(lines[3]) and lines[3].endswith('0.500  0.375 - 0.750')
+
+
+def test_the_spread_of_one_value():
+  assert comparison.spread([3.0]) == {
+      'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
+
+
+# The command.
+
+HIDE_TORCH = '''
+import importlib.util, runpy
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)
+runpy.run_module('alexnet_jax.benchmark', run_name='__main__', alter_sys=True)
+'''
+
+
+def run(*arguments, program=('-m', 'alexnet_jax.benchmark')):
+  return subprocess.run(
+      [sys.executable, *program, *arguments], cwd=ROOT, text=True, capture_output=True, check=False)
+
+
+def test_step_from_the_command_line(tmp_path):
+  """The real step of a net with crops, standardization, LRN and dropout, against real torch."""
+  pytest.importorskip('torch')
+  file = tmp_path / 'step.json'
+  done = run('--what=step', '--config=configs/digits.py', '--batch_sizes=8', '--rounds=2',
+             '--turn_seconds=0', '--peers=eager', f'--json={file}')
+  assert done.returncode == 0, done.stderr
+  assert 'step: digits, net digits, batch 8' in done.stdout
+  record = json.loads(file.read_text())
+  assert '--batch_sizes=8' in record['command']
+  (found,) = record['comparisons']
+  assert found['environment']['versions']['jax'] and found['environment']['date']
+  assert found['environment']['hardware'] and found['environment']['cores'] >= 1
+  assert found['details']['config']['batch_size'] == found['batch_size'] == 8
+  equality = found['details']['equality']['eager']
+  assert equality['loss'] == pytest.approx(equality['our_loss'], rel=equality['loss_tolerance'])
+  assert 0 < equality['gradient_difference'] < equality['gradient_tolerance']
+  ours, peer = found['sides']['alexnet_jax'], found['sides']['eager']
+  assert 'hugetlb' in ours['settings']['GLIBC_TUNABLES'] and peer['versions']['torch']
+  speeds = [[turn['images'] / turn['seconds'] for turn in side['samples']] for side in (ours, peer)]
+  ratios = [mine / theirs for mine, theirs in zip(*speeds, strict=True)]
+  assert peer['ratio']['median'] == pytest.approx(statistics.median(ratios))
+
+
+def test_without_torch_ours_is_still_measured(tmp_path):
+  file = tmp_path / 'alone.json'
+  done = run('--config=configs/cifar10.py:80sec', '--batch_sizes=8', '--rounds=1', '--turn_seconds=0',
+             '--peers=eager,compiled,data_loader', '--feed_images=200', f'--json={file}',
+             program=('-c', HIDE_TORCH))
+  assert done.returncode == 2
+  message = done.stderr.splitlines()[-1]
+  assert message == ('error: step: measured alone, nothing to compare with: torch is not installed:'
+                     " pip install 'alexnet_jax[peers]'")
+  assert 'compiled was not measured' in done.stdout
+  assert 'goal: 40,000 images/core-s' in done.stdout
+  measured, fed = json.loads(file.read_text())['comparisons']
+  assert list(measured['sides']) == list(fed['sides']) == ['alexnet_jax']
+  assert set(measured['absent']) == {'eager', 'compiled'} and set(fed['absent']) == {'data_loader'}
+  (turn,) = fed['sides']['alexnet_jax']['samples']
+  assert turn['images'] == 128 and turn['core_seconds'] > 0
+  assert fed['environment']['versions']['numpy']
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--what=stp'], "--what: 'stp' is not known: did you mean step?"),
+    (['--peers=eager,tensor'], "--peers: 'tensor' is not known: choose from eager,"),
+    (['--batch_sizes=32,many', '--what=step'], '--batch_sizes=32,many: must be whole numbers'),
+    (['--batch_sizes=0', '--what=step'], 'config.batch_size=0: must be at least 1'),
+    (['--rounds=0'], 'flag --rounds=0'),
+])
+def test_a_wrong_flag_is_one_line(arguments, message):
+  done = run(*arguments)
+  assert done.returncode == 2 and done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ') and message in line

@@ -1,0 +1,395 @@
+"""The train step and the evaluation: the same numbers on any number of devices, counted once."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from alexnet_jax import config as configs
+from alexnet_jax.data.store import Split
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.train import schedules
+from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.train.evaluation import Evaluator
+from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
+from alexnet_jax.train.parallel import AXIS, Devices, to_host
+from alexnet_jax.train.step import Recipe, init_state, make_score, make_train_step
+
+BATCH, SIDE, CROP, CLASSES = 32, 14, 12, 7
+
+PLAIN = (
+    layers.Conv('conv1', 8, 3, init=0.02), layers.ResponseNorm('norm1', groups=2),
+    layers.MaxPool('pool1'), layers.Relu('relu1'),
+    layers.Dense('fc2', 16, init=0.05), layers.Relu('relu2'), layers.Dropout('drop2'),
+    layers.Dense('fc3', CLASSES, init=0.1))
+NORMALIZED = (*PLAIN[:2], layers.BatchNorm('bn1'), *PLAIN[2:])
+
+
+def devices(count):
+  return Devices(jax.local_devices(backend='cpu')[:count])
+
+
+def recipe_of(table, **changes):
+  shapes = {
+      row.name: row.parameters(inputs)
+      for row, inputs, _ in layers.walk(table, (CROP, CROP, 3)) if row.parameters(inputs)}
+  decay = weight_decay_tree(shapes, 0.01, {}, biases=False)
+  preprocessing = Preprocessing(
+      crop=CROP, mean=np.full(3, 128, np.float32), scale=np.ones(3, np.float32),
+      colour_basis=np.diag([30, 20, 10]).astype(np.float32))
+  settings = {
+      'seed': 3, 'preprocessing': preprocessing, 'colour_noise': lambda step: jnp.float32(0.1),
+      'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
+      'optimizer': krizhevsky_momentum(0.9, decay)}
+  return Recipe(**settings | changes)
+
+
+def initial_state(table, recipe):
+  """As at the start of a run, with weights that NumPy draws."""
+  rng = np.random.default_rng(0)
+  variables = {'params': {}, 'batch_stats': {}}
+  for row, inputs, _ in layers.walk(table, (CROP, CROP, 3)):
+    shapes = row.parameters(inputs)
+    if isinstance(row, layers.BatchNorm):
+      ones, zeros = np.ones(shapes['scale'], np.float32), np.zeros(shapes['bias'], np.float32)
+      variables['params'][row.name] = {'scale': ones, 'bias': zeros}
+      variables['batch_stats'][row.name] = {'mean': zeros, 'var': ones}
+    elif shapes:
+      variables['params'][row.name] = {
+          'kernel': row.init * rng.standard_normal(shapes['kernel'], np.float32),
+          'bias': np.zeros(shapes['bias'], np.float32)}
+  return to_host(init_state(variables, recipe, {}))
+
+
+def batch_of(step):
+  rng = np.random.default_rng(step)
+  return {
+      'image': rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
+      'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
+      'position': np.arange(BATCH, dtype=np.int32)}
+
+
+def train(table, count, steps=3, ghost_batch=0, **changes):
+  """Runs a few steps on `count` devices.
+
+  Returns:
+    The last state and the metrics of every step, on the host.
+  """
+  on, recipe = devices(count), recipe_of(table, **changes)
+  model = AlexNet(table, axis_name=AXIS, ghost_batch=ghost_batch)
+  step = on.train_step(make_train_step(model, recipe, AXIS))
+  state, metrics = on.replicate(initial_state(table, recipe)), []
+  for i in range(steps):
+    state, found = step(state, on.put_batch(batch_of(i)))
+    metrics.append(to_host(found))
+  return to_host(state), metrics
+
+
+def assert_same(found, expected, tolerance=1e-5):
+  """Every leaf agrees, relative to its largest element."""
+  def compare(path, a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    scale = max(np.abs(b).max(), 1e-6)
+    np.testing.assert_allclose(
+        a / scale, b / scale, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+  jax.tree_util.tree_map_with_path(compare, found, expected)
+
+
+@pytest.fixture(scope='module')
+def runs():
+  """Runs that several tests look at, each made once."""
+  made = {}
+
+  def run(name):
+    if name not in made:
+      table, count, settings = {
+          'plain 1': (PLAIN, 1, {}), 'plain 8': (PLAIN, 8, {}),
+          'norm 1': (NORMALIZED, 1, {}), 'norm 8': (NORMALIZED, 8, {}),
+          'ghost 1': (NORMALIZED, 1, {'ghost_batch': 4}),
+          'ghost 8': (NORMALIZED, 8, {'ghost_batch': 4})}[name]
+      made[name] = train(table, count, **settings)
+    return made[name]
+
+  return run
+
+
+# Devices.
+
+
+@pytest.mark.parametrize('kind', ['plain', 'norm', 'ghost'])
+def test_eight_devices_are_one(runs, kind):
+  """The same crops, noise, dropped units, moments, gradients and metrics."""
+  one, eight = runs(f'{kind} 1'), runs(f'{kind} 8')
+  assert_same(eight, one)
+  state, metrics = one
+  assert int(state.step) == 3
+  start = initial_state(NORMALIZED if kind != 'plain' else PLAIN, recipe_of(PLAIN)).params
+  for layer, leaves in state.params.items():
+    for name, leaf in leaves.items():
+      assert not np.array_equal(leaf, start[layer][name]), (layer, name)
+  assert set(metrics[0]) == {
+      'loss', 'top1_error', 'gradient_norm', 'learning_rate', 'skipped_steps'}
+
+
+def test_moments_are_of_the_global_batch_unless_they_are_asked_not_to_be(runs):
+  (norm, _), (ghost, _) = runs('norm 8'), runs('ghost 8')
+  with pytest.raises(AssertionError):
+    assert_same(norm.params, ghost.params, tolerance=1e-3)
+  with pytest.raises(AssertionError):  # spread over devices or not, moments move
+    assert_same(norm.batch_stats, initial_state(NORMALIZED, recipe_of(NORMALIZED)).batch_stats)
+
+
+def test_the_step_runs_under_shard_map():
+  mesh = Mesh(np.array(jax.local_devices(backend='cpu')[:8]), (AXIS,))
+  whole, split = PartitionSpec(), PartitionSpec(AXIS)
+  recipe = recipe_of(NORMALIZED)
+  step = jax.jit(jax.shard_map(
+      make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS),
+      mesh=mesh, in_specs=(whole, split), out_specs=(whole, whole), check_vma=False))
+  state, metrics = initial_state(NORMALIZED, recipe), []
+  for i in range(3):
+    state, found = step(state, batch_of(i))
+    metrics.append(found)
+  assert_same(to_host((state, metrics)), train(NORMALIZED, 8))
+
+
+def test_the_same_state_and_batch_give_the_same_bits(runs):
+  again = train(NORMALIZED, 8)
+  jax.tree.map(np.testing.assert_array_equal, again, runs('norm 8'))
+
+
+# What a step is.
+
+
+def test_a_step_is_the_loss_gradient_and_update_of_its_views():
+  """Against the formulas, put together here, for a net without dropout."""
+  table = tuple(row for row in PLAIN if not isinstance(row, layers.Dropout))
+  recipe = recipe_of(table, colour_noise=lambda step: jnp.float32(0))
+  recipe = recipe.__class__(**{
+      **recipe.__dict__, 'preprocessing': Preprocessing(
+          **{**recipe.preprocessing.__dict__, 'random_crop': False, 'mirror': False})})
+  start, batch = initial_state(table, recipe), batch_of(0)
+  views = batch['image'][:, 1:13, 1:13].astype(np.float32) - 128
+
+  def loss_of(params):
+    logits = AlexNet(table).apply({'params': params}, views)
+    shifted = logits - logits.max(1, keepdims=True)
+    log_sums = jnp.log(jnp.exp(shifted).sum(1))
+    return jnp.mean(log_sums - shifted[jnp.arange(BATCH), batch['label']]), logits
+
+  (loss, logits), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(start.params)
+  state, metrics = jax.jit(make_train_step(AlexNet(table), recipe, None))(start, batch)
+  assert float(metrics['loss']) == pytest.approx(float(loss), rel=1e-5)
+  assert float(metrics['top1_error']) == pytest.approx(
+      np.mean(np.argmax(logits, 1) != batch['label']))
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients)))
+  assert float(metrics['gradient_norm']) == pytest.approx(norm, rel=1e-5)
+  assert float(metrics['learning_rate']) == pytest.approx(0.01)
+  for layer, leaves in gradients.items():
+    w = start.params[layer]
+    expected = {
+        'kernel': w['kernel'] - 0.01 * (leaves['kernel'] + 0.01 * w['kernel']),
+        'bias': w['bias'] - 0.02 * leaves['bias']}
+    assert_same(to_host(state.params[layer]), expected)
+
+
+@pytest.mark.parametrize('table, ghost_batch', [(PLAIN, 0), (NORMALIZED, 8)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(table, ghost_batch):
+  parts = train(table, 1, steps=2, ghost_batch=ghost_batch, micro_batches=4)
+  whole = train(table, 1, steps=2, ghost_batch=ghost_batch)
+  assert_same(parts, whole)
+
+
+def test_a_step_that_is_not_finite_is_not_applied():
+  def noise(step):
+    return jnp.where((step == 1) | (step == 2), jnp.nan, 0.1)
+
+  on, recipe = devices(2), recipe_of(NORMALIZED, colour_noise=noise)
+  step = on.train_step(make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS))
+  state = on.replicate(initial_state(NORMALIZED, recipe))
+  states, skipped = [], []
+  for i in range(5):
+    state, metrics = step(state, on.put_batch(batch_of(i)))
+    states.append(to_host(state))
+    skipped.append(float(metrics['skipped_steps']))
+    assert np.isfinite(metrics['loss']) == (i not in (1, 2))
+  assert skipped == [0, 1, 2, 0, 0] == [int(s.skipped_steps) for s in states]
+  assert [int(s.step) for s in states] == [1, 2, 3, 4, 5]  # the calendar goes on
+  for kept in ('params', 'batch_stats', 'opt_state'):
+    for i in (1, 2):
+      jax.tree.map(
+          np.testing.assert_array_equal, getattr(states[i], kept), getattr(states[0], kept))
+  assert not np.array_equal(
+      states[3].params['conv1']['kernel'], states[0].params['conv1']['kernel'])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[4]))
+
+
+def test_the_plateaus_scale_multiplies_the_rate():
+  recipe = recipe_of(PLAIN)
+  step = jax.jit(make_train_step(AlexNet(PLAIN), recipe, None))
+  start = initial_state(PLAIN, recipe)
+  moves = []
+  for scale in (1.0, 0.1):
+    state, metrics = step(start.replace(plateau={'scale': np.float32(scale)}), batch_of(0))
+    assert float(metrics['learning_rate']) == pytest.approx(0.01 * scale)
+    moves.append(jax.tree.map(jnp.subtract, state.params, start.params))
+  assert_same(to_host(moves[1]), jax.tree.map(lambda move: 0.1 * move, moves[0]), tolerance=1e-3)
+
+
+# What fits on the devices.
+
+
+def fits(devices_count, batch_size, micro_batches, ghost_batch):
+  config = configs.default()
+  config.model.net = 'bn'
+  config.batch_size, config.micro_batches = batch_size, micro_batches
+  config.model.ghost_batch = ghost_batch
+  return devices(devices_count).check_training_batch(config)
+
+
+@pytest.mark.parametrize('case', [
+    (8, 64, 1, 0), (8, 64, 1, 8), (8, 64, 1, 4), (1, 64, 1, 16), (1, 64, 4, 16), (2, 64, 4, 8),
+    (8, 64, 4, 0)])
+def test_batches_that_fit(case):
+  fits(*case)
+
+
+@pytest.mark.parametrize('case, message', [
+    ((8, 60, 1, 0), 'batch_size=60 is not divisible by 8 devices.*batch_size=56 or 64'),
+    ((8, 4, 1, 0), 'batch_size=4 is not divisible by 8 devices.*batch_size=8$'),
+    ((8, 64, 3, 0), 'batch_size=64 is not divisible by 8 devices x 3 micro-batches.*=48 or 72'),
+    ((8, 64, 1, 3), 'ghost_batch=3 does not divide the 8 images.*ghost_batch=8'),
+    ((8, 64, 1, 16), 'ghost_batch=16 does not divide the 8 images.*ghost_batch=8'),
+    ((2, 64, 4, 4), 'ghost_batch=4 is not the 8 images of a micro-batch.*ghost_batch=8'),
+    ((2, 64, 4, 16), 'ghost_batch=16 is not the 8 images of a micro-batch.*ghost_batch=8')])
+def test_batches_that_do_not_fit(case, message):
+  with pytest.raises(UserError, match=message) as error:
+    fits(*case)
+  assert '\n' not in str(error.value)
+
+
+# Evaluation.
+
+
+def evaluator(count, images, labels, batch_size):
+  experiment = types.SimpleNamespace(
+      config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=batch_size)),
+      model=AlexNet(NORMALIZED, axis_name=AXIS), recipe=recipe_of(NORMALIZED))
+  return Evaluator(experiment, Split(images, labels), devices(count))
+
+
+def evaluation_data(count):
+  rng = np.random.default_rng(9)
+  images = rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+  state = initial_state(NORMALIZED, recipe_of(NORMALIZED))
+  stats = {'bn1': {
+      'mean': rng.normal(size=8).astype(np.float32),
+      'var': rng.uniform(100, 900, 8).astype(np.float32)}}
+  return images, rng.integers(0, CLASSES, count).astype(np.int32), state.params, stats
+
+
+def numpy_evaluation(images, labels, params, stats, views):
+  """Ten views cut by hand, probabilities averaged, errors counted by sorting."""
+  offsets = [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)] if views == 10 else [(1, 1)]
+  cuts = [images[:, r:r + CROP, c:c + CROP] for r, c in offsets]
+  cuts += [cut[:, :, ::-1] for cut in cuts] if views == 10 else []
+  apply = jax.jit(AlexNet(NORMALIZED).apply)
+  probabilities = 0
+  for cut in cuts:
+    logits = np.asarray(
+        apply({'params': params, 'batch_stats': stats}, cut.astype(np.float32) - 128), np.float64)
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = probabilities + exp / exp.sum(1, keepdims=True) / len(cuts)
+  ranks = np.argsort(-probabilities, 1)
+  return probabilities, {
+      'loss': -np.log(probabilities[np.arange(len(labels)), labels]).mean(),
+      'top1_error': np.mean(ranks[:, 0] != labels),
+      'top5_error': np.mean((ranks[:, :5] != labels[:, None]).all(1)), 'count': len(labels)}
+
+
+@pytest.mark.parametrize('devices_count, images_count, batch_size, views', [
+    (8, 37, 16, 10), (1, 37, 16, 10), (8, 32, 16, 1), (8, 5, 24, 1), (1, 1, 8, 1)])
+def test_every_image_is_counted_once(devices_count, images_count, batch_size, views):
+  images, labels, params, stats = evaluation_data(images_count)
+  evaluate = evaluator(devices_count, images, labels, batch_size)
+  on = devices(devices_count)
+  place = on.replicate(params), on.replicate(stats)
+  advanced = []
+  found = evaluate(*place, views, advanced.append)
+  probabilities, expected = numpy_evaluation(images, labels, params, stats, views)
+  assert found == pytest.approx(expected, rel=1e-5)
+  assert found['count'] == sum(advanced) == images_count
+  assert len(advanced) == -(-images_count // batch_size)
+  predictions = evaluate.predictions(*place, views)
+  np.testing.assert_array_equal(predictions.label, labels)
+  np.testing.assert_allclose(predictions.probabilities, probabilities, atol=1e-6)
+
+
+def test_an_image_that_is_missed_is_noticed():
+  images, labels, params, stats = evaluation_data(9)
+  evaluate = evaluator(1, images, labels, 4)
+  evaluate._split = Split(images, np.append(labels, 0))
+  with pytest.raises((AssertionError, IndexError)):
+    evaluate(params, stats, 1)
+
+
+def scored(probabilities, labels, mask=None):
+  probabilities = jnp.asarray(probabilities, jnp.float32)
+  mask = jnp.ones(len(labels)) if mask is None else jnp.asarray(mask, jnp.float32)
+  found = jax.jit(make_score(None))(probabilities, jnp.asarray(labels), mask)
+  return {name: float(value) for name, value in found.items()}
+
+
+def test_ties_and_what_is_not_a_number_count_as_errors():
+  nan = np.nan
+  rows = {
+      (0.5, 0.5, 0, 0, 0, 0, 0): (1, 0),  # label 0 shares the first place
+      (1 / 7,) * 7: (1, 1),
+      (0.2, 0.2, 0.2, 0.2, 0.2, 0, 0): (1, 0),
+      (0.1, 0.18, 0.18, 0.18, 0.18, 0.18, 0): (1, 1),
+      (0.1, 0.3, 0.2, 0.2, 0.2, 0, 0): (1, 0),
+      (0.9, 0.1, 0, 0, 0, 0, 0): (0, 0),
+      (nan,) * 7: (1, 1),
+      (nan, 0, 0, 0, 0, 0, 0): (1, 1),
+      (0.9, nan, 0, 0, 0, 0, 0): (1, 0),
+      (0.9, nan, nan, nan, nan, nan, 0): (1, 1)}
+  for row, (top1, top5) in rows.items():
+    found = scored([row], [0])
+    assert (found['top1_error'], found['top5_error'], found['count']) == (top1, top5, 1), row
+
+
+def test_scores_agree_with_sorting_and_leave_padding_out():
+  rng = np.random.default_rng(0)
+  probabilities = rng.dirichlet(np.ones(20), 200)
+  labels, mask = rng.integers(0, 20, 200), rng.random(200) < 0.7
+  probabilities[~mask] = np.nan  # whatever a padded row holds
+  ranks = np.argsort(-probabilities[mask], 1)
+  right = labels[mask][:, None]
+  found = scored(probabilities, labels, mask)
+  assert found == pytest.approx({
+      'loss': -np.log(np.take_along_axis(probabilities[mask], right, 1)).sum(),
+      'top1_error': np.sum(ranks[:, 0] != right[:, 0]),
+      'top5_error': np.sum((ranks[:, :5] != right).all(1)), 'count': mask.sum()}, rel=1e-5)
+
+
+def test_a_probability_of_nought_has_a_finite_loss():
+  found = scored([[0, 1.0, 0, 0, 0, 0, 0]], [0])
+  assert found['loss'] == pytest.approx(-np.log(np.finfo(np.float32).tiny))
+
+
+def test_top5_is_not_reported_of_five_classes():
+  table = (layers.Dense('fc', 5),)
+  experiment = types.SimpleNamespace(
+      config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=4)),
+      model=AlexNet(table), recipe=recipe_of(table))
+  images, labels = np.zeros((3, SIDE, SIDE, 3), np.uint8), np.zeros(3, np.int32)
+  params = {'fc': {'kernel': np.ones((CROP * CROP * 3, 5), np.float32), 'bias': np.arange(
+      5, dtype=np.float32)}}
+  found = Evaluator(experiment, Split(images, labels), devices(1))(params, {}, 1)
+  assert found == {'loss': pytest.approx(4.4519, abs=1e-3), 'top1_error': 1.0, 'count': 3}
