@@ -107,12 +107,24 @@ def _parse(argv):
   except UserError as error:
     sys.exit(_fail(error))
   except Exception as error:  # whatever a config file may raise, however ml_collections wraps it
-    text = str(error).strip('\'" \n')
+    text = str(error).strip()
+    if isinstance(error, (AttributeError, KeyError)):
+      _check_layer_words(argv, text)
     if 'Traceback' in text:  # its last line says it
       text = re.sub(r'^(\w+\.)*\w*(Error|Exception): ', '', text.splitlines()[-1])
     elif not isinstance(error, flags.Error):
       text = f'the config cannot be read: {type(error).__name__}: {text}'
     sys.exit(_fail(UserError(' '.join(text.split()))))
+
+
+def _check_layer_words(argv, text: str) -> None:
+  """Exits with advice if the error `text` is about a layer that the config does not mention."""
+  for word in argv:
+    section, _, layer = word.lstrip('-').partition('=')[0].rpartition('.')
+    if f'{section}.'.removeprefix('config.') in _OPEN and layer in text:
+      sys.exit(_fail(UserError(
+          f'--{section}.{layer}: the config has no entry for layer {layer!r} to change; give the'
+          f""" whole table: --{section}="{{'{layer}': ...}}\"""")))
 
 
 def _check_config_words(argv) -> None:

@@ -58,7 +58,7 @@ _SCHEDULE = {
     'factor': Field(0.1, _above(0, 1), "kinds 'step', 'plateau': what a drop multiplies it by"),
     'levels': Field(4, _between(1, 1000), "kind 'exponential': number of equal parts"),
     'target_factor': Field(
-        250.0, _above(0), "kind 'exponential': first rate divided by last"),
+        250.0, _between(1), "kind 'exponential': first rate divided by last"),
     'power': Field(2.0, _above(0), "kind 'polynomial': of the share of the run that is left"),
 }
 _KINDS = ('constant', 'step', 'exponential', 'cosine', 'polynomial')
@@ -87,6 +87,9 @@ FIELDS: dict[str, Field] = {
     'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
     'data.resize': Field(
         'crop', _one_of('crop', 'warp'), 'crop: shorter side, then centre; warp: both sides'),
+    'data.encoding': Field(
+        'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen'),
+    'data.jpeg_quality': Field(90, _between(1, 100), "quality with encoding 'jpeg'"),
     'data.train_split': Field('train', _anything, 'TFDS split to train on'),
     'data.eval_split': Field('validation', _anything, 'TFDS split to evaluate on'),
     'data.validation_fraction': Field(
@@ -113,7 +116,7 @@ FIELDS: dict[str, Field] = {
     'optimizer.learning_rate': Field(0.01, _above(0), 'initial rate of the kernels'),
     'optimizer.base_batch_size': Field(
         0, _between(0), 'learning_rate is for this batch and scales linearly; 0: it does not'),
-    'optimizer.bias_multiplier': Field(2.0, _between(0), "biases' initial rate over the kernels'"),
+    'optimizer.bias_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
     'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
     'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2"),
     'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon"),
@@ -177,7 +180,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
   table = NETS[config.model.net](config.data.num_classes or 2)
   _check_layers(config.optimizer, table)
   _check_views(config)
-  _check_schedule(config)
   has_norm = any(isinstance(row, layers.BatchNorm) for row in table)
   if config.model.ghost_batch and not has_norm:
     raise UserError(f'config.model.ghost_batch={config.model.ghost_batch}: net'
@@ -234,17 +236,6 @@ def _check_views(config) -> None:
   except ValueError as error:
     raise UserError(f'config.model.net={config.model.net} with input.crop={config.input.crop}:'
                     f' {error}') from None
-
-
-def _check_schedule(config) -> None:
-  for name in ('schedule', 'bias_schedule'):
-    schedule = config.optimizer[name]
-    if schedule.kind == 'exponential' and schedule.target_factor < 1:
-      raise UserError(f'config.optimizer.{name}.target_factor={schedule.target_factor}: must be'
-                      ' at least 1')
-  if config.optimizer.bias_schedule.kind == 'same' and not config.optimizer.bias_multiplier:
-    raise UserError('config.optimizer.bias_multiplier=0: biases would never learn; use a positive'
-                    ' number')
 
 
 def _get(config, path: str):

@@ -24,7 +24,7 @@ from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # they import jax, which help and typos do not need
   from alexnet_jax.data.store import Store
-  from alexnet_jax.train.diagnosis import Activations
+  from alexnet_jax.train.diagnosis import Activations, Step
 
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images to look at.', lower_bound=2)
 _OVERFIT_STEPS = flags.DEFINE_integer(
@@ -37,7 +37,7 @@ _MEAN_COLOUR_2012 = (127.305, 119.715, 104.913)
 # Logit signal of #145 on ImageNet photos; the paper's literal initialization leaves 0.011, those
 # of Caffe's two nets 0.005 and 0.008.
 _SIGNAL_2012 = 0.164
-_WEAK_SIGNAL, _STRONG_SIGNAL = 0.04, 2.0
+_WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 
 def main() -> None:
@@ -58,14 +58,17 @@ def main() -> None:
              'layers': [dataclasses.asdict(layer) for layer in layers],
              'logit_signal': layers[-1].signal}
   if _OVERFIT_STEPS.value:
-    rate, blind = config.optimizer.learning_rate, diagnosis.blind_loss(labels)
-    print(f'\none batch again and again, at rate {rate:g}, with dropout but the same views:\n\n'
+    rate, blind = experiment.recipe.rates.learning_rate, diagnosis.blind_loss(labels)
+    print(f'\nthe same {len(images)} images at every step, at rate {rate:g}'
+          f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n\n'
           '    step        loss  top-1 error')
     course = []
     for step in diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value):
       course.append(step)
       if _is_shown(step.step):
-        print(f'{step.step:8,}  {step.loss:10.4f}  {step.top1_error:11.4f}', flush=True)
+        _show(step)
+    if not _is_shown(step.step):
+      _show(step)
     verdict, sentence = diagnosis.verdict(course, classes, blind)
     print(f'\n{verdict}: {sentence}')
     figures['overfit'] = {
@@ -74,6 +77,10 @@ def main() -> None:
   if _JSON.value:
     files.write_json(_JSON.value, {
         **figures, 'command': command.spoken(), **environment(Devices())})
+
+
+def _show(step: 'Step') -> None:
+  print(f'{step.step:8,}  {step.loss:10.4g}  {step.top1_error:11.4f}', flush=True)
 
 
 def _is_shown(step: int) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,8 @@ def store():
 
 
 def config_of(**settings):
-  config = runpy.run_path('configs/imagenet.py')['get_config']()
+  path = Path(__file__).parent.parent / 'configs' / 'imagenet.py'
+  config = runpy.run_path(str(path))['get_config']()
   config.input.crop = 32
   config.data.image_size = 40
   config.input.update(settings)

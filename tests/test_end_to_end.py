@@ -68,6 +68,30 @@ def test_evaluate_agrees_with_the_run(digits):
   assert wrong.mean() == pytest.approx(again['top1_error'])
 
 
+def test_ensemble_averages_probabilities(digits, tmp_path):
+  workdir, _ = digits
+  other = tmp_path / 'other'
+  finished = run('alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=1',
+                 '--config.seed=1', f'--workdir={other}')
+  assert finished.returncode == 0, finished.stderr
+  finished = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--weights=3,1')
+  assert finished.returncode == 0, finished.stderr
+
+  def saved(folder, name):
+    with np.load(folder / name, allow_pickle=False) as file:
+      return file['probabilities'], file['label']
+
+  (one, label), (two, _) = (saved(folder, 'predictions-last-1.npz') for folder in (workdir, other))
+  mixed, mixed_label = saved(workdir, 'predictions-ensemble-last-1.npz')
+  assert np.array_equal(label, mixed_label)
+  np.testing.assert_allclose(mixed, 0.75 * one + 0.25 * two, atol=1e-5)
+  results = json.loads((workdir / 'evaluation-ensemble-last-1.json').read_text())['results']
+  *_, ensemble = results.values()
+  assert ensemble['top1_error'] == pytest.approx((mixed.argmax(1) != label).mean())
+  refused = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--weights=3')
+  assert '2 non-negative numbers' in error_line(refused)
+
+
 def test_checkpoints_are_healthy(digits):
   workdir, _ = digits
   finished = run('alexnet_jax.checkpoint', f'--workdir={workdir}', '--verify')

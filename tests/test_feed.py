@@ -11,19 +11,27 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import feed, order
+from alexnet_jax.data.jpeg_images import PLACES, JpegImages, JpegRows
+from alexnet_jax.data.parts import Part
 from alexnet_jax.data.store import Split
 
 SIZE = 6
 
 
-@pytest.fixture(params=['memory', 'file'])
+@pytest.fixture(params=['memory', 'file', 'jpeg'])
 def split(request, tmp_path):
-  """45 images in memory, or in a file with some bytes before them."""
+  """45 images in memory, in a file with some bytes before them, or in two files as JPEG."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (45, SIZE, SIZE, 3), dtype=np.uint8)
   labels = rng.integers(0, 10, 45, dtype=np.int32)
   if request.param == 'memory':
     return Split(images, labels)
+  if request.param == 'jpeg':
+    files = JpegImages(tmp_path, SIZE, quality=90)
+    parts = [Part('train', 0, 0, 30), Part('train', 1, 30, 45)]
+    records = [files.write(part, [images[part.start : part.stop]]) for part in parts]
+    files.merge(parts, records, 45, [])
+    return Split(JpegRows(tmp_path, np.load(tmp_path / PLACES), SIZE), labels)
   np.save(tmp_path / 'images.npy', images)
   mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')
   return Split(mapped, labels, tmp_path / 'images.npy', mapped.offset)

@@ -41,6 +41,24 @@ def test_resize_agrees_with_torch(height, width, resize):
   assert difference.mean() < 0.5 and difference.max() < 4
 
 
+@pytest.mark.parametrize('size', [32, 64])
+def test_crop_agrees_with_pillow(size):
+  shapes = np.random.default_rng(0).integers(20, 200, (30, 2))
+  for seed, (height, width) in enumerate(shapes):
+    image = Image.fromarray(photo(height, width, seed))
+    assert np.array_equal(square(encode(image, 'PNG'), size, 'crop'), pillow_crop(image, size))
+
+
+def pillow_crop(image, size):
+  """Shorter side to `size`, then the centre, in Pillow's words."""
+  shorter = min(image.size)
+  wide, high = (int(side * size / shorter + 0.5) for side in image.size)
+  filters = Image.Resampling
+  image = image.resize((wide, high), filters.BICUBIC if shorter < size else filters.BILINEAR)
+  left, top = (wide - size) // 2, (high - size) // 2
+  return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
 def test_images_of_the_right_size_are_untouched():
   pixels = photo(32, 32)
   assert np.array_equal(square(encode(Image.fromarray(pixels), 'PNG'), 32, 'crop'), pixels)
@@ -117,6 +135,15 @@ def test_what_is_no_image_is_unreadable():
   for data in (b'', b'hello', bytes(10_000), b'\xff\xd8\xff' + bytes(100)):
     with pytest.raises(UnreadableImage):
       square(data, 32, 'crop')
+
+
+def test_the_reason_is_the_same_each_time():
+  reasons = set()
+  for _ in range(3):
+    with pytest.raises(UnreadableImage) as caught:
+      square(b'no image', 32, 'crop')
+    reasons.add(str(caught.value))
+  assert reasons == {'not a JPEG, PNG, BMP, WEBP, GIF image'}
 
 
 def test_huge_images_are_refused_before_decoding():

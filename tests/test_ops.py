@@ -3,11 +3,11 @@
 from functools import partial
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
-from jax.test_util import check_grads
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
+from jax.test_util import check_grads
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.convolution import conv, locally_connected

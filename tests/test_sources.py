@@ -12,7 +12,6 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
 from tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
 
 from alexnet_jax.data import folder, generated, images, tfds_prepare, tfds_source
@@ -296,49 +295,13 @@ def test_no_network_ends_at_once(tmp_path, monkeypatch):
 
 def test_a_failed_preparation_is_one_line(tmp_path, monkeypatch):
   needs_tensorflow()
-  monkeypatch.setattr(tfds_prepare, '_probe', lambda builder: None)
+  monkeypatch.setattr(tfds_prepare, 'check_network', lambda builder: None)
   (tmp_path / 'cifar10/incomplete.ABC_3.0.2').mkdir(parents=True)
   (tmp_path / 'downloads').write_text('a file where a folder must be')
   lines = []
   with pytest.raises(UserError, match='could not prepare cifar10 in .*: [A-Za-z]+Error: '):
     tfds_prepare.ensure_prepared('cifar10', tmp_path, lines.append)
   assert 'incomplete.ABC_3.0.2' in lines[0] and 'preparing the TFDS data set' in lines[1]
-
-
-def test_imagenet_is_prepared_from_archives(tmp_path, monkeypatch):
-  """TFDS's own builder, in the child process, on archives of three images."""
-  needs_tensorflow()
-  import io
-  import tarfile
-
-  def add(tar, name, data):
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-  jpeg = io.BytesIO()
-  Image.new('RGB', (40, 30), (200, 100, 50)).save(jpeg, 'JPEG')
-  manual = tmp_path / 'downloads/manual'
-  manual.mkdir(parents=True)
-  inner = io.BytesIO()
-  with tarfile.open(fileobj=inner, mode='w') as tar:
-    add(tar, 'n01440764_1.JPEG', jpeg.getvalue())
-    add(tar, 'n01440764_2.JPEG', jpeg.getvalue())
-  with tarfile.open(manual / 'ILSVRC2012_img_train.tar', 'w') as tar:
-    add(tar, 'n01440764.tar', inner.getvalue())
-  with tarfile.open(manual / 'ILSVRC2012_img_val.tar', 'w') as tar:
-    add(tar, 'ILSVRC2012_val_00000001.JPEG', jpeg.getvalue())
-  monkeypatch.setattr(tfds_prepare, '_check_archives', lambda builder, manual: None)
-  tfds_prepare.ensure_prepared('imagenet2012', tmp_path, print)
-  config = data_config(source='tfds', name='imagenet2012', dir=tmp_path, eval_split='validation')
-  with pytest.raises(UserError, match='2 train examples instead of 1,281,167'):
-    open_source(config)
-  monkeypatch.setattr(tfds_source, 'EXPECTED_COUNTS', {})
-  source = open_source(config)
-  assert (len(source.train), len(source.eval), len(source.classes)) == (2, 1, 1000)
-  assert source.train[0].label == 0 and 'n01440764' in source.train[0].name
-  assert np.abs(images.square(source.eval[0].data, 16, 'crop') - [200.0, 100, 50]).max() < 6
-  tfds_prepare.ensure_prepared('imagenet2012', tmp_path, pytest.fail)  # nothing left to do
 
 
 def test_data_sets_of_something_else_are_refused(tiny, monkeypatch):

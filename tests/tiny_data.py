@@ -1,5 +1,8 @@
 """Small data sets for the tests of the data rooms."""
 
+import io
+import tarfile
+
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -7,7 +10,8 @@ from PIL import Image
 DATA_CONFIG = {
   'source': 'folder', 'name': '', 'dir': '', 'store': '', 'image_size': 16, 'resize': 'crop',
   'train_split': 'train', 'eval_split': 'test', 'validation_fraction': 0.25, 'unreadable': 'error',
-  'num_classes': 0, 'train_examples': 0, 'synthetic_examples': 64,
+  'num_classes': 0, 'train_examples': 0, 'synthetic_examples': 64, 'encoding': 'raw',
+  'jpeg_quality': 90,
 }
 
 
@@ -31,6 +35,49 @@ def write_folder(root, *, train=20, held_out=7, classes=('ant', 'bee', 'cat')):
     write_images(root / 'train' / name, train, seed=seed)
     write_images(root / 'validation' / name, held_out, seed=seed + 100)
   return root
+
+
+ARCHIVE_BYTES = {  # published, as in TFDS's checksums.tsv
+  'ILSVRC2012_img_train.tar': 147_897_477_120, 'ILSVRC2012_img_val.tar': 6_744_924_160,
+}
+
+
+def write_imagenet_archives(manual, train, validation):
+  """Writes archives of true structure, and of true size: what follows the images is a hole.
+
+  Args:
+    manual: folder to make.
+    train: {WNID: {file name: bytes}}; an archive of archives, one for each class.
+    validation: images in the order of their numbers.
+  """
+  manual.mkdir(parents=True)
+  with tarfile.open(manual / 'ILSVRC2012_img_train.tar', 'w') as outer:
+    for wnid, files in train.items():
+      memory = io.BytesIO()
+      with tarfile.open(fileobj=memory, mode='w') as inner:
+        for name, data in files.items():
+          add_to_archive(inner, name, data)
+      add_to_archive(outer, f'{wnid}.tar', memory.getvalue())
+  with tarfile.open(manual / 'ILSVRC2012_img_val.tar', 'w') as tar:
+    # Not in their order: TFDS says that those of the real archive are not.
+    for number, data in sorted(enumerate(validation, 1), reverse=True):
+      add_to_archive(tar, f'ILSVRC2012_val_{number:08}.JPEG', data)
+  for name, size in ARCHIVE_BYTES.items():
+    with open(manual / name, 'r+b') as file:
+      file.truncate(size)
+
+
+def add_to_archive(tar, name, data):
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  tar.addfile(member, io.BytesIO(data))
+
+
+def encoded(pixels, file_format='JPEG', mode='RGB'):
+  """An image file's bytes."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).convert(mode).save(file, file_format)
+  return file.getvalue()
 
 
 TFDS_SCRIPT = """

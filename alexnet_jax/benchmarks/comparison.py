@@ -118,7 +118,7 @@ def table(comparison: Comparison) -> str:
     per_core = spread(comparison.rates(name, 'per_core_second'))
     ratio = ('', '') if name == OURS else _cells(spread(comparison.ratios(name)), '.3f')
     lines.append((facts['title'], f'{1000 * comparison.batch_size / speed["median"]:,.1f}',
-                  *_cells(speed, ',.0f'), *_cells(per_core, ',.0f'), *ratio))
+                  *_cells(speed, _digits(speed)), *_cells(per_core, _digits(per_core)), *ratio))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   aligned = ['  '.join(
       cell.rjust(width) if place else cell.ljust(width)
@@ -126,6 +126,10 @@ def table(comparison: Comparison) -> str:
   absent = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
   return '\n'.join(line.rstrip() for line in [
       f'{comparison.target}: {comparison.title}', *aligned, *comparison.notes, *absent])
+
+
+def _digits(values: dict[str, float]) -> str:
+  return ',.0f' if values['median'] >= 100 else '.2f'
 
 
 def _cells(values: dict[str, float], form: str) -> tuple[str, str]:

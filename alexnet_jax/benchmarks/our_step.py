@@ -34,6 +34,7 @@ class OurStep(Side):
     self._labels = positions % len(self._experiment.classes)
     self._batch = self._devices.put_batch(
         {'image': self._images, 'label': self._labels, 'position': positions})
+    self._initial = to_host(self._experiment.initial_state())
     self._state = self._step = self._metrics = None
 
   def versions(self) -> dict:
@@ -45,7 +46,7 @@ class OurStep(Side):
   def task(self) -> Task:
     """What peers need to take the same step."""
     experiment, optimizer = self._experiment, self._config.optimizer
-    weights = to_host(experiment.initial_state().params)
+    weights = self._initial.params
     preprocessing = experiment.recipe.preprocessing
     view = jnp.asarray(CENTRE_VIEW[0], jnp.float32)
     rates = experiment.recipe.rates.tree(weights, jnp.int32(0), jnp.float32(1))
@@ -78,8 +79,7 @@ class OurStep(Side):
         rates=schedules.Rates(1.0, 1.0, schedules.constant(), schedules.constant(), {}),
         optimizer=krizhevsky_momentum(0.0, zeros))
     model = experiment.model.clone(table=without_dropout(experiment.table))
-    state = experiment.initial_state().replace(
-        params=weights, opt_state=recipe.optimizer.init(weights))
+    state = self._initial.replace(params=weights, opt_state=recipe.optimizer.init(weights))
     step = self._devices.train_step(make_train_step(model, recipe, AXIS))
     state, metrics = step(self._devices.replicate(to_host(state)), self._batch)
     return Probe(float(metrics['loss']), jax.tree.map(np.negative, to_host(state.opt_state)))
@@ -88,7 +88,7 @@ class OurStep(Side):
     if self._step is None:
       self._step = self._devices.train_step(
           make_train_step(self._experiment.model, self._experiment.recipe, AXIS))
-      self._state = self._devices.replicate(to_host(self._experiment.initial_state()))
+      self._state = self._devices.replicate(self._initial)
     for _ in range(batches):
       self._state, self._metrics = self._step(self._state, self._batch)
     jax.block_until_ready((self._state, self._metrics))

@@ -86,7 +86,7 @@ def _start_peers(
       continue
     expected = expected or workers[OURS].call('probe', weights)
     equality[name] = check_equal(name, expected, actual)
-    say(f'{contender.title}: {equality[name]}')
+    say(f'{contender.title}: computes the same')
     workers[name] = worker
   return equality
 
@@ -154,4 +154,6 @@ def check_equal(name: str, ours: Probe, peer: Probe) -> Equality:
 def _distance(expected: np.ndarray, actual: np.ndarray) -> float:
   expected, actual = expected.astype(np.float64), actual.astype(np.float64)
   difference, size = np.linalg.norm(actual - expected), np.linalg.norm(expected)
-  return float(difference / size if size else difference)
+  if not difference:
+    return 0.0
+  return float(difference / size) if size else math.inf

@@ -114,7 +114,7 @@ def _module(row: layers.Row, inputs: layers.Shape) -> nn.Module:
     case layers.SpatialNorm():
       return _SpatialNorm(row)
     case layers.Dropout():
-      return nn.Dropout(1 - row.keep) if row.inverted else _HalvingDropout(row.keep)
+      return (nn.Dropout if row.inverted else _HalvingDropout)(1 - row.keep)
   raise Unavailable(f'its net has no {type(row).__name__} (layer {row.name})')
 
 
@@ -186,12 +186,8 @@ class _SpatialNorm(nn.Module):
     return x / (row.k + row.alpha * total).pow(row.beta)
 
 
-class _HalvingDropout(nn.Module):
+class _HalvingDropout(nn.Dropout):
   """Dropout that leaves the units it keeps alone in training, as in 2012."""
 
-  def __init__(self, keep: float):
-    super().__init__()
-    self._keep = keep
-
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    return x * torch.empty_like(x).bernoulli_(self._keep)
+    return super().forward(x) * (1 - self.p)

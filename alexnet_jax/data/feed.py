@@ -155,28 +155,25 @@ class Gather:
 
   def __init__(self, split: Split):
     self._images = split.images
-    self._file = None
-    threads = 0
+    self._source: _FileRows | JpegRows | None = None
+    self._threads = 1
     if split.file is not None:
-      self._file = self._rows = _FileRows(split)
-      threads = READERS
+      self._source, self._threads = _FileRows(split), READERS
     elif isinstance(split.images, JpegRows):
-      self._rows = split.images
-      threads = len(os.sched_getaffinity(0))
-    self._threads = threads
-    self._readers = concurrent.futures.ThreadPoolExecutor(threads or 1, thread_name_prefix='read')
+      self._source, self._threads = split.images, len(os.sched_getaffinity(0))
+    self._readers = concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix='read')
 
   def __call__(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
     """uint8 (size, S, S, 3): the images of int64 `rows`, then black ones up to `size`."""
     out = _aligned((len(rows) if size is None else size, *self._images.shape[1:]))
     out[len(rows) :] = 0
-    if not self._threads:
+    if self._source is None:
       np.take(self._images, rows, axis=0, out=out[: len(rows)], mode='clip')  # clip: no extra copy
       return out
     chunk = max(1, -(-len(rows) // self._threads))
     tasks = [
-      self._readers.submit(self._rows.read, rows[first : first + chunk], out[first : first + chunk])
-      for first in range(0, len(rows), chunk)
+      self._readers.submit(self._source.read, rows[place : place + chunk], out[place:])
+      for place in range(0, len(rows), chunk)
     ]
     for task in tasks:
       task.result()
@@ -185,9 +182,8 @@ class Gather:
   def close(self) -> None:
     """Ends the reading threads and closes the file. Can be repeated."""
     self._readers.shutdown(wait=True)
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    if isinstance(self._source, _FileRows):
+      self._source.close()
 
 
 class _FileRows:
@@ -197,7 +193,7 @@ class _FileRows:
     self._path = split.file
     self._offset = split.offset
     self._row_bytes = split.images[:1].nbytes
-    self._descriptor = os.open(split.file, os.O_RDONLY)
+    self._descriptor: int | None = os.open(split.file, os.O_RDONLY)
 
   def read(self, rows: np.ndarray, out: np.ndarray) -> None:
     """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighbouring rows at once."""
@@ -215,7 +211,9 @@ class _FileRows:
       place = end
 
   def close(self) -> None:
-    os.close(self._descriptor)
+    if self._descriptor is not None:
+      os.close(self._descriptor)
+      self._descriptor = None
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """An image folder as a data set: one folder of images for each class.
 
 Either `train/<class>/*` with `validation/<class>/*` (also `val` or `test`), or only class folders
-(in `train/`, or at the top), of which a fixed part of every class is held out. Classes are numbered
-in the order of their names, as in Caffe's and torchvision's ImageNet lists.
+(in `train/`, or at the top), of which a fixed part of every class is held out. The validation
+images of ImageNet may lie in `validation/` itself, as in their archive: see `imagenet`. Classes are
+numbered in the order of their names, as in Caffe's and torchvision's ImageNet lists.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import os
 import pathlib
 import zlib
 
-from alexnet_jax.data import order
+from alexnet_jax.data import imagenet, order
 from alexnet_jax.data.generated import check_fraction
 from alexnet_jax.data.sources import Example, Source
 from alexnet_jax.errors import UserError
@@ -47,7 +48,8 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
 
   Raises:
     UserError: the folder is absent, has no classes, a class has no image or too few to hold one
-      out, or the validation folder has a class that the training folder lacks.
+      out, or the validation folder has a class that the training folder lacks or images whose
+      class is not known.
   """
   if not root.is_dir():
     raise UserError(
@@ -59,11 +61,11 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
   if eval_root is not None and train_root == root:
     raise UserError(f'{root} has {eval_root.name}/ but no train/: add train/, or name its parent')
 
-  sizes: dict[str, int] = {}
-  train = _list_classes(root, train_root, sizes)
+  facts: dict[str, str] = {}
+  train = _list_classes(root, train_root, facts)
   classes = tuple(sorted(train))
   if eval_root is not None:
-    held_out = _list_classes(root, eval_root, sizes)
+    held_out = (_list_flat if is_flat(eval_root) else _list_classes)(root, eval_root, facts)
     if strangers := sorted(set(held_out) - set(train)):
       raise UserError(
         f'{eval_root} has {len(strangers)} class(es) that {train_root} lacks, the first is '
@@ -82,31 +84,73 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
 
   train_split, eval_split = split(train), split(held_out)
   return Source(root.resolve().name, classes, train_split, eval_split,
-                _fingerprint(train_split, eval_split, sizes))
+                _fingerprint(train_split, eval_split, facts), imagenet.class_names(classes, [root]))
+
+
+def is_flat(folder: pathlib.Path) -> bool:
+  """Whether images lie in a folder itself.
+
+  Raises:
+    UserError: some do, and there are folders beside them.
+  """
+  with os.scandir(folder) as entries:
+    visible = [entry for entry in entries if not entry.name.startswith('.')]
+  images = sum(map(_is_image, visible))
+  if images and any(entry.is_dir() for entry in visible):
+    raise UserError(
+      f'{folder} has folders and {images:,} images beside them: move these into the folder of '
+      'their class'
+    )
+  return images > 0
+
+
+def _list_flat(
+  root: pathlib.Path, folder: pathlib.Path, facts: dict[str, str]
+) -> dict[str, list[str]]:
+  """As `_list_classes`, for ImageNet's validation images in one folder."""
+  files = _list_images(root, folder, facts)
+  result: dict[str, list[str]] = {}
+  names = map(os.path.basename, files)
+  for file, name in zip(files, imagenet.validation_classes(root, names), strict=True):
+    result.setdefault(name, []).append(file)
+    facts[file] += f' {name}'
+  return result
 
 
 def _list_classes(
-  root: pathlib.Path, folder: pathlib.Path, sizes: dict[str, int]
+  root: pathlib.Path, folder: pathlib.Path, facts: dict[str, str]
 ) -> dict[str, list[str]]:
-  """Class name -> sorted image files relative to `root`; notes each file's size in `sizes`."""
+  """Class name -> sorted image files relative to `root`; notes each file's size in `facts`."""
   result = {}
   for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
     if not entry.is_dir() or entry.name.startswith('.'):
       continue
-    prefix = os.path.relpath(entry.path, root)
-    files = []
-    for image in os.scandir(entry.path):
-      if image.name.lower().endswith(EXTENSIONS) and not image.name.startswith('.'):
-        files.append(os.path.join(prefix, image.name))
-        sizes[files[-1]] = image.stat().st_size
+    files = _list_images(root, entry.path, facts)
     if not files:
       raise UserError(
         f'the class folder {entry.path} has no image ({" ".join(EXTENSIONS)}): add some or drop it'
       )
-    result[entry.name] = sorted(files)
+    result[entry.name] = files
   if not result:
     raise UserError(f'{folder} has no class folders: put the images of each class in its own')
   return result
+
+
+def _list_images(
+  root: pathlib.Path, folder: str | os.PathLike[str], facts: dict[str, str]
+) -> list[str]:
+  """Sorted image files of one folder."""
+  prefix = os.path.relpath(folder, root)
+  files = []
+  for entry in os.scandir(folder):
+    if _is_image(entry):
+      files.append(os.path.join(prefix, entry.name))
+      facts[files[-1]] = str(entry.stat().st_size)
+  return sorted(files)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+  return entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith('.')
 
 
 def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], list[str]]:
@@ -122,11 +166,11 @@ def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], 
   return kept, [files[index] for index in sorted(chosen)]
 
 
-def _fingerprint(train: FolderSplit, held_out: FolderSplit, sizes: dict[str, int]) -> str:
-  """SHA-256 over every file's name, size and place."""
+def _fingerprint(train: FolderSplit, held_out: FolderSplit, facts: dict[str, str]) -> str:
+  """SHA-256 over every file's name, size and place, and its class where the name does not say."""
   digest = hashlib.sha256()
   for split in (train, held_out):
     for file in split.files:
-      digest.update(f'{file}\0{sizes[file]}\n'.encode(errors='surrogateescape'))
+      digest.update(f'{file}\0{facts[file]}\n'.encode(errors='surrogateescape'))
     digest.update(b'\n')
   return f'folder, {len(train)} + {len(held_out)} files, sha256 {digest.hexdigest()}'

@@ -12,7 +12,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 RESIZES = ('crop', 'warp')
 FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'GIF')  # what image sets hold, whatever the file's name
@@ -64,6 +64,8 @@ def _decode(data: bytes) -> Image.Image:
       return _to_rgb(image)
   except (UnreadableImage, MemoryError):
     raise
+  except UnidentifiedImageError as error:  # Pillow's message has an address, which always differs
+    raise UnreadableImage(f'not a {", ".join(FORMATS)} image') from error
   except Exception as error:  # decoders fail in many ways on damaged bytes
     raise UnreadableImage(f'{type(error).__name__}: {error}') from error
 

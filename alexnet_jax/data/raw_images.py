@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data import atomic
 from alexnet_jax.data.parts import Moves, Part, Record
 
 IMAGES = 'images.npy'

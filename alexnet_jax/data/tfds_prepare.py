@@ -46,16 +46,9 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
   builder = find_builder(name, directory)
   if is_prepared(builder):
     return
-  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    _check_archives(builder, directory / 'downloads' / 'manual')
-  missing = [module for module in NEEDED_MODULES if importlib.util.find_spec(module) is None]
-  if missing:
-    raise UserError(
-      f'{looked_for(builder)}; preparing it needs {" and ".join(missing)}, training does not: '
-      f'{INSTALL} and rerun, or {WITHOUT}'
-    )
-  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    _probe(builder)
+  check_archives(builder, directory)
+  check_modules(builder)
+  check_network(builder)
   for folder in left_overs(builder):
     say(f'an interrupted preparation left {folder}: delete it when no other one is running')
   say(f'preparing the TFDS data set {name} in {directory}')
@@ -73,30 +66,61 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
     )
 
 
-def _check_archives(builder: tfds.core.DatasetBuilder, manual: pathlib.Path) -> None:
-  """Raises UserError unless the archives to be fetched by hand are there in full size."""
-  expected = {
-    pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name: int(info.size)
+def archives(
+  builder: tfds.core.DatasetBuilder, directory: pathlib.Path
+) -> dict[pathlib.Path, int]:
+  """Archives that are to be fetched by hand, if any: where they must be, and how many bytes."""
+  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return {}
+  manual = manual_directory(directory)
+  return {
+    manual / pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name: int(info.size)
     for url, info in builder.url_infos.items()
   }
-  missing = [file for file in expected if not (manual / file).is_file()]
+
+
+def manual_directory(directory: pathlib.Path) -> pathlib.Path:
+  """Where TFDS looks for archives that are fetched by hand."""
+  return directory / 'downloads' / 'manual'
+
+
+def check_archives(builder: tfds.core.DatasetBuilder, directory: pathlib.Path) -> None:
+  """Raises UserError unless the archives to be fetched by hand are there in full size."""
+  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return
+  manual, expected = manual_directory(directory), archives(builder, directory)
+  missing = [file for file in expected if not file.is_file()]
   if missing or not manual.is_dir():
-    paths = ', '.join(str(manual / file) for file in missing) or str(manual)
+    paths = ', '.join(map(str, missing)) or str(manual)
+    names = ' and '.join(file.name for file in missing) or 'them'
     instructions = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     raise UserError(
       f'{looked_for(builder)}, and to prepare it {paths} must be there. {instructions} '
-      f'Put {" and ".join(missing) or "them"} in {manual}, {INSTALL}, and rerun; or {WITHOUT}'
+      f'Put {names} in {manual}, {INSTALL}, and rerun; or {WITHOUT}'
     )
   for file, size in expected.items():
-    found = (manual / file).stat().st_size
+    found = file.stat().st_size
     if found != size:
-      raise UserError(
-        f'{manual / file} has {found:,} bytes instead of {size:,}: fetch it again, in full'
-      )
+      raise UserError(f'{file} has {found:,} bytes instead of {size:,}: fetch it again, in full')
 
 
-def _probe(builder: tfds.core.DatasetBuilder) -> None:
-  """Raises UserError at once where TFDS would try for minutes: no way to the download host."""
+def check_modules(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises UserError unless what the child process imports is installed."""
+  missing = [module for module in NEEDED_MODULES if importlib.util.find_spec(module) is None]
+  if missing:
+    raise UserError(
+      f'{looked_for(builder)}; preparing it needs {" and ".join(missing)}, training does not: '
+      f'{INSTALL} and rerun, or {WITHOUT}'
+    )
+
+
+def check_network(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises UserError at once where TFDS would try for minutes: no way to the download host.
+
+  A data set whose archives are fetched by hand needs no network.
+  """
+  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return
   proxies = urllib.request.getproxies()
   urls = [urllib.parse.urlsplit(url) for url in builder.url_infos]
   for scheme, host in {(url.scheme, url.netloc) for url in urls}:

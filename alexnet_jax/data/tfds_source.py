@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from alexnet_jax.data import imagenet
 from alexnet_jax.data.sources import Example, Source
 from alexnet_jax.errors import UserError
 
@@ -64,10 +65,9 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
     raise UserError(
       f'{looked_for(builder)}: run python -m alexnet_jax.prepare with this --config, or {WITHOUT}'
     )
-  # Unlike the builder of the name, the builder of the folder knows formats it was converted to.
-  builder = tfds.builder_from_directory(builder.data_path)
-  _check_format(builder)
-  _check_counts(builder)
+  builder = as_prepared(builder)
+  check_format(builder)
+  check_counts(builder)
   features = builder.info.features
   if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
     raise UserError(
@@ -75,14 +75,16 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
       'choose one with an image and a class label'
     )
   train, held_out = _open_split(builder, train_split), _open_split(builder, eval_split)
+  classes = tuple(features['label'].names)
   return Source(
     name=name.replace('/', '-').replace(':', '-'),
-    classes=tuple(features['label'].names),
+    classes=classes,
     train=train,
     eval=held_out,
     fingerprint=(
       f'{builder.info.full_name}, {train_split} {len(train)}, {eval_split} {len(held_out)}'
     ),
+    class_names=imagenet.class_names(classes, [directory, directory / 'downloads' / 'manual']),
   )
 
 
@@ -120,6 +122,21 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   return (pathlib.Path(builder.data_path) / 'dataset_info.json').is_file()
 
 
+def as_prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+  """The builder of the folder: unlike that of the name, it knows formats it was converted to.
+
+  Raises:
+    UserError: the folder cannot be read.
+  """
+  try:
+    return tfds.builder_from_directory(builder.data_path)
+  except ValueError as error:
+    raise UserError(
+      f'{builder.data_path} is not a data set that this version of TFDS reads ({one_line(error)}): '
+      'delete it and rerun'
+    ) from error
+
+
 def looked_for(builder: tfds.core.DatasetBuilder) -> str:
   """The beginning of a message about a data set that is not prepared."""
   text = f'the TFDS data set {builder.info.full_name} is not at {builder.data_path}'
@@ -138,17 +155,28 @@ def one_line(error: BaseException) -> str:
   return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
 
 
-def _check_format(builder: tfds.core.DatasetBuilder) -> None:
-  formats = (builder.info.file_format, *builder.info.alternative_file_formats)
-  if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+def formats(builder: tfds.core.DatasetBuilder) -> list[str]:
+  """Names of the formats that a prepared data set is in."""
+  return [form.value for form in (builder.info.file_format, *builder.info.alternative_file_formats)]
+
+
+def convert_command(builder: tfds.core.DatasetBuilder) -> str:
+  """The command that adds the ArrayRecord format."""
+  return (f'tfds convert_format --dataset_version_dir={builder.data_path} '
+          '--out_file_format=array_record')
+
+
+def check_format(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises UserError unless a prepared data set can be read by index."""
+  if tfds.core.FileFormat.ARRAY_RECORD.value not in formats(builder):
     raise UserError(
-      f'{builder.data_path} is in {formats[0].value} format, which cannot be read by index: '
-      f'{INSTALL} apache-beam mlcroissant, run tfds convert_format '
-      f'--dataset_version_dir={builder.data_path} --out_file_format=array_record, and rerun'
+      f'{builder.data_path} is in {formats(builder)[0]} format, which cannot be read by index: '
+      f'{INSTALL} apache-beam mlcroissant, run {convert_command(builder)}, and rerun'
     )
 
 
-def _check_counts(builder: tfds.core.DatasetBuilder) -> None:
+def check_counts(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises UserError unless a prepared data set has as many examples as were published."""
   for split, expected in EXPECTED_COUNTS.get(builder.name, {}).items():
     found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
     if found != expected:

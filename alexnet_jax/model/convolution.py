@@ -1,8 +1,8 @@
 """Convolutions with shared filters (optionally in groups) and with a filter per position."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
