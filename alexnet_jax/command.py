@@ -1,18 +1,16 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
-from collections.abc import Callable
 import difflib
 import hashlib
 import os
-from pathlib import Path
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from absl import app
-from absl import flags
-from absl import logging
 import ml_collections
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax import config as configs

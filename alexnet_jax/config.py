@@ -4,10 +4,10 @@ A config file calls `default()` and changes fields; the command line changes mor
 refuses unknown fields and wrong types at once; `validate` checks values and combinations.
 """
 
-from collections.abc import Callable
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -188,6 +188,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(f'config.micro_batches={config.micro_batches}: batch normalization would not'
                     ' see the global batch; set model.ghost_batch to the images of a micro-batch on'
                     ' a device, or micro_batches to 1')
+  if config.data.encoding == 'jpeg' and config.data.source in ('digits', 'synthetic'):
+    raise UserError(f'config.data.encoding=jpeg: images of source {config.data.source} are made in'
+                    ' memory and never stored; use raw')
+  if config.data.encoding == 'raw' and config.data.jpeg_quality != FIELDS[
+      'data.jpeg_quality'].default:
+    raise UserError(f'config.data.jpeg_quality={config.data.jpeg_quality}: only used with'
+                    ' --config.data.encoding=jpeg')
   if config.data.source in ('tfds', 'folder') and config.data.synthetic_examples != FIELDS[
       'data.synthetic_examples'].default:
     raise UserError(f'config.data.synthetic_examples={config.data.synthetic_examples}: only used'

@@ -1,18 +1,19 @@
-"""Why does the loss stay at ln(classes)?  Looks at a net before training: two checks, no run.
+"""Why does the loss stay at ln(classes)?  Two checks of a config before, or instead of, a run.
 
   python -m alexnet_jax.diagnose --config=configs/imagenet.py:paper
   python -m alexnet_jax.diagnose --config=configs/imagenet.py --images=FOLDER --overfit_steps=0
   python -m alexnet_jax.diagnose --config=configs/digits.py --json=digits.json
 
-First what every layer puts out at initialization, down to the signal that is left of an image at
-the logits; then training on one batch alone, which a net and a recipe that can learn anything learn
-by heart.  Takes the config's own images; photo-like noise where its TFDS data is not prepared.
+First, what every layer puts out at initialization, down to the signal that is left of an image at
+the logits.  Then training on one batch alone, which a net and a recipe that can learn anything
+learn by heart: verdict `learned`, `plateau`, `unfinished` or `diverged`.  Both use the config's own
+images, or photo-like noise where its TFDS data is not prepared.
 """
 
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,9 @@ def main() -> None:
   from alexnet_jax.train.workdir import environment
 
   store, images, labels, what = choose_batch(config, _BATCH_SIZE.value, _IMAGES.value)
-  experiment = diagnosis.one_batch_experiment(config, store, len(images))
   classes, net = len(store.classes), config.model.net
   print(f'{name}: net {net}, {classes:,} classes\n{what}\n\nat initialization, without dropout:\n')
+  experiment = diagnosis.one_batch_experiment(config, store, len(images))
   state = experiment.initial_state()
   layers = diagnosis.activations(experiment, state, images)
   print(f'{layer_table(layers)}\n\n{interpretation(layers[-1].signal, classes)}', flush=True)
@@ -58,34 +59,41 @@ def main() -> None:
              'layers': [dataclasses.asdict(layer) for layer in layers],
              'logit_signal': layers[-1].signal}
   if _OVERFIT_STEPS.value:
-    rate, blind = experiment.recipe.rates.learning_rate, diagnosis.blind_loss(labels)
+    rate = experiment.recipe.rates.learning_rate
     print(f'\nthe same {len(images)} images at every step, at rate {rate:g}'
-          f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n\n'
-          '    step        loss  top-1 error')
-    course = []
-    for step in diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value):
-      course.append(step)
-      if _is_shown(step.step):
-        _show(step)
-    if not _is_shown(step.step):
-      _show(step)
+          f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n')
+    course = _printed(
+        diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value))
+    blind = diagnosis.blind_loss(labels)
     verdict, sentence = diagnosis.verdict(course, classes, blind)
     print(f'\n{verdict}: {sentence}')
     figures['overfit'] = {
         'learning_rate': rate, 'blind_loss': blind, 'verdict': verdict,
         'course': [dataclasses.asdict(step) for step in course]}
   if _JSON.value:
-    files.write_json(_JSON.value, {
-        **figures, 'command': command.spoken(), **environment(Devices())})
+    figures |= {'command': command.spoken(), **environment(Devices())}
+    try:
+      files.write_json(_JSON.value, figures)
+    except OSError as error:
+      raise UserError(f'--json={_JSON.value} cannot be written: {error.strerror}') from error
 
 
-def _show(step: 'Step') -> None:
+def _printed(steps: Iterator['Step']) -> list['Step']:
+  """All of `steps`, having printed those after 0, 1, 2, 5, 10, 20, 50, ... updates and the last."""
+  print('    step        loss  top-1 error')
+  course, shown = [], None
+  for step in steps:
+    course.append(step)
+    if str(step.step).rstrip('0') in ('', '1', '2', '5'):
+      shown = step
+      _print(step)
+  if course[-1] is not shown:
+    _print(course[-1])
+  return course
+
+
+def _print(step: 'Step') -> None:
   print(f'{step.step:8,}  {step.loss:10.4g}  {step.top1_error:11.4f}', flush=True)
-
-
-def _is_shown(step: int) -> bool:
-  """0, 1, 2, 5, 10, 20, 50, 100, 200, ..."""
-  return step == 0 or any(step == first * 10 ** (len(str(step)) - 1) for first in (1, 2, 5))
 
 
 def choose_batch(
@@ -110,7 +118,7 @@ def choose_batch(
   if own:
     store = preparation.prepare_store(config.data)
     images, labels = store.train.images[:size], store.train.labels[:size]
-    what = f'{len(images)} training images of {config.data.source}'
+    what = f'{len(images)} training images of {store.path or config.data.source}'
   else:
     store = photo_like_store(config.data.num_classes or 10, size, config.data.image_size)
     images, labels = store.train.images, store.train.labels
@@ -194,17 +202,18 @@ def layer_table(layers: Sequence['Activations']) -> str:
 def interpretation(signal: float, classes: int) -> str:
   """What the logit signal at initialization means for the start of training."""
   guessing = f'the loss of guessing, ln({classes:,}) = {math.log(classes):.3f}'
-  compared = f'logit signal {signal:.3g} ({_SIGNAL_2012} in the net of 2012 on ImageNet photos): '
+  signal_here = f'logit signal {signal:.3g} ({_SIGNAL_2012} in the net of 2012 on ImageNet photos)'
   if signal < _WEAK_SIGNAL:
-    return (f'{compared}the answers hardly depend on the image, so training starts at {guessing},'
-            ' and may stay there for long.  Look at the input row (the nets of 2012 expect 0-255'
-            ' minus the mean, a std near 60), at initial weights (0.03, not 0.01, in conv3-5), and'
-            ' at biases of 1 with small weights; the layer where the signal falls is the one.')
+    return (f'{signal_here}: the answers hardly depend on the image, so training starts at'
+            f' {guessing}, and may stay there for long.  See at which layer the signal falls, and'
+            ' look at its initial weights (in conv3-5 0.03, not 0.01), at biases of 1 beside small'
+            ' weights, and at the input (the nets of 2012 expect 0-255 minus the mean: a std near'
+            ' 60).')
   if signal > _STRONG_SIGNAL:
-    return (f'{compared}the answers differ wildly between images, so training starts above'
+    return (f'{signal_here}: the answers differ wildly between images, so training starts above'
             f' {guessing}, and the first steps may be too large: lower the rate, or warm up.')
-  return (f'{compared}images tell on the answers from the start.  If training stays at {guessing},'
-          ' look at labels, rate and order of the data rather than at the initialization.')
+  return (f'{signal_here}: images tell on the answers from the start.  If training stays at'
+          f' {guessing}, look at labels, rate and order of the data, not at the initialization.')
 
 
 if __name__ == '__main__':

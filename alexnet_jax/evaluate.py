@@ -9,8 +9,8 @@ interval of each error and the worst classes; the first folder gets `predictions
 probabilities) and `evaluation-*.json`.
 """
 
-from pathlib import Path
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -23,7 +23,7 @@ _VIEWS = flags.DEFINE_enum(
     'views', None, ['1', '9', '10'], 'Views averaged an image; the config decides if not given.')
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which saved state.')
 _WEIGHTS = flags.DEFINE_string(
-    'weights', 'equal', 'Of an ensemble: equal, search (as in 2012, on the same images), or numbers.')
+    'weights', 'equal', 'Of an ensemble: equal, numbers, or search (on these very images).')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
 
@@ -46,7 +46,8 @@ def main() -> None:
   if len(workdirs) > 1:
     weights = _weights(list(rows.values()), label)
     shown = ', '.join(f'{weight:g}' for weight in weights)
-    rows[f'ensemble of {len(workdirs)} (weights {shown})'] = scores.mix(list(rows.values()), weights)
+    mixed = scores.mix(list(rows.values()), weights)
+    rows[f'ensemble of {len(workdirs)} (weights {shown})'] = mixed
     tag = f'ensemble-{tag}'
   _report(rows, label, classes[0], workdirs[0], tag)
 
@@ -79,7 +80,8 @@ def _predict(workdir: Path):
     predictions = evaluator.predictions(
         devices.replicate(state.eval_params), devices.replicate(state.batch_stats), views, advance)
   epoch = experiment.calendar.epoch_of(step)
-  return f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})', predictions, store.classes, views
+  return (
+      f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})', predictions, store.class_names, views)
 
 
 def _weights(members, label) -> list[float]:

@@ -8,8 +8,8 @@ The same command resumes a run that was stopped.  Exit codes: 0 done, 2 bad inpu
 75 interrupted and saved.
 """
 
-from pathlib import Path
 import sys
+from pathlib import Path
 
 from absl import flags
 

@@ -1,4 +1,4 @@
-"""A small AlexNet on scikit-learn's 1,797 handwritten digits: about a minute on a laptop, no download.
+"""A small AlexNet on scikit-learn's 1,797 handwritten digits: a minute on a laptop, no download.
 
   python -m alexnet_jax.main --config=configs/digits.py
 

@@ -101,7 +101,7 @@ def _conv6(config):
 def _caffe(config):
   """models/bvlc_alexnet: batch 256, dropped every 100,000 of 450,000 iterations (19.98 epochs).
 
-  Caffe subtracts the part of the mean image under the crop; here it is the central part, as in 2012.
+  Caffe subtracts the part of the mean image under the crop; here the central part, as in 2012.
   """
   config.model.net = 'caffe'
   config.data.resize = 'warp'

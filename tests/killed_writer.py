@@ -68,7 +68,7 @@ def main(images, place, workers, encoding):
     time.sleep(random.uniform(0, seconds))
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
-    with open(path.with_name('.store.lock')) as lock:
+    with open(path.with_name('.store.lock'), 'a') as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)  # until its workers have ended, too
     if os.WIFSIGNALED(status):
       found.append(len(list(path.with_name('store.tmp').glob('parts/*.npz'))))

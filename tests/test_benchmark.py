@@ -79,7 +79,7 @@ def task(table, weights, **changes):
   rates = {layer: {'kernel': 0.1, 'bias': 0.2} for layer in weights}
   decays = {layer: {'kernel': 0.01, 'bias': 0.0} for layer in weights}
   arguments = {
-      'table': table, 'view_shape': SHAPE, 'compute_dtype': 'float32', 'optimizer': 'momentum',
+      'table': table, 'view_shape': SHAPE, 'platform': 'cpu', 'compute_dtype': 'float32', 'optimizer': 'momentum',
       'momentum': 0.9, 'views': views, 'labels': labels, 'weights': weights, 'rates': rates,
       'decays': decays}
   return sides.Task(**arguments | changes)
@@ -215,6 +215,7 @@ def test_torch_drops_as_in_2012_or_inverted():
 
 
 @pytest.mark.parametrize('changes, reason', [
+    ({'platform': 'gpu'}, 'JAX_PLATFORMS=cpu'),
     ({'optimizer': 'adam'}, 'adam'),
     ({'compute_dtype': 'bfloat16'}, 'bfloat16'),
     ({'table': (*EVERY_ROW, layers.BatchNorm('bn5'))}, 'BatchNorm'),
@@ -252,7 +253,7 @@ class Fake(Side):
     return self.last_loss
   def task(self):
     weights = {'fc1': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
-    return Task((layers.Dense('fc1', 2),), (3,), '', '', 0, None, None, weights, {}, {})
+    return Task((layers.Dense('fc1', 2),), (3,), 'cpu', '', '', 0, None, None, weights, {}, {})
   def probe(self, weights):
     return Probe(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
 '''

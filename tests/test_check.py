@@ -10,13 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_data import (
-  ARCHIVE_BYTES,
-  TFDS_SCRIPT,
-  data_config,
-  write_folder,
-  write_imagenet_archives,
-)
+from tiny_data import ARCHIVE_BYTES, data_config, write_folder, write_imagenet_archives
 
 from alexnet_jax.data import check, preparation, tfds_source, writer
 from alexnet_jax.data.progress import Silent
@@ -197,18 +191,6 @@ def test_unknown_name(tmp_path, look):
     source='tfds', name='imagenet2021', dir=tmp_path)).problem
 
 
-def test_a_real_data_set(tmp_path, look):
-  if importlib.util.find_spec('tensorflow') is None:
-    pytest.skip('needs TensorFlow to prepare data sets')
-  command = [sys.executable, '-c', TFDS_SCRIPT, 'tiny', str(tmp_path / 'tfds')]
-  subprocess.run(command, check=True, capture_output=True)
-  config = data_config(source='tfds', name='tiny', dir=tmp_path / 'tfds')
-  report = look(config)
-  assert (report.problem, report.complete) == ('', False)
-  assert 'tiny/1.0.0: array_record, 9 test, 30 train' in text(report)
-  assert '3 classes from ant' in text(report)
-
-
 # Folders and stores.
 
 
@@ -231,6 +213,8 @@ def test_folder_and_its_store(tmp_path, look, monkeypatch):
   assert 'interrupted, 5 of 11 parts done' in text(look(config))
   other = look(data_config(dir=root, store=path, image_size=8))
   assert 'is of another preparation and would be dropped' in text(other)
+  other = look(data_config(dir=tmp_path / 'absent', store=path))
+  assert f'an interrupted preparation left {job.folder}' in text(other) and other.problem
 
   preparation.prepare_store(config, workers=1, progress=Silent())
   report = look(config)

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'TFDS_DATA_DIR': '/absent'}
 
@@ -116,8 +116,9 @@ def folder_run(photos, workdir, *flags):
   return run(
       'alexnet_jax.main', f'--config=configs/folder.py:{photos}', '--config.model.net=digits',
       '--config.data.image_size=32', '--config.input.crop=28',
-      '--config.input.normalization=standardize', '--config.input.scale=1.0', '--config.batch_size=16',
-      '--config.eval.batch_size=8', '--config.epochs=8', f'--workdir={workdir}', *flags)
+      '--config.input.normalization=standardize', '--config.input.scale=1.0',
+      '--config.batch_size=16', '--config.eval.batch_size=8', '--config.epochs=8',
+      f'--workdir={workdir}', *flags)
 
 
 def test_folder_of_images_trains(photos, tmp_path):

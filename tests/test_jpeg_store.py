@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny_data import data_config, encoded
 
+from alexnet_jax import config as configs
 from alexnet_jax.data import feed, jpeg_images, order, store
 from alexnet_jax.data.folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
@@ -188,6 +189,22 @@ def test_from_a_configuration(photos, tmp_path):
   shutil.rmtree(root)
   with pytest.raises(UserError, match='has encoding jpeg 80'):
     prepare_store(data_config(**options, store=made.path))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'encoding': 'png'}, 'must be one of raw, jpeg'),
+    ({'encoding': 'jpeg', 'jpeg_quality': 0}, 'at least 1 and at most 100'),
+    ({'jpeg_quality': 80}, 'only used with --config.data.encoding=jpeg'),
+    ({'encoding': 'jpeg', 'source': 'synthetic'}, 'never stored; use raw'),
+  ],
+)
+def test_what_a_configuration_may_not_say(changes, match):
+  config = configs.default()
+  config.data.update(changes)
+  with pytest.raises(UserError, match=match):
+    configs.validate(config)
 
 
 def test_stores_from_before_the_choice_are_raw(stores):

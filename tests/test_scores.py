@@ -27,7 +27,8 @@ def test_errors_agree_with_scikit_learn(predictions):
       1 - metrics.top_k_accuracy_score(label, probabilities, k=5, labels=classes))
   normalized = probabilities.astype(np.float64)
   normalized /= normalized.sum(1, keepdims=True)
-  assert found['loss'] == pytest.approx(metrics.log_loss(label, normalized, labels=classes), rel=1e-5)
+  expected = metrics.log_loss(label, normalized, labels=classes)
+  assert found['loss'] == pytest.approx(expected, rel=1e-5)
 
 
 def test_ties_and_nan_are_wrong():

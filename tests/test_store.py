@@ -549,7 +549,9 @@ def test_progress(broken, tmp_path, terminal):
   prepare_store(config, workers=1, progress=console)
   text = screen.getvalue()
   assert 'preparing broken 16x16' in text and '5 unreadable images were left out' in text
-  assert ('81/81' in text) if terminal else ('81 of 81, ' in text and '\x1b' not in text)
+  assert '81 images in ' in text and ' images per core-second' in text
+  assert ('81/81' in text and '/s ' in text) if terminal else (
+    '81 of 81, ' in text and '0:00:00 left' in text and '\x1b' not in text)
 
 
 def test_jpegs_from_a_worker(tmp_path):

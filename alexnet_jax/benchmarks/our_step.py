@@ -53,6 +53,7 @@ class OurStep(Side):
     return Task(
         table=experiment.table,
         view_shape=experiment.view_shape,
+        platform=self._devices.platform,
         compute_dtype=self._config.model.compute_dtype,
         optimizer=optimizer.name,
         momentum=optimizer.momentum,

@@ -78,6 +78,7 @@ class Task:
   Attributes:
     table: the net.
     view_shape: (crop, crop, 3).
+    platform: what our side computes on, such as 'cpu'.
     compute_dtype, optimizer, momentum: as in the config.
     views: float32 (N, crop, crop, 3), the net's input without random augmentation.
     labels: int32 (N,).
@@ -87,6 +88,7 @@ class Task:
 
   table: layers.Table
   view_shape: layers.Shape
+  platform: str
   compute_dtype: str
   optimizer: str
   momentum: float

@@ -22,6 +22,9 @@ class TorchStep(Side):
     Raises:
       Unavailable: the task has something that this side does not know.
     """
+    if task.platform != 'cpu':
+      raise Unavailable(f'it computes on CPUs, and our side on a {task.platform}: set'
+                        ' JAX_PLATFORMS=cpu to compare')
     if task.optimizer != 'momentum' or task.compute_dtype != 'float32':
       raise Unavailable('it knows the 2012 update and float32 only, not optimizer.name='
                         f'{task.optimizer} with model.compute_dtype={task.compute_dtype}')

@@ -202,7 +202,9 @@ def _progress(folder: pathlib.Path, job: Job | None) -> str:
   """How far an interrupted preparation came."""
   if not folder.exists():
     return 'absent'
-  if job is None or not job.is_described_by('job.json'):
+  if job is None:
+    return f'absent; an interrupted preparation left {folder}'
+  if not job.is_described_by('job.json'):
     return f'absent; {folder} is of another preparation and would be dropped'
   total = sum(len(job.parts(split)) for split in store.SPLITS)
   return f'interrupted, {total - len(job.waiting()):,} of {total:,} parts done'

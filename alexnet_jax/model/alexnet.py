@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.batch_norm import BatchNormalization

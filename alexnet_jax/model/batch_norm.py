@@ -1,9 +1,9 @@
 """Batch normalization whose result does not depend on how the batch is spread over devices."""
 
-from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
 
 
 class BatchNormalization(nn.Module):

@@ -39,7 +39,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Conv(Row):
-  """A cross-correlation with one bias per filter; `ceil` pads bottom/right so nothing is cut off."""
+  """A cross-correlation with one bias per filter; `ceil` pads bottom/right to cut nothing off."""
 
   features: int
   kernel: int

@@ -11,7 +11,17 @@ from collections.abc import Callable
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.layers import (
-    AvgPool, BatchNorm, Conv, Dense, Dropout, Local, MaxPool, Relu, ResponseNorm, SpatialNorm)
+  AvgPool,
+  BatchNorm,
+  Conv,
+  Dense,
+  Dropout,
+  Local,
+  MaxPool,
+  Relu,
+  ResponseNorm,
+  SpatialNorm,
+)
 
 
 def krizhevsky2012(classes: int = 1000) -> layers.Table:

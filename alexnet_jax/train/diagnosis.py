@@ -229,5 +229,5 @@ def verdict(course: list[Step], classes: int, blind: float) -> tuple[str, str]:
   known = (f'after {last.step:,} steps the loss is {last.loss:.3f}; {blind:.3f} can be reached by'
            ' knowing which labels occur.')
   if min(step.loss for step in course) > BLIND * blind:
-    return 'plateau', f'{known}  The net does not tell the images apart'
+    return 'plateau', f'{known}  The net hardly tells the images apart'
   return 'unfinished', f'{known}  The net tells images apart, but needs more steps or a lower rate'

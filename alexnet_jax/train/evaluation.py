@@ -1,8 +1,8 @@
-"""Error rates over a whole split: every image exactly once, over any number of views and devices."""
+"""Error rates over a whole split: every image once, over any number of views and devices."""
 
-from collections.abc import Callable
 import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp

@@ -22,7 +22,12 @@ from alexnet_jax.train.interval import Interval, StopSignal
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import TrainState, make_train_step
 from alexnet_jax.train.workdir import (
-    RESULTS, check_workdir, claim_workdir, environment, finished_results)
+  RESULTS,
+  check_workdir,
+  claim_workdir,
+  environment,
+  finished_results,
+)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> dict:

@@ -1,4 +1,4 @@
-"""The 2012 update, LARS and Adam as optax transformations with a learning rate for every parameter."""
+"""The 2012 update, LARS and Adam as optax transformations with a rate for every parameter."""
 
 import jax
 import jax.numpy as jnp

@@ -9,8 +9,8 @@ import collections
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.errors import UserError
 

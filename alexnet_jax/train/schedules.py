@@ -5,9 +5,9 @@ single layers slowed and frozen (CHM layers/layer-params-145.cfg; run4.sh).  Her
 is data: breakpoints in steps and the rate from each on.
 """
 
-from collections.abc import Callable
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

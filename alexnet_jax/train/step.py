@@ -5,14 +5,14 @@
   score: (probabilities, batch) -> sums over the valid images of all devices
 """
 
-from collections.abc import Callable
 import dataclasses
+from collections.abc import Callable
 
 import flax
 import jax
-from jax import lax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train.augment import Preprocessing, example_keys

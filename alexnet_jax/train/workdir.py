@@ -4,9 +4,9 @@ import datetime
 import importlib.metadata
 import json
 import os
-from pathlib import Path
 import platform
 import shlex
+from pathlib import Path
 from typing import Any
 
 import ml_collections

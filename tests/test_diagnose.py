@@ -1,0 +1,253 @@
+"""Statistics against float64 NumPy, the one-batch run against its parts, and the command."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import config as configs
+from alexnet_jax import diagnose
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.train import diagnosis
+from alexnet_jax.train.diagnosis import Step
+
+TABLE = (
+    layers.Dense('fc1', 40, init=0.002, bias=0.3), layers.Relu('relu1'),
+    layers.Dropout('drop1', keep=0.25), layers.BatchNorm('bn1'),
+    layers.Dense('fc2', 5, init=0.1))
+
+
+@pytest.fixture
+def config():
+  config = configs.default()
+  config.model.net = 'digits'
+  config.data.num_classes, config.data.image_size, config.input.crop = 5, 12, 10
+  return config
+
+
+def run_of(table, config, monkeypatch):
+  """A one-batch run of a table, its initial state, and its batch of seven."""
+  monkeypatch.setitem(nets.NETS, 'digits', lambda classes: table)
+  store = diagnose.photo_like_store(5, 7, 12)
+  experiment = diagnosis.one_batch_experiment(config, store, 7)
+  return experiment, experiment.initial_state(), store.train.images, store.train.labels
+
+
+# Activations.
+
+
+def test_statistics_are_those_of_numpy(config, monkeypatch):
+  experiment, state, images, _ = run_of(TABLE, config, monkeypatch)
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params)
+  mean = np.array([127.305, 119.715, 104.913])
+  x = images[:, 1:11, 1:11].astype(np.float64) - mean
+  expected = {'input': x}
+  x = expected['fc1'] = x.reshape(7, -1) @ params['fc1']['kernel'] + params['fc1']['bias']
+  x = expected['relu1'] = np.maximum(x, 0)
+  x = expected['bn1'] = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+  expected['fc2'] = x @ params['fc2']['kernel'] + params['fc2']['bias']
+
+  found = diagnosis.activations(experiment, state, images)
+  assert [row.name for row in found] == list(expected)
+  assert [row.kind for row in found] == ['', 'Dense', 'Relu', 'BatchNorm', 'Dense']
+  for row in found:
+    x = expected[row.name]
+    assert row.shape == x.shape[1:]
+    units = x.reshape(7, -1)
+    signal = np.mean([np.sqrt(np.mean((unit - unit.mean()) ** 2)) for unit in units.T])
+    assert row.mean == pytest.approx(x.mean(), rel=1e-4, abs=1e-5 * x.std())
+    assert row.std == pytest.approx(x.std(), rel=1e-4)
+    assert row.signal == pytest.approx(signal, rel=1e-4)
+    assert row.active == (pytest.approx((x > 0).mean()) if row.name == 'relu1' else None)
+  assert 0 < found[2].active < 1
+
+
+def test_interpretation_follows_the_signal():
+  assert 'may stay there' in diagnose.interpretation(0.0114, 1000)
+  assert 'ln(1,000) = 6.908' in diagnose.interpretation(0.0114, 1000)
+  assert 'from the start' in diagnose.interpretation(0.164, 1000)
+  assert 'too large' in diagnose.interpretation(3.0, 10)
+
+
+# One batch.
+
+
+def test_nothing_random_is_left_and_dropout_passes_its_mean(config, monkeypatch):
+  table = tuple(row for row in TABLE if row.name != 'bn1')
+  config.optimizer.learning_rate = 1e-6
+  experiment, state, images, labels = run_of(table, config, monkeypatch)
+  views = images[:, 1:11, 1:11] - np.float32([127.305, 119.715, 104.913])
+  logits = np.asarray(AlexNet(table).apply({'params': state.params}, views), np.float64)
+  log_sums = np.log(np.exp(logits).sum(1))
+  expected = np.mean(log_sums - logits[np.arange(7), labels])
+
+  first, second = (list(diagnosis.overfit(experiment, state, images, labels, 2)) for _ in range(2))
+  assert first == second and [seen.step for seen in first] == [0, 1, 2]
+  assert first[0].loss == pytest.approx(expected, rel=1e-5)
+  assert first[0].top1_error == pytest.approx(np.mean(logits.argmax(1) != labels))
+
+
+def test_what_would_hide_the_answer_is_off_and_the_rest_is_kept(config):
+  config.update({'label_smoothing': 0.1, 'ema_decay': 0.9, 'micro_batches': 4})
+  config.optimizer.layer_factors = {'conv1': ((0.0001, 0.0),)}
+  before = config.to_json()
+  recipe = diagnosis.one_batch_experiment(config, diagnose.photo_like_store(5, 7, 12), 7).recipe
+  assert config.to_json() == before
+  assert (recipe.label_smoothing, recipe.ema_decay, recipe.micro_batches) == (0, 0, 1)
+  assert not recipe.preprocessing.random_crop and not recipe.preprocessing.mirror
+  assert recipe.colour_noise(0) == 0
+  for step in (0, 10**6):
+    rates = recipe.rates.tree({'conv1': {'kernel': 0, 'bias': 0}}, step, 1.0)['conv1']
+    assert rates['kernel'] == pytest.approx(0.01) and rates['bias'] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize('changes, images, classes, expected', [
+    ({}, 16, 10, 0.01),  # 16 images can show 10 classes as well as 128 can
+    ({}, 16, 1000, 0.01 * 16 / 128),
+    ({}, 16, 100, 0.01 * 16 / 100),
+    ({'batch_size': 512}, 128, 1000, 0.01 * 128 / 512),
+    ({'optimizer.warmup_epochs': 1.0}, 16, 10, 0.01 * 16 / 128),
+    ({'batch_size': 512, 'optimizer.base_batch_size': 256}, 16, 10, 0.02)])
+def test_rate_for_a_small_batch(config, changes, images, classes, expected):
+  config.update_from_flattened_dict(changes)
+  assert diagnosis.single_batch_rate(config, images, classes) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('losses, error, expected', [
+    ([6.9, 2.0, 0.5], 0.0, 'learned'), ([6.9, 2.0, 0.5], 0.1, 'unfinished'),
+    ([6.9, 2.8, 2.7], 0.5, 'plateau'), ([6.9, 6.8, 6.7], 1.0, 'plateau'),
+    ([6.9, 2.0, 6.9], 1.0, 'unfinished'), ([6.9, 90.0, 1e6], 1.0, 'diverged'),
+    ([6.9, 6.9, math.nan], 1.0, 'diverged')])
+def test_verdict(losses, error, expected):
+  course = [Step(i, loss, error) for i, loss in enumerate(losses)]
+  verdict, sentence = diagnosis.verdict(course, 1000, math.log(16))
+  assert verdict == expected and '2' in sentence and '\n' not in sentence
+
+
+def test_overfitting_ends_when_training_diverges(config, monkeypatch):
+  experiment, state, images, labels = run_of(TABLE, config, monkeypatch)
+  state = state.replace(params=jax.tree.map(lambda x: 1e4 * x, state.params))
+  (only,) = diagnosis.overfit(experiment, state, images, labels, 5)
+  assert diagnosis.has_diverged(only, 5)
+
+
+def test_blind_loss_is_the_entropy_of_the_labels():
+  assert diagnosis.blind_loss(np.array([3, 3, 3])) == 0
+  assert diagnosis.blind_loss(np.arange(16)) == pytest.approx(math.log(16))
+  assert diagnosis.blind_loss(np.array([0, 0, 0, 7])) == pytest.approx(0.5623351)
+
+
+# Images.
+
+
+def test_photo_like_noise_has_the_colours_and_the_spectrum_of_photos():
+  store = diagnose.photo_like_store(1000, 40, 64)
+  images = store.train.images
+  np.testing.assert_array_equal(images, diagnose.photo_like_store(1000, 40, 64).train.images)
+  assert images.shape == (40, 64, 64, 3) and images.dtype == np.uint8
+  # Clipping to 0..255 takes some of the largest component's 121.8.
+  covariance = np.cov(images.reshape(-1, 3).T.astype(np.float64))
+  np.testing.assert_allclose(
+      np.sqrt(np.linalg.eigvalsh(covariance)), store.colour_stdevs, rtol=0.35)
+  np.testing.assert_allclose(images.mean((0, 1, 2)), (127.3, 119.7, 104.9), atol=15)
+  power = (np.abs(np.fft.fft2(images.mean(-1), axes=(1, 2))) ** 2).mean(0)
+  assert power[0, 2] / power[0, 16] == pytest.approx(64, rel=0.4)
+  assert list(store.train.labels) == list(range(40))
+  assert list(diagnose.photo_like_store(3, 5, 8).train.labels) == [0, 1, 2, 0, 1]
+
+
+def test_photos_of_a_folder_are_taken_evenly_resized_and_cropped(tmp_path):
+  for number in range(6):
+    folder = tmp_path / f'class{number // 3}'
+    folder.mkdir(exist_ok=True)
+    Image.new('RGB', (20 + number, 12), (40 * number, 0, 0)).save(folder / f'{number}.PNG')
+  (tmp_path / 'notes.txt').write_text('no image')
+  few = diagnose.read_photos(tmp_path, 3, 8, 'crop')
+  assert few.shape == (3, 8, 8, 3) and list(few[:, 4, 4, 0]) == [0, 80, 160]
+  assert len(diagnose.read_photos(tmp_path, 50, 8, 'crop')) == 6
+
+
+def test_photos_that_cannot_be_read_are_named(tmp_path):
+  with pytest.raises(UserError, match='--images=.*nowhere: there is no such folder'):
+    diagnose.read_photos(tmp_path / 'nowhere', 3, 8, 'crop')
+  with pytest.raises(UserError, match='holds no'):
+    diagnose.read_photos(tmp_path, 3, 8, 'crop')
+  (tmp_path / 'broken.jpg').write_bytes(b'not a JPEG')
+  with pytest.raises(UserError, match='broken.jpg cannot be read'):
+    diagnose.read_photos(tmp_path, 3, 8, 'crop')
+
+
+def test_the_batch_is_the_configs_own_or_says_that_it_is_not(config, tmp_path):
+  config.data.name, config.data.dir = 'imagenet2012', str(tmp_path / 'tfds')
+  _, images, labels, what = diagnose.choose_batch(config, 4, None)
+  assert len(images) == len(labels) == 4
+  assert 'photo-like noise' in what and 'no prepared imagenet2012' in what
+
+  Image.new('RGB', (20, 12)).save(tmp_path / 'one.jpg')
+  with pytest.raises(UserError, match='1 photos of .* at least 2'):
+    diagnose.choose_batch(config, 4, str(tmp_path))
+  Image.new('RGB', (20, 12)).save(tmp_path / 'two.jpg')
+  store, images, labels, what = diagnose.choose_batch(config, 4, str(tmp_path))
+  assert images.shape == (2, 12, 12, 3) and list(labels) == [0, 1] and 'labels made up' in what
+  assert store.mean_image[0, 0, 0] == pytest.approx(127.305)
+
+  config.data.source, config.data.synthetic_examples = 'synthetic', 20
+  store, images, labels, what = diagnose.choose_batch(config, 16, None)
+  np.testing.assert_array_equal(images, store.train.images[:16])
+  np.testing.assert_array_equal(labels, store.train.labels[:16])
+  assert what == '16 training images of synthetic'
+
+
+# The command.
+
+
+def command(*flags):
+  return subprocess.run(
+      [sys.executable, '-m', 'alexnet_jax.diagnose', *flags], capture_output=True, text=True,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}, timeout=300, check=False)
+
+
+def test_the_command_diagnoses_digits(tmp_path):
+  file = tmp_path / 'new' / 'digits.json'
+  done = command('--config=configs/digits.py', '--overfit_steps=90', f'--json={file}')
+  assert done.returncode == 0, done.stderr
+  out = done.stdout
+  lines = [line.split() for line in out.splitlines()]
+  rows = {line[0]: line for line in lines[4:] if len(line) in (5, 6, 7)}
+  assert '16 training images of digits' in out
+  assert list(rows)[:3] == ['layer', 'input', 'conv1'] and rows['fc5'][1:3] == ['Dense', '10']
+  assert len(rows['relu1']) == 7 and 0 < float(rows['relu1'][5]) < 1
+  assert 'drop4' not in rows
+  assert 'ln(10) = 2.303' in out and 'rate 0.0125 (config: 0.05, batches of 64)' in out
+  assert lines[-1][0] == 'learned:'
+
+  figures = json.loads(file.read_text())
+  assert figures['config'] == 'digits' and figures['hardware'].startswith('1 x cpu')
+  assert [f'{layer["signal"]:.4g}' for layer in figures['layers']] == [
+      rows[layer['name']][-1] for layer in figures['layers']]
+  assert figures['logit_signal'] == figures['layers'][-1]['signal']
+  course = figures['overfit']['course']
+  assert figures['overfit']['verdict'] == 'learned'
+  assert course[-1]['top1_error'] == 0 and course[-1]['loss'] < 0.2303
+  assert [step['step'] for step in course] == list(range(len(course)))
+
+
+@pytest.mark.parametrize('flags, message', [
+    ((), '--config is missing'),
+    (('--config=configs/digit.py',), 'did you mean configs/digits.py'),
+    (('--config=configs/digits.py', '--config.input.crop=33'), 'input.crop=33'),
+    (('--config=configs/digits.py', '--overfit_steps=-1'), 'overfit_steps'),
+    (('--config=configs/digits.py', '--batch_size=1'), 'batch_size')])
+def test_bad_input_is_one_line(flags, message):
+  done = command(*flags)
+  error = done.stderr.strip().splitlines()
+  assert done.returncode == 2 and done.stdout == ''
+  assert len(error) == 1 and error[0].startswith('error: ') and message in error[0]
