@@ -33,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  command.with_huge_pages()
   sys.exit(command.run(main))
