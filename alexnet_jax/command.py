@@ -50,7 +50,7 @@ def with_huge_pages() -> None:
   """
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-    os.execv(sys.executable, sys.orig_argv)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def read_config() -> tuple[ml_collections.ConfigDict, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.model.fusion import apart
 
 
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
@@ -37,7 +38,7 @@ def _max_pool(x, window, stride, shape):
 def _max_pool_forward(x, window, stride, shape):
   del shape
   # Which pixel won takes a byte; to keep x and the result instead would take 20 times the memory.
-  return _apart(partial(_maxima, window=window, stride=stride), x)
+  return apart(partial(_maxima, window=window, stride=stride), x)
 
 
 def _max_pool_backward(window, stride, shape, winners, gradient):
@@ -90,22 +91,6 @@ def _avg_pool_backward(window, stride, shape, _, gradient):
 
 
 _avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
-
-
-def _apart(function, *arrays):
-  """Returns function(*arrays), on a CPU computed for two halves of the batch in turn.
-
-  XLA:CPU would fuse the function with its neighbours in the net and compute each of its values once
-  for every use that the next operation makes of it. It does not reach into a loop: 5 times as fast.
-  """
-
-  def in_a_loop(*arrays):
-    halves = 2 - arrays[0].shape[0] % 2
-    split = [array.reshape(halves, -1, *array.shape[1:]) for array in arrays]
-    joined = lax.map(lambda part: function(*part), split)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), joined)
-
-  return lax.platform_dependent(*arrays, cpu=in_a_loop, default=function)
 
 
 def _pooled(size: int, window: int, stride: int) -> int:
@@ -163,7 +148,7 @@ def _spread(gradient, winners, shape, window, stride):
         total += jnp.where(mine, windows_before(gradient, down, right), 0)
     return total
 
-  pixels = _apart(phases, gradient, *([] if winners is None else [winners]))
+  pixels = apart(phases, gradient, *([] if winners is None else [winners]))
   return pixels.reshape(batch, tall * stride, wide * stride, channels)[:, :height, :width]
 
 

@@ -1,0 +1,29 @@
+"""Where XLA:CPU must not fuse."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+T = TypeVar('T')
+
+
+def apart(function: Callable[..., T], *arrays: jax.Array) -> T:
+  """Returns function(*arrays), on a CPU without being fused with what precedes and follows it.
+
+  XLA:CPU fuses an elementwise neighbour into an operation even where the operation reads each value
+  many times (as taps of windows, or in another order), and then computes the neighbour as often.
+  A call that is not inlined keeps both sides out; `lax.optimization_barrier` is gone by the time
+  that XLA:CPU fuses. Other compilers weigh the repeated work themselves.
+
+  Args:
+    function: a pure function of arrays.
+    *arrays: its arguments.
+  """
+
+  def called(*arrays):
+    return set_xla_metadata(jax.jit(function)(*arrays), inlineable='false')
+
+  return lax.platform_dependent(*arrays, cpu=called, default=function)
