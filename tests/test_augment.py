@@ -175,6 +175,14 @@ def test_colour_noise_has_the_published_covariance(store):
   assert stats.kstest((main - main.mean()) / main.std(), 'norm').pvalue > 1e-3
 
 
+def test_colour_noise_does_not_depend_on_the_mirror():
+  views = training_views(preprocessing(2), coordinates(20_000, 2), keys_of(20_000), 1.0) * 2
+  mirrored = views[:, 0, 0, 1] > views[:, 0, 1, 1]
+  noise = views.mean((1, 2)) - [0.5, 0.5, 0]
+  difference = noise[mirrored].mean(0) - noise[~mirrored].mean(0)
+  assert np.abs(difference).max() < 4 * 2 / math.sqrt(20_000)
+
+
 def test_colour_noise_from_the_datas_own_components(store):
   prepare = make_preprocessing(config_of(colour_statistics='data'), store)
   measured = np.cov(colour_shifts(prepare, 0.5).T)

@@ -79,8 +79,9 @@ def task(table, weights, **changes):
   rates = {layer: {'kernel': 0.1, 'bias': 0.2} for layer in weights}
   decays = {layer: {'kernel': 0.01, 'bias': 0.0} for layer in weights}
   arguments = {
-      'table': table, 'view_shape': SHAPE, 'platform': 'cpu', 'compute_dtype': 'float32', 'optimizer': 'momentum',
-      'momentum': 0.9, 'views': views, 'labels': labels, 'weights': weights, 'rates': rates,
+      'table': table, 'view_shape': SHAPE, 'platform': 'cpu', 'compute_dtype': 'float32',
+      'optimizer': 'momentum', 'momentum': 0.9,
+      'views': views, 'labels': labels, 'weights': weights, 'rates': rates,
       'decays': decays}
   return sides.Task(**arguments | changes)
 
