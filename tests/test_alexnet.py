@@ -120,9 +120,9 @@ def random_weights(table, shape, seed=0):
     fan_in = math.prod(sizes['kernel'][-4:-1] if len(inputs) == 3 else sizes['kernel'][:-1])
     if isinstance(row, layers.Dense):
       fan_in = sizes['kernel'][0]
-    std = math.sqrt(2 / fan_in) / (100 if row is table[-1] else 1)
+    std = np.float32(math.sqrt(2 / fan_in) / (100 if row is table[-1] else 1))
     weights[row.name] = {
-        'kernel': rng.normal(0, std, sizes['kernel']).astype(np.float32),
+        'kernel': std * rng.standard_normal(sizes['kernel'], np.float32),
         'bias': rng.normal(0, 5 if row is not table[-1] else 0.1, sizes['bias']).astype(np.float32)}
   return weights
 
@@ -289,15 +289,16 @@ def test_dropout_keeps_its_share(inverted):
 
 def test_masks_depend_on_the_images_key_and_the_layer_alone():
   keys = jax.random.split(jax.random.key(0), 6)
-  x = jnp.ones((6, 5, 40))
-  together = np.asarray(dropout(x, 0.5, False, True, keys, 4))
+
+  @jax.jit
+  def masks(keys, layer):
+    return dropout(jnp.ones((len(keys), 5, 40)), 0.5, False, True, keys, layer)
+
+  together = np.asarray(masks(keys, 4))
   order = np.array([3, 0, 5])
-  np.testing.assert_array_equal(
-      dropout(x[:3], 0.5, False, True, keys[order], 4), together[order])
-  np.testing.assert_array_equal(
-      dropout(x[:1], 0.5, False, True, keys[2:3], 4)[0], together[2])
-  other_layer = np.asarray(dropout(x, 0.5, False, True, keys, 5))
-  assert np.mean(other_layer != together) == pytest.approx(0.5, abs=0.06)
+  np.testing.assert_array_equal(masks(keys[order], 4), together[order])
+  np.testing.assert_array_equal(masks(keys[2:3], 4)[0], together[2])
+  assert np.mean(np.asarray(masks(keys, 5)) != together) == pytest.approx(0.5, abs=0.06)
   assert np.mean(together[0] != together[1]) == pytest.approx(0.5, abs=0.15)
 
 
@@ -337,14 +338,16 @@ def test_inverted_dropout_with_other_rates_is_the_same_training():
   weights_inverted = jax.tree.map(jnp.multiply, weights, scaled(0.5))
   optimizers = [krizhevsky_momentum(0.9, of(0.01, factor)) for factor in (4, 1)]
   states = [optimizers[0].init(weights_inverted), optimizers[1].init(weights)]
+  updates_of = [
+      jax.jit(functools.partial(optimizer.update, rates=of(0.1, factor)))
+      for optimizer, factor in zip(optimizers, (0.25, 1), strict=True)]
   for step in range(5):
     keys = jax.random.split(jax.random.key(step), 4)
     gradients = gradients_of(weights_inverted, weights, keys)
     params = [weights_inverted, weights]
-    for i, factor in enumerate((0.25, 1)):
-      updates, states[i] = optimizers[i].update(
-          gradients[i], states[i], params[i], rates=of(0.1, factor))
-      params[i] = jax.tree.map(jnp.add, params[i], updates)
+    for i in (0, 1):
+      updates, states[i] = updates_of[i](gradients[i], states[i], params[i])
+      params[i] = jax.tree.map(np.add, params[i], updates)
     weights_inverted, weights = params
   jax.tree.map(
       np.testing.assert_array_equal, weights_inverted,
@@ -434,10 +437,10 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
       layers.MaxPool('pool1'), layers.Relu('relu1'),
       layers.Conv('conv2', 16, 3, groups=2, init='he'), layers.BatchNorm('bn2'),
       layers.Relu('relu2'), layers.SpatialNorm('spatial_norm2'), layers.AvgPool('pool2'),
-      layers.Local('local3', 8, 3, init='he'), layers.Tanh('tanh3'),
+      layers.Local('local3', 8, 3, padding=1, init='he'), layers.Tanh('tanh3'),
       layers.Dense('fc4', 64, init=0.1, bias=1.0), layers.Relu('relu4'), layers.Dropout('drop4'),
       layers.Dense('fc5', 10, init=0.1))
-  images, labels = images_and_labels(8, (40, 40, 3), 10)
+  images, labels = images_and_labels(8, (30, 30, 3), 10)
   keys = jax.random.split(jax.random.key(0), 8)
   variables = jax.jit(AlexNet(table).init)(jax.random.key(0), images[:1])
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
