@@ -33,15 +33,21 @@ _DEFAULT_STEPS = (('configs/cifar10.py:18pct', 128), ('configs/imagenet.py', 32)
 
 _WHAT = flags.DEFINE_list('what', list(_TARGETS), 'What to measure.')
 _BATCH_SIZES = flags.DEFINE_list(
-    'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own.")
+  'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own."
+)
 _PEERS = flags.DEFINE_list(
-    'peers', None, f'Whom to compare with: {", ".join([*step.PEERS, *feed.PEERS])}; all if not'
-    ' given, none if empty.')
+  'peers',
+  None,
+  f'Whom to compare with: {", ".join([*step.PEERS, *feed.PEERS])}; all if not'
+  ' given, none if empty.',
+)
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each side.', lower_bound=1)
 _TURN_SECONDS = flags.DEFINE_float(
-    'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0)
+  'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
+)
 _FEED_IMAGES = flags.DEFINE_integer(
-    'feed_images', 8192, 'Images in the file of the feed benchmark, 0.2 MB each.', lower_bound=1)
+  'feed_images', 8192, 'Images in the file of the feed benchmark, 0.2 MB each.', lower_bound=1
+)
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
 
 
@@ -63,8 +69,10 @@ def main() -> None:
     _write(Path(_JSON.value), finished)
   for comparison in finished:
     if comparison.absent and len(comparison.sides) == 1:
-      raise UserError(f'{comparison.target}: measured alone, nothing to compare with:'
-                      f' {next(iter(comparison.absent.values()))}')
+      raise UserError(
+        f'{comparison.target}: measured alone, nothing to compare with:'
+        f' {next(iter(comparison.absent.values()))}'
+      )
 
 
 def _step_configs() -> list[tuple[str, ml_collections.ConfigDict]]:
@@ -87,8 +95,9 @@ def _step_configs() -> list[tuple[str, ml_collections.ConfigDict]]:
 def _default_step(filename: str, batch_size: int):
   path, _, variant = filename.partition(':')
   if not Path(path).is_file():
-    raise UserError(f'{path} does not exist: run this in the folder of the project, or give'
-                    ' --config')
+    raise UserError(
+      f'{path} does not exist: run this in the folder of the project, or give --config'
+    )
   config = runpy.run_path(path)['get_config'](*filter(None, [variant]))
   config.batch_size = batch_size
   return command.experiment_name(filename, config.data.source), config
@@ -98,8 +107,9 @@ def _batch_sizes() -> list[int]:
   try:
     return [int(size) for size in _BATCH_SIZES.value or []]
   except ValueError:
-    raise UserError(f'--batch_sizes={",".join(_BATCH_SIZES.value)}: must be whole numbers, such as'
-                    ' 32,128') from None
+    raise UserError(
+      f'--batch_sizes={",".join(_BATCH_SIZES.value)}: must be whole numbers, such as 32,128'
+    ) from None
 
 
 def _chosen(flag: str, words: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -116,8 +126,9 @@ def _write(path: Path, finished: list[Comparison]) -> None:
   try:
     files.write_json(path, {'command': command.spoken(), 'comparisons': comparisons})
   except OSError as error:
-    raise UserError(f'--json={path} cannot be written ({error.strerror}): choose another file'
-                    ) from None
+    raise UserError(
+      f'--json={path} cannot be written ({error.strerror}): choose another file'
+    ) from None
 
 
 if __name__ == '__main__':

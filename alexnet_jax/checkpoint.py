@@ -48,8 +48,12 @@ def describe(directory: str | os.PathLike, *, verify: bool = False) -> list[Row]
   return sorted(rows, key=lambda row: (KINDS.index(row.kind), row.step))
 
 
-_NAMES = {'damaged': 'damaged, set aside', '.saving': 'unfinished', '.deleting': 'being deleted',
-          '.replaced': 'being replaced'}
+_NAMES = {
+  'damaged': 'damaged, set aside',
+  '.saving': 'unfinished',
+  '.deleting': 'being deleted',
+  '.replaced': 'being replaced',
+}
 
 
 def _examine(path: Path, verify: bool) -> tuple[dict, str]:
@@ -79,11 +83,14 @@ def table(rows: list[Row], title: str) -> Table:
   for heading in ('kind', 'step', 'MB', 'metrics', 'health'):
     result.add_column(heading, justify='right' if heading in ('step', 'MB') else 'left')
   for row in rows:
-    metrics = '  '.join(f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
-                        for name, value in row.metrics.items())
+    metrics = '  '.join(
+      f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+      for name, value in row.metrics.items()
+    )
     style = 'red' if row.health.startswith('damaged') else None
-    result.add_row(row.kind, f'{row.step:,}', f'{row.bytes / 1e6:,.1f}', metrics, row.health,
-                   style=style)
+    result.add_row(
+      row.kind, f'{row.step:,}', f'{row.bytes / 1e6:,.1f}', metrics, row.health, style=style
+    )
   return result
 
 
@@ -103,8 +110,9 @@ def main(arguments: list[str] | None = None) -> int:
     Console(markup=False, highlight=False).print(table(rows, str(folder)))
     damaged = sum(row.health.startswith('damaged:') for row in rows)
     if damaged:
-      raise UserError(f'{damaged} of {len(rows)} checkpoints in {folder} are damaged; '
-                      'a restart passes over them')
+      raise UserError(
+        f'{damaged} of {len(rows)} checkpoints in {folder} are damaged; a restart passes over them'
+      )
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code

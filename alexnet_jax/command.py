@@ -20,7 +20,8 @@ from alexnet_jax.errors import Diverged, Interrupted, UserError
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.')
+  'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
+)
 
 
 def run(main: Callable[[], None]) -> int:
@@ -131,9 +132,14 @@ def _check_layer_words(argv, text: str) -> None:
   for word in argv:
     section, _, layer = word.lstrip('-').partition('=')[0].rpartition('.')
     if f'{section}.'.removeprefix('config.') in _OPEN and layer in text:
-      sys.exit(_fail(UserError(
-          f'--{section}.{layer}: the config has no entry for layer {layer!r} to change; give the'
-          f""" whole table: --{section}="{{'{layer}': ...}}\"""")))
+      sys.exit(
+        _fail(
+          UserError(
+            f'--{section}.{layer}: the config has no entry for layer {layer!r} to change; give the'
+            f""" whole table: --{section}="{{'{layer}': ...}}\""""
+          )
+        )
+      )
 
 
 def _check_config_words(argv) -> None:
@@ -154,6 +160,9 @@ def _check_config_words(argv) -> None:
       continue
     if path not in configs.FIELDS:
       near = difflib.get_close_matches(path, configs.FIELDS, 1, 0.5)
-      hint = f'did you mean config.{near[0]}?' if near else (
-          'the fields are listed in alexnet_jax/config.py')
+      hint = (
+        f'did you mean config.{near[0]}?'
+        if near
+        else ('the fields are listed in alexnet_jax/config.py')
+      )
       raise UserError(f'config.{path} is not a field: {hint}')

@@ -54,100 +54,114 @@ class Field:
 
 
 _SCHEDULE = {
-    'milestones': Field((), _increasing, "kind 'step': epochs at which the rate drops"),
-    'factor': Field(0.1, _above(0, 1), "kinds 'step', 'plateau': what a drop multiplies it by"),
-    'levels': Field(4, _between(1, 1000), "kind 'exponential': number of equal parts"),
-    'target_factor': Field(
-        250.0, _between(1), "kind 'exponential': first rate divided by last"),
-    'power': Field(2.0, _above(0), "kind 'polynomial': of the share of the run that is left"),
+  'milestones': Field((), _increasing, "kind 'step': epochs at which the rate drops"),
+  'factor': Field(0.1, _above(0, 1), "kinds 'step', 'plateau': what a drop multiplies it by"),
+  'levels': Field(4, _between(1, 1000), "kind 'exponential': number of equal parts"),
+  'target_factor': Field(250.0, _between(1), "kind 'exponential': first rate divided by last"),
+  'power': Field(2.0, _above(0), "kind 'polynomial': of the share of the run that is left"),
 }
 _KINDS = ('constant', 'step', 'exponential', 'cosine', 'polynomial')
 
 FIELDS: dict[str, Field] = {
-    'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
-    'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
-    'batch_size': Field(128, _between(1), 'images per step over all devices'),
-    'micro_batches': Field(
-        1, _between(1), "parts a device's batch is processed in, to save memory"),
-    'label_smoothing': Field(
-        0.0, _between(0, 0.9), 'share of the target spread evenly over the classes'),
-    'ema_decay': Field(
-        0.0, _between(0, 0.99999), 'evaluate a moving average of the weights; 0: the weights'),
-    'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
-    'model.compute_dtype': Field(
-        'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'),
-    'model.ghost_batch': Field(
-        0, _between(0), 'images per batch-norm moment on a device; 0: the global batch'),
-    'data.source': Field(
-        'tfds', _one_of('tfds', 'folder', 'digits', 'synthetic'), 'where images come from'),
-    'data.name': Field('imagenet2012', _anything, 'TFDS data set'),
-    'data.dir': Field('', _anything, 'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then '
-                                     '~/tensorflow_datasets'),
-    'data.store': Field('', _anything, 'the prepared store; "": beside data.dir'),
-    'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
-    'data.resize': Field(
-        'crop', _one_of('crop', 'warp'), 'crop: shorter side, then centre; warp: both sides'),
-    'data.encoding': Field(
-        'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen'),
-    'data.jpeg_quality': Field(90, _between(1, 100), "quality with encoding 'jpeg'"),
-    'data.train_split': Field('train', _anything, 'TFDS split to train on'),
-    'data.eval_split': Field('validation', _anything, 'TFDS split to evaluate on'),
-    'data.validation_fraction': Field(
-        0.2, _above(0, 0.9), 'held-out share where the data has no validation part'),
-    'data.unreadable': Field('error', _one_of('error', 'skip'), 'what to do with broken images'),
-    'data.num_classes': Field(0, _between(0), 'number of classes; 0: as many as the data has'),
-    'data.train_examples': Field(0, _between(0), 'train on this many random images; 0: all'),
-    'data.synthetic_examples': Field(1024, _between(2), 'generated training images'),
-    'input.crop': Field(224, _between(8, 1024), 'side of the view given to the net'),
-    'input.resize_to': Field(0, _between(0, 1024), 'enlarge stored images to this; 0: as stored'),
-    'input.random_crop': Field(True, _anything, 'crop at random in training, else centrally'),
-    'input.mirror': Field(True, _anything, 'mirror half of the training views'),
-    'input.colour_noise': Field(
-        0.1, _between(0, 10), 'colour noise in standard deviations of the RGB components'),
-    'input.colour_noise_epochs': Field(
-        0.0, _between(0), 'epochs with colour noise; 0: to the end'),
-    'input.colour_statistics': Field(
-        '2012', _one_of('2012', 'data'), "components as released in 2012, or the data's own"),
-    'input.normalization': Field(
-        'mean_image', _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none'),
-        'what is subtracted (and divided by) before the net'),
-    'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
-    'optimizer.name': Field('momentum', _one_of('momentum', 'adam', 'lars'), 'update rule'),
-    'optimizer.learning_rate': Field(0.01, _above(0), 'initial rate of the kernels'),
-    'optimizer.base_batch_size': Field(
-        0, _between(0), 'learning_rate is for this batch and scales linearly; 0: it does not'),
-    'optimizer.bias_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
-    'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
-    'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2"),
-    'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon"),
-    'optimizer.trust_coefficient': Field(0.001, _above(0), "LARS's eta"),
-    'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
-    'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too'),
-    'optimizer.layer_weight_decay': Field(
-        {}, _anything, 'decay of single layers, {layer: factor}'),
-    'optimizer.layer_factors': Field(
-        {}, _anything, 'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; '
-                       '0 freezes'),
-    'optimizer.warmup_epochs': Field(0.0, _between(0), 'linear rise of the rate at the start'),
-    'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
-    **{f'optimizer.schedule.{name}': field for name, field in _SCHEDULE.items()},
-    'optimizer.schedule.patience': Field(
-        3, _between(1), "kind 'plateau': evaluations without a new best before a drop"),
-    'optimizer.bias_schedule.kind': Field(
-        'same', _one_of(*_KINDS, 'same'), "how the biases' rate falls; same: as the kernels'"),
-    **{f'optimizer.bias_schedule.{name}': field for name, field in _SCHEDULE.items()},
-    'eval.every_epochs': Field(1.0, _above(0), 'epochs between evaluations; the end has one too'),
-    'eval.batch_size': Field(256, _between(1), 'images per evaluation step over all devices'),
-    'eval.views': Field(1, _one_of(1, 9, 10), 'views averaged during training'),
-    'eval.final_views': Field(1, _one_of(1, 9, 10), 'views averaged at the end'),
-    'checkpoint.every_epochs': Field(1.0, _above(0), 'epochs between saved states'),
-    'checkpoint.keep': Field(2, _between(1), 'saved states kept besides the best'),
-    'guard.skipped_steps': Field(
-        10, _between(1), 'non-finite steps in a row that end the run'),
-    'guard.flat_steps': Field(
-        2000, _between(1), 'steps after which a loss still at ln(classes) is reported'),
-    'log.every_steps': Field(50, _between(1), 'steps between console lines'),
-    'log.tensorboard': Field(True, _anything, 'write TensorBoard events'),
+  'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
+  'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
+  'batch_size': Field(128, _between(1), 'images per step over all devices'),
+  'micro_batches': Field(1, _between(1), "parts a device's batch is processed in, to save memory"),
+  'label_smoothing': Field(
+    0.0, _between(0, 0.9), 'share of the target spread evenly over the classes'
+  ),
+  'ema_decay': Field(
+    0.0, _between(0, 0.99999), 'evaluate a moving average of the weights; 0: the weights'
+  ),
+  'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
+  'model.compute_dtype': Field(
+    'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
+  ),
+  'model.ghost_batch': Field(
+    0, _between(0), 'images per batch-norm moment on a device; 0: the global batch'
+  ),
+  'data.source': Field(
+    'tfds', _one_of('tfds', 'folder', 'digits', 'synthetic'), 'where images come from'
+  ),
+  'data.name': Field('imagenet2012', _anything, 'TFDS data set'),
+  'data.dir': Field(
+    '', _anything, 'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets'
+  ),
+  'data.store': Field('', _anything, 'the prepared store; "": beside data.dir'),
+  'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
+  'data.resize': Field(
+    'crop', _one_of('crop', 'warp'), 'crop: shorter side, then centre; warp: both sides'
+  ),
+  'data.encoding': Field(
+    'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen'
+  ),
+  'data.jpeg_quality': Field(90, _between(1, 100), "quality with encoding 'jpeg'"),
+  'data.train_split': Field('train', _anything, 'TFDS split to train on'),
+  'data.eval_split': Field('validation', _anything, 'TFDS split to evaluate on'),
+  'data.validation_fraction': Field(
+    0.2, _above(0, 0.9), 'held-out share where the data has no validation part'
+  ),
+  'data.unreadable': Field('error', _one_of('error', 'skip'), 'what to do with broken images'),
+  'data.num_classes': Field(0, _between(0), 'number of classes; 0: as many as the data has'),
+  'data.train_examples': Field(0, _between(0), 'train on this many random images; 0: all'),
+  'data.synthetic_examples': Field(1024, _between(2), 'generated training images'),
+  'input.crop': Field(224, _between(8, 1024), 'side of the view given to the net'),
+  'input.resize_to': Field(0, _between(0, 1024), 'enlarge stored images to this; 0: as stored'),
+  'input.random_crop': Field(True, _anything, 'crop at random in training, else centrally'),
+  'input.mirror': Field(True, _anything, 'mirror half of the training views'),
+  'input.colour_noise': Field(
+    0.1, _between(0, 10), 'colour noise in standard deviations of the RGB components'
+  ),
+  'input.colour_noise_epochs': Field(0.0, _between(0), 'epochs with colour noise; 0: to the end'),
+  'input.colour_statistics': Field(
+    '2012', _one_of('2012', 'data'), "components as released in 2012, or the data's own"
+  ),
+  'input.normalization': Field(
+    'mean_image',
+    _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none'),
+    'what is subtracted (and divided by) before the net',
+  ),
+  'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
+  'optimizer.name': Field('momentum', _one_of('momentum', 'adam', 'lars'), 'update rule'),
+  'optimizer.learning_rate': Field(0.01, _above(0), 'initial rate of the kernels'),
+  'optimizer.base_batch_size': Field(
+    0, _between(0), 'learning_rate is for this batch and scales linearly; 0: it does not'
+  ),
+  'optimizer.bias_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
+  'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
+  'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2"),
+  'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon"),
+  'optimizer.trust_coefficient': Field(0.001, _above(0), "LARS's eta"),
+  'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
+  'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too'),
+  'optimizer.layer_weight_decay': Field({}, _anything, 'decay of single layers, {layer: factor}'),
+  'optimizer.layer_factors': Field(
+    {},
+    _anything,
+    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes',
+  ),
+  'optimizer.warmup_epochs': Field(0.0, _between(0), 'linear rise of the rate at the start'),
+  'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
+  **{f'optimizer.schedule.{name}': field for name, field in _SCHEDULE.items()},
+  'optimizer.schedule.patience': Field(
+    3, _between(1), "kind 'plateau': evaluations without a new best before a drop"
+  ),
+  'optimizer.bias_schedule.kind': Field(
+    'same', _one_of(*_KINDS, 'same'), "how the biases' rate falls; same: as the kernels'"
+  ),
+  **{f'optimizer.bias_schedule.{name}': field for name, field in _SCHEDULE.items()},
+  'eval.every_epochs': Field(1.0, _above(0), 'epochs between evaluations; the end has one too'),
+  'eval.batch_size': Field(256, _between(1), 'images per evaluation step over all devices'),
+  'eval.views': Field(1, _one_of(1, 9, 10), 'views averaged during training'),
+  'eval.final_views': Field(1, _one_of(1, 9, 10), 'views averaged at the end'),
+  'checkpoint.every_epochs': Field(1.0, _above(0), 'epochs between saved states'),
+  'checkpoint.keep': Field(2, _between(1), 'saved states kept besides the best'),
+  'guard.skipped_steps': Field(10, _between(1), 'non-finite steps in a row that end the run'),
+  'guard.flat_steps': Field(
+    2000, _between(1), 'steps after which a loss still at ln(classes) is reported'
+  ),
+  'log.every_steps': Field(50, _between(1), 'steps between console lines'),
+  'log.tensorboard': Field(True, _anything, 'write TensorBoard events'),
 }
 
 # Fields of config.optimizer whose keys are names of layers.
@@ -182,23 +196,37 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_views(config)
   has_norm = any(isinstance(row, layers.BatchNorm) for row in table)
   if config.model.ghost_batch and not has_norm:
-    raise UserError(f'config.model.ghost_batch={config.model.ghost_batch}: net'
-                    f' {config.model.net} has no batch normalization; set it to 0')
+    raise UserError(
+      f'config.model.ghost_batch={config.model.ghost_batch}: net'
+      f' {config.model.net} has no batch normalization; set it to 0'
+    )
   if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
-    raise UserError(f'config.micro_batches={config.micro_batches}: batch normalization would not'
-                    ' see the global batch; set model.ghost_batch to the images of a micro-batch on'
-                    ' a device, or micro_batches to 1')
+    raise UserError(
+      f'config.micro_batches={config.micro_batches}: batch normalization would not'
+      ' see the global batch; set model.ghost_batch to the images of a micro-batch on'
+      ' a device, or micro_batches to 1'
+    )
   if config.data.encoding == 'jpeg' and config.data.source in ('digits', 'synthetic'):
-    raise UserError(f'config.data.encoding=jpeg: images of source {config.data.source} are made in'
-                    ' memory and never stored; use raw')
-  if config.data.encoding == 'raw' and config.data.jpeg_quality != FIELDS[
-      'data.jpeg_quality'].default:
-    raise UserError(f'config.data.jpeg_quality={config.data.jpeg_quality}: only used with'
-                    ' --config.data.encoding=jpeg')
-  if config.data.source in ('tfds', 'folder') and config.data.synthetic_examples != FIELDS[
-      'data.synthetic_examples'].default:
-    raise UserError(f'config.data.synthetic_examples={config.data.synthetic_examples}: only used'
-                    ' with --config.data.source=synthetic')
+    raise UserError(
+      f'config.data.encoding=jpeg: images of source {config.data.source} are made in'
+      ' memory and never stored; use raw'
+    )
+  if (
+    config.data.encoding == 'raw'
+    and config.data.jpeg_quality != FIELDS['data.jpeg_quality'].default
+  ):
+    raise UserError(
+      f'config.data.jpeg_quality={config.data.jpeg_quality}: only used with'
+      ' --config.data.encoding=jpeg'
+    )
+  if (
+    config.data.source in ('tfds', 'folder')
+    and config.data.synthetic_examples != FIELDS['data.synthetic_examples'].default
+  ):
+    raise UserError(
+      f'config.data.synthetic_examples={config.data.synthetic_examples}: only used'
+      ' with --config.data.source=synthetic'
+    )
 
 
 def _check_layers(optimizer, table: layers.Table) -> None:
@@ -206,43 +234,56 @@ def _check_layers(optimizer, table: layers.Table) -> None:
   for field in _BY_LAYER:
     for name in optimizer[field]:
       if name not in known:
-        raise UserError(f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
-                        f' it has {", ".join(known)}')
+        raise UserError(
+          f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
+          f' it has {", ".join(known)}'
+        )
   for name, decay in optimizer.layer_weight_decay.items():
     number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
     if not number or not 0 <= decay < math.inf:
-      raise UserError(f'config.optimizer.layer_weight_decay.{name}={decay!r}: must be a number of'
-                      ' at least 0')
+      raise UserError(
+        f'config.optimizer.layer_weight_decay.{name}={decay!r}: must be a number of at least 0'
+      )
   for name, changes in optimizer.layer_factors.items():
     try:
       epochs = [float(epoch) for epoch, _ in changes]
       valid = not _increasing(epochs) and all(
-          0 <= float(factor) < math.inf for _, factor in changes)
+        0 <= float(factor) < math.inf for _, factor in changes
+      )
     except (TypeError, ValueError):
       valid = False
     if not valid:
-      raise UserError(f'config.optimizer.layer_factors.{name}={changes!r}: must be pairs of'
-                      ' increasing epoch and factor, such as ((67.0, 0.1), (72.0, 0.0))')
+      raise UserError(
+        f'config.optimizer.layer_factors.{name}={changes!r}: must be pairs of'
+        ' increasing epoch and factor, such as ((67.0, 0.1), (72.0, 0.0))'
+      )
 
 
 def _check_views(config) -> None:
   size = config.input.resize_to or config.data.image_size
   if config.input.resize_to and config.input.resize_to < config.data.image_size:
-    raise UserError(f'config.input.resize_to={config.input.resize_to}: must be 0 or at least'
-                    f' data.image_size={config.data.image_size}')
+    raise UserError(
+      f'config.input.resize_to={config.input.resize_to}: must be 0 or at least'
+      f' data.image_size={config.data.image_size}'
+    )
   if config.input.crop > size:
-    raise UserError(f'config.input.crop={config.input.crop}: larger than the images ({size});'
-                    ' lower it, or raise data.image_size or input.resize_to')
+    raise UserError(
+      f'config.input.crop={config.input.crop}: larger than the images ({size});'
+      ' lower it, or raise data.image_size or input.resize_to'
+    )
   for field in ('views', 'final_views'):
     if config.eval[field] > 1 and config.input.crop == size:
-      raise UserError(f'config.eval.{field}={config.eval[field]}: all views are the same because'
-                      f' input.crop is the whole image ({size}); use 1')
+      raise UserError(
+        f'config.eval.{field}={config.eval[field]}: all views are the same because'
+        f' input.crop is the whole image ({size}); use 1'
+      )
   try:
     shape = (config.input.crop, config.input.crop, 3)
     layers.count_macs(NETS[config.model.net](2), shape)
   except ValueError as error:
-    raise UserError(f'config.model.net={config.model.net} with input.crop={config.input.crop}:'
-                    f' {error}') from None
+    raise UserError(
+      f'config.model.net={config.model.net} with input.crop={config.input.crop}: {error}'
+    ) from None
 
 
 def _get(config, path: str):
@@ -296,6 +337,7 @@ def diff(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
   """Fields that differ and are not harmless to change in mid-run: {path: (old, new)}."""
   old, new = flatten(old), flatten(new)
   return {
-      path: (old.get(path), new.get(path))
-      for path in sorted({*old, *new})
-      if old.get(path) != new.get(path) and not path.startswith(HARMLESS)}
+    path: (old.get(path), new.get(path))
+    for path in sorted({*old, *new})
+    if old.get(path) != new.get(path) and not path.startswith(HARMLESS)
+  }

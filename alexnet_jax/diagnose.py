@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # they import jax, which help and typos do not need
 
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images to look at.', lower_bound=2)
 _OVERFIT_STEPS = flags.DEFINE_integer(
-    'overfit_steps', 100, 'Updates on the one batch, at most; 0 leaves that out.', lower_bound=0)
+  'overfit_steps', 100, 'Updates on the one batch, at most; 0 leaves that out.', lower_bound=0
+)
 _IMAGES = flags.DEFINE_string('images', None, "Folder of photos to use in place of the config's.")
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
@@ -55,21 +56,30 @@ def main() -> None:
   state = experiment.initial_state()
   layers = diagnosis.activations(experiment, state, images)
   print(f'{layer_table(layers)}\n\n{interpretation(layers[-1].signal, classes)}', flush=True)
-  figures = {'config': name, 'net': net, 'classes': classes, 'images': what,
-             'layers': [dataclasses.asdict(layer) for layer in layers],
-             'logit_signal': layers[-1].signal}
+  figures = {
+    'config': name,
+    'net': net,
+    'classes': classes,
+    'images': what,
+    'layers': [dataclasses.asdict(layer) for layer in layers],
+    'logit_signal': layers[-1].signal,
+  }
   if _OVERFIT_STEPS.value:
     rate = experiment.recipe.rates.learning_rate
-    print(f'\nthe same {len(images)} images at every step, at rate {rate:g}'
-          f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n')
-    course = _printed(
-        diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value))
+    print(
+      f'\nthe same {len(images)} images at every step, at rate {rate:g}'
+      f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n'
+    )
+    course = _printed(diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value))
     blind = diagnosis.blind_loss(labels)
     verdict, sentence = diagnosis.verdict(course, classes, blind)
     print(f'\n{verdict}: {sentence}')
     figures['overfit'] = {
-        'learning_rate': rate, 'blind_loss': blind, 'verdict': verdict,
-        'course': [dataclasses.asdict(step) for step in course]}
+      'learning_rate': rate,
+      'blind_loss': blind,
+      'verdict': verdict,
+      'course': [dataclasses.asdict(step) for step in course],
+    }
   if _JSON.value:
     figures |= {'command': command.spoken(), **environment(Devices())}
     try:
@@ -97,7 +107,8 @@ def _print(step: 'Step') -> None:
 
 
 def choose_batch(
-    config, size: int, folder: str | None) -> tuple['Store', np.ndarray, np.ndarray, str]:
+  config, size: int, folder: str | None
+) -> tuple['Store', np.ndarray, np.ndarray, str]:
   """The images to look at.
 
   Args:
@@ -122,8 +133,10 @@ def choose_batch(
   else:
     store = photo_like_store(config.data.num_classes or 10, size, config.data.image_size)
     images, labels = store.train.images, store.train.labels
-    what = (f'{size} photo-like noise images: no prepared {config.data.name} at'
-            f' {preparation.store_path(config.data)}')
+    what = (
+      f'{size} photo-like noise images: no prepared {config.data.name} at'
+      f' {preparation.store_path(config.data)}'
+    )
   if folder:
     images = read_photos(Path(folder), size, config.data.image_size, config.data.resize)
     labels = _spread_labels(len(images), len(store.classes))
@@ -171,14 +184,23 @@ def photo_like_store(classes: int, count: int, image_size: int) -> 'Store':
   amplitude = 1 / np.maximum(np.hypot(frequencies[:, None], frequencies), 1)[..., None]
   amplitude /= np.sqrt(np.mean(amplitude**2))
   white = np.random.Generator(np.random.Philox(key=2012)).standard_normal(
-      (count, image_size, image_size, 3))
+    (count, image_size, image_size, 3)
+  )
   components = np.fft.ifft2(np.fft.fft2(white, axes=(1, 2)) * amplitude, axes=(1, 2)).real
   pixels = (components * stdevs) @ eigenvectors.T + _MEAN_COLOUR_2012
   images = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
   mean_image = np.full((image_size, image_size, 3), _MEAN_COLOUR_2012, np.float32)
   train = Split(images, _spread_labels(count, classes))
-  return Store(None, tuple(map(str, range(classes))), train, train.first(0), mean_image, stdevs,
-               eigenvectors, {})
+  return Store(
+    None,
+    tuple(map(str, range(classes))),
+    train,
+    train.first(0),
+    mean_image,
+    stdevs,
+    eigenvectors,
+    {},
+  )
 
 
 def _spread_labels(count: int, classes: int) -> np.ndarray:
@@ -189,14 +211,25 @@ def layer_table(layers: Sequence['Activations']) -> str:
   """One line a layer, aligned."""
   lines = [('layer', 'kind', 'output', 'mean', 'std', 'active', 'signal')]
   lines += [
-      (layer.name, layer.kind, 'x'.join(map(str, layer.shape)), f'{layer.mean:.4g}',
-       f'{layer.std:.4g}', '' if layer.active is None else f'{layer.active:.2f}',
-       f'{layer.signal:.4g}') for layer in layers]
+    (
+      layer.name,
+      layer.kind,
+      'x'.join(map(str, layer.shape)),
+      f'{layer.mean:.4g}',
+      f'{layer.std:.4g}',
+      '' if layer.active is None else f'{layer.active:.2f}',
+      f'{layer.signal:.4g}',
+    )
+    for layer in layers
+  ]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
-      '  '.join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
-      for line in lines)
+    '  '.join(
+      cell.ljust(width) if i < 2 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  )
 
 
 def interpretation(signal: float, classes: int) -> str:
@@ -204,16 +237,22 @@ def interpretation(signal: float, classes: int) -> str:
   guessing = f'the loss of guessing, ln({classes:,}) = {math.log(classes):.3f}'
   signal_here = f'logit signal {signal:.3g} ({_SIGNAL_2012} in the net of 2012 on ImageNet photos)'
   if signal < _WEAK_SIGNAL:
-    return (f'{signal_here}: the answers hardly depend on the image, so training starts at'
-            f' {guessing}, and may stay there for long.  See at which layer the signal falls, and'
-            ' look at its initial weights (in conv3-5 0.03, not 0.01), at biases of 1 beside small'
-            ' weights, and at the input (the nets of 2012 expect 0-255 minus the mean: a std near'
-            ' 60).')
+    return (
+      f'{signal_here}: the answers hardly depend on the image, so training starts at'
+      f' {guessing}, and may stay there for long.  See at which layer the signal falls, and'
+      ' look at its initial weights (in conv3-5 0.03, not 0.01), at biases of 1 beside small'
+      ' weights, and at the input (the nets of 2012 expect 0-255 minus the mean: a std near'
+      ' 60).'
+    )
   if signal > _STRONG_SIGNAL:
-    return (f'{signal_here}: the answers differ wildly between images, so training starts above'
-            f' {guessing}, and the first steps may be too large: lower the rate, or warm up.')
-  return (f'{signal_here}: images tell on the answers from the start.  If training stays at'
-          f' {guessing}, look at labels, rate and order of the data, not at the initialization.')
+    return (
+      f'{signal_here}: the answers differ wildly between images, so training starts above'
+      f' {guessing}, and the first steps may be too large: lower the rate, or warm up.'
+    )
+  return (
+    f'{signal_here}: images tell on the answers from the start.  If training stays at'
+    f' {guessing}, look at labels, rate and order of the data, not at the initialization.'
+  )
 
 
 if __name__ == '__main__':

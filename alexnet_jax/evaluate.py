@@ -20,10 +20,12 @@ from alexnet_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _ENSEMBLE = flags.DEFINE_list('ensemble', [], 'Folders of runs whose probabilities are averaged.')
 _VIEWS = flags.DEFINE_enum(
-    'views', None, ['1', '9', '10'], 'Views averaged an image; the config decides if not given.')
+  'views', None, ['1', '9', '10'], 'Views averaged an image; the config decides if not given.'
+)
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which saved state.')
 _WEIGHTS = flags.DEFINE_string(
-    'weights', 'equal', 'Of an ensemble: equal, numbers, or search (on these very images).')
+  'weights', 'equal', 'Of an ensemble: equal, numbers, or search (on these very images).'
+)
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
 
@@ -37,10 +39,14 @@ def main() -> None:
   names, predictions, classes, views = zip(*found, strict=True)
   label = predictions[0].label
   for workdir, other in zip(workdirs, predictions, strict=True):
-    if other.probabilities.shape != predictions[0].probabilities.shape or (
-        other.label != label).any():
-      raise UserError(f'{workdir} was evaluated on other images or classes than {workdirs[0]}: an'
-                      ' ensemble needs the same held-out data for all')
+    if (
+      other.probabilities.shape != predictions[0].probabilities.shape
+      or (other.label != label).any()
+    ):
+      raise UserError(
+        f'{workdir} was evaluated on other images or classes than {workdirs[0]}: an'
+        ' ensemble needs the same held-out data for all'
+      )
   rows = {name: member.probabilities for name, member in zip(names, predictions, strict=True)}
   tag = f'{_CHECKPOINT.value}-{views[0]}'
   if len(workdirs) > 1:
@@ -78,10 +84,15 @@ def _predict(workdir: Path):
   evaluator = Evaluator(experiment, store.eval, devices)
   with Console().count(f'{workdir}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
     predictions = evaluator.predictions(
-        devices.replicate(state.eval_params), devices.replicate(state.batch_stats), views, advance)
+      devices.replicate(state.eval_params), devices.replicate(state.batch_stats), views, advance
+    )
   epoch = experiment.calendar.epoch_of(step)
   return (
-      f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})', predictions, store.class_names, views)
+    f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})',
+    predictions,
+    store.class_names,
+    views,
+  )
 
 
 def _weights(members, label) -> list[float]:
@@ -96,8 +107,10 @@ def _weights(members, label) -> list[float]:
   except ValueError:
     weights = []
   if len(weights) != len(members) or min(weights) < 0 or not sum(weights):
-    raise UserError(f'--weights={_WEIGHTS.value}: must be equal, search, or {len(members)}'
-                    ' non-negative numbers like 0.4,0.6')
+    raise UserError(
+      f'--weights={_WEIGHTS.value}: must be equal, search, or {len(members)}'
+      ' non-negative numbers like 0.4,0.6'
+    )
   return weights
 
 
@@ -122,11 +135,19 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
       print(text)
   print(f'  over {len(label):,} images\n\nworst classes')
   for name, images, error, taken_for in scores.worst_classes(probabilities, label, classes):
-    print(f'  {name:<24}{error:7.2%} of {images:,}'
-          + f'   mostly taken for {taken_for}' * bool(taken_for))
-  files.write_json(workdir / f'evaluation-{tag}.json', {
-      'results': results, 'evaluated_images': len(label), 'command': command.spoken(),
-      **environment(Devices())})
+    print(
+      f'  {name:<24}{error:7.2%} of {images:,}'
+      + f'   mostly taken for {taken_for}' * bool(taken_for)
+    )
+  files.write_json(
+    workdir / f'evaluation-{tag}.json',
+    {
+      'results': results,
+      'evaluated_images': len(label),
+      'command': command.spoken(),
+      **environment(Devices()),
+    },
+  )
   write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
 
 

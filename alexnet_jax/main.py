@@ -16,7 +16,8 @@ from absl import flags
 from alexnet_jax import command
 
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.')
+  'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.'
+)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 

@@ -11,7 +11,8 @@ from alexnet_jax.train.calendar import Calendar
 
 
 def lines(
-    config: ml_collections.ConfigDict, classes: int, examples: int, held_out: int) -> list[str]:
+  config: ml_collections.ConfigDict, classes: int, examples: int, held_out: int
+) -> list[str]:
   """The plan as lines of text.
 
   Args:
@@ -31,20 +32,21 @@ def lines(
   raw = (examples + held_out) * config.data.image_size**2 * 3
   stored = raw if config.data.encoding == 'raw' else raw / 10
   return [
-      f'net           {config.model.net}: {parameters:,} parameters, {macs:,} MACs an image,'
-      f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
-      f'data          {examples:,} training and {held_out:,} held-out images,'
-      f' {config.data.image_size}x{config.data.image_size} stored',
-      f'steps         {calendar.total_steps:,} of {config.batch_size} images:'
-      f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
-      f'learning rate {_rates(config, calendar)}',
-      f'memory        about {_bytes(4 * parameters + state)} for weights, gradients and optimizer'
-      f' on each device, and about {_bytes(_activations(config, table, shape))} of activations over'
-      ' all devices',
-      f'disk          {_bytes(stored)} of prepared images'
-      f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
-      f' {_bytes(state)} a checkpoint, up to {config.checkpoint.keep + 2} of them',
-      f'work          {3 * 2 * macs * examples * config.epochs:.2e} floating-point operations']
+    f'net           {config.model.net}: {parameters:,} parameters, {macs:,} MACs an image,'
+    f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
+    f'data          {examples:,} training and {held_out:,} held-out images,'
+    f' {config.data.image_size}x{config.data.image_size} stored',
+    f'steps         {calendar.total_steps:,} of {config.batch_size} images:'
+    f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
+    f'learning rate {_rates(config, calendar)}',
+    f'memory        about {_bytes(4 * parameters + state)} for weights, gradients and optimizer'
+    f' on each device, and about {_bytes(_activations(config, table, shape))} of activations over'
+    ' all devices',
+    f'disk          {_bytes(stored)} of prepared images'
+    f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
+    f' {_bytes(state)} a checkpoint, up to {config.checkpoint.keep + 2} of them',
+    f'work          {3 * 2 * macs * examples * config.epochs:.2e} floating-point operations',
+  ]
 
 
 def _rates(config, calendar: Calendar) -> str:
@@ -52,26 +54,33 @@ def _rates(config, calendar: Calendar) -> str:
   rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
   schedule, text = config.optimizer.schedule, f'{rates.learning_rate:g}'
   if config.optimizer.base_batch_size:
-    text += (f' ({config.optimizer.learning_rate:g} for batches of'
-             f' {config.optimizer.base_batch_size} scaled to {config.batch_size})')
+    text += (
+      f' ({config.optimizer.learning_rate:g} for batches of'
+      f' {config.optimizer.base_batch_size} scaled to {config.batch_size})'
+    )
   if config.optimizer.warmup_epochs:
     text += f' after {config.optimizer.warmup_epochs:g} epochs of warm-up'
   if schedule.kind in ('cosine', 'plateau', 'polynomial'):
     text += f', {schedule.kind}'
   else:
     changes = {
-        'step': [calendar.step_of(epoch) for epoch in schedule.milestones],
-        'exponential': [math.ceil(calendar.total_steps * i / schedule.levels)
-                        for i in range(1, schedule.levels)]}.get(schedule.kind, [])
+      'step': [calendar.step_of(epoch) for epoch in schedule.milestones],
+      'exponential': [
+        math.ceil(calendar.total_steps * i / schedule.levels) for i in range(1, schedule.levels)
+      ],
+    }.get(schedule.kind, [])
     for step in changes:
       if step < calendar.total_steps:
-        text += (f', {float(rates.base(step)):.3g} from epoch {calendar.epoch_of(step):.4g}'
-                 f' (step {step:,})')
+        text += (
+          f', {float(rates.base(step)):.3g} from epoch {calendar.epoch_of(step):.4g}'
+          f' (step {step:,})'
+        )
   if config.optimizer.bias_multiplier != 1:
     text += f'; biases {config.optimizer.bias_multiplier:g} times that at first'
   for name, factors in config.optimizer.layer_factors.items():
     text += f'; {name} ' + ', '.join(
-        f'times {factor:g} from epoch {epoch:g}' for epoch, factor in factors)
+      f'times {factor:g} from epoch {epoch:g}' for epoch, factor in factors
+    )
   return text
 
 
@@ -106,7 +115,10 @@ def _counts(data) -> tuple[int, int, int]:
   published = tfds_source.EXPECTED_COUNTS.get(data.name, {}) if data.source == 'tfds' else {}
   if data.num_classes and {data.train_split, data.eval_split} <= set(published):
     classes, train, held_out = (
-        data.num_classes, published[data.train_split], published[data.eval_split])
+      data.num_classes,
+      published[data.train_split],
+      published[data.eval_split],
+    )
   else:
     source = sources.open_source(data)
     classes, train, held_out = len(source.classes), len(source.train), len(source.eval)

@@ -19,7 +19,8 @@ from alexnet_jax.errors import UserError
 
 _CHECK = flags.DEFINE_bool('check', False, 'Only look at what is there and what is missing.')
 _WORKERS = flags.DEFINE_integer(
-    'workers', 0, 'Processes that decode; 0: one a core.', lower_bound=0)
+  'workers', 0, 'Processes that decode; 0: one a core.', lower_bound=0
+)
 _VERIFY = flags.DEFINE_bool('verify', False, 'Read everything again and compare checksums.')
 
 
@@ -32,19 +33,21 @@ def main() -> None:
     check(config.data)
     return
   if config.data.source in ('digits', 'synthetic'):
-    raise UserError(f'config.data.source={config.data.source} is made in memory: there is nothing'
-                    ' to prepare')
+    raise UserError(
+      f'config.data.source={config.data.source} is made in memory: there is nothing to prepare'
+    )
   progress = Console()
   prepared = preparation.prepare_store(config.data, progress=progress, workers=_WORKERS.value)
   if _VERIFY.value:
     store.verify_store(prepared.path, progress)
   red, green, blue = prepared.mean_image.mean((0, 1))
   stdevs = ', '.join(f'{value:.4f}' for value in prepared.colour_stdevs)
-  print(f'{prepared.path}: {len(prepared.train):,} training and {len(prepared.eval):,} held-out'
-        f' images of {len(prepared.classes):,} classes{", verified" * _VERIFY.value}\n'
-        f'mean RGB {red:.3f}, {green:.3f}, {blue:.3f} (ILSVRC-2012: 127.305, 119.715, 104.913)\n'
-        f'RGB components, standard deviations {stdevs} (ILSVRC-2012: 19.7208, 37.0939, 121.7801)')
-
+  print(
+    f'{prepared.path}: {len(prepared.train):,} training and {len(prepared.eval):,} held-out'
+    f' images of {len(prepared.classes):,} classes{", verified" * _VERIFY.value}\n'
+    f'mean RGB {red:.3f}, {green:.3f}, {blue:.3f} (ILSVRC-2012: 127.305, 119.715, 104.913)\n'
+    f'RGB components, standard deviations {stdevs} (ILSVRC-2012: 19.7208, 37.0939, 121.7801)'
+  )
 
 
 def check(data_config) -> None:

@@ -1,6 +1,6 @@
 """Prints a net layer by layer.
 
-  python -m alexnet_jax.summarize --config=configs/imagenet.py:owt
+python -m alexnet_jax.summarize --config=configs/imagenet.py:owt
 """
 
 import math
@@ -20,20 +20,32 @@ def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
     work = row.macs(inputs)
     parameters, macs = parameters + count, macs + work
     size = getattr(row, 'kernel', getattr(row, 'window', None))
-    lines.append((
-        row.name, type(row).__name__, f'{size}x{size}' if size else '',
-        str(getattr(row, 'stride', '')), str(getattr(row, 'groups', '')),
-        'x'.join(map(str, outputs)), f'{count:,}' if count else '', f'{work:,}' if work else ''))
+    lines.append(
+      (
+        row.name,
+        type(row).__name__,
+        f'{size}x{size}' if size else '',
+        str(getattr(row, 'stride', '')),
+        str(getattr(row, 'groups', '')),
+        'x'.join(map(str, outputs)),
+        f'{count:,}' if count else '',
+        f'{work:,}' if work else '',
+      )
+    )
   lines.append(('total', '', '', '', '', '', f'{parameters:,}', f'{macs:,}'))
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+
   def aligned(line):
-    cells = [cell.ljust(width) if i < 2 else cell.rjust(width)
-             for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+    cells = [
+      cell.ljust(width) if i < 2 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
     return '  '.join(cells).rstrip()
 
   rule = '-' * len(aligned(lines[0]))
-  return '\n'.join([title, '', aligned(lines[0]), rule, *map(aligned, lines[1:-1]), rule,
-                    aligned(lines[-1])])
+  return '\n'.join(
+    [title, '', aligned(lines[0]), rule, *map(aligned, lines[1:-1]), rule, aligned(lines[-1])]
+  )
 
 
 def main() -> None:
@@ -41,9 +53,13 @@ def main() -> None:
   classes = config.data.num_classes or 10
   side = config.input.crop
   note = '' if config.data.num_classes else ' (classes as an example: the data decides)'
-  print(summary(
-      NETS[config.model.net](classes), (side, side, 3),
-      f'{name}: net {config.model.net}, input {side}x{side}x3, {classes:,} classes{note}'))
+  print(
+    summary(
+      NETS[config.model.net](classes),
+      (side, side, 3),
+      f'{name}: net {config.model.net}, input {side}x{side}x3, {classes:,} classes{note}',
+    )
+  )
 
 
 if __name__ == '__main__':

@@ -25,18 +25,18 @@ def get_config(variant: str = '18pct'):
   config.eval.batch_size = 500
   config.optimizer.learning_rate = 0.001
   config.optimizer.weight_decay = 0.004
-  variants = {
-      '80sec': _80sec, '19pct': _19pct, '18pct': _18pct, '13pct': _13pct, '11pct': _11pct}
+  variants = {'80sec': _80sec, '19pct': _19pct, '18pct': _18pct, '13pct': _13pct, '11pct': _11pct}
   if variant not in variants:
     raise ValueError(
-        f'configs/cifar10.py has no variant {variant!r}: choose one of {", ".join(variants)}')
+      f'configs/cifar10.py has no variant {variant!r}: choose one of {", ".join(variants)}'
+    )
   config.model.net = f'cifar_{variant}'
   variants[variant](config)
   return config
 
 
 def _80sec(config):
-  """"reduce the learning rate after 8 epochs by a factor of 10" (layer-params-80sec.cfg)."""
+  """ "reduce the learning rate after 8 epochs by a factor of 10" (layer-params-80sec.cfg)."""
   config.epochs = 10.0
   config.optimizer.schedule.milestones = (8.0,)
   config.optimizer.layer_weight_decay = {'fc64': 0.03, 'fc10': 0.03}

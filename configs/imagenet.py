@@ -32,12 +32,25 @@ def get_config(variant: str = ''):
   config.data.num_classes = 1000
   config.eval.final_views = 10
   variants = {
-      '': _krizhevsky2012, 'paper': _paper, 'auto': _auto, 'caffe': _caffe, 'caffenet': _caffenet,
-      'owt': _owt, 'one_tower': _one_tower, 'conv6': _conv6, 'bn': _bn,
-      'bn_8k': _bn_8k, 'bn_16k': _bn_16k, 'bn_32k': _bn_32k, 'modern': _modern}
+    '': _krizhevsky2012,
+    'paper': _paper,
+    'auto': _auto,
+    'caffe': _caffe,
+    'caffenet': _caffenet,
+    'owt': _owt,
+    'one_tower': _one_tower,
+    'conv6': _conv6,
+    'bn': _bn,
+    'bn_8k': _bn_8k,
+    'bn_16k': _bn_16k,
+    'bn_32k': _bn_32k,
+    'modern': _modern,
+  }
   if variant not in variants:
-    raise ValueError(f'configs/imagenet.py has no variant {variant!r}: choose one of'
-                     f' {", ".join(filter(None, variants))}')
+    raise ValueError(
+      f'configs/imagenet.py has no variant {variant!r}: choose one of'
+      f' {", ".join(filter(None, variants))}'
+    )
   variants[variant](config)
   return config
 

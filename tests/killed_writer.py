@@ -43,9 +43,11 @@ def start(images, path, workers, encoding):
   source = folder.open_folder(images, 0.25)
   seconds = 0.006 * workers**2  # as long in all as starting takes, which with workers is longer
   source = dataclasses.replace(
-    source, train=Slow(source.train, seconds), eval=Slow(source.eval, seconds))
-  writer.write_store(source, path, image_size=16, resize='crop', workers=workers, rows_per_part=8,
-                     encoding=encoding)
+    source, train=Slow(source.train, seconds), eval=Slow(source.eval, seconds)
+  )
+  writer.write_store(
+    source, path, image_size=16, resize='crop', workers=workers, rows_per_part=8, encoding=encoding
+  )
   os._exit(0)
 
 

@@ -33,11 +33,13 @@ def initial_weights(table, side):
   """Weights as the rows say; NumPy has drawn them before XLA has compiled the net's own draws."""
   rng = np.random.default_rng(1)
   return {
-      row.name: {
-          'kernel': np.float32(row.init) * rng.standard_normal(shapes['kernel'], np.float32),
-          'bias': np.full(shapes['bias'], row.bias, np.float32)}
-      for row, inputs, _ in layers.walk(table, (side, side, 3))
-      if (shapes := row.parameters(inputs))}
+    row.name: {
+      'kernel': np.float32(row.init) * rng.standard_normal(shapes['kernel'], np.float32),
+      'bias': np.full(shapes['bias'], row.bias, np.float32),
+    }
+    for row, inputs, _ in layers.walk(table, (side, side, 3))
+    if (shapes := row.parameters(inputs))
+  }
 
 
 def statistics(table, side):
@@ -55,15 +57,18 @@ def statistics(table, side):
   @jax.jit
   def outputs(params, images):
     _, state = AlexNet(table).apply({'params': params}, images, mutable=['intermediates'])
-    return {name: state['intermediates']['outputs'][name]
-            for name in ('conv4', 'conv5', 'relu7', 'fc8')}
+    return {
+      name: state['intermediates']['outputs'][name] for name in ('conv4', 'conv5', 'relu7', 'fc8')
+    }
 
   def measure(images):
     found = outputs(params, images)
     return {
-        'conv4': float(np.mean(found['conv4'] > 0)), 'conv5': float(np.mean(found['conv5'] > 0)),
-        'fc7': float(np.sqrt(np.var(found['relu7'], 0).mean())),
-        'logits': float(np.sqrt(np.var(found['fc8'], 0).mean()))}
+      'conv4': float(np.mean(found['conv4'] > 0)),
+      'conv5': float(np.mean(found['conv5'] > 0)),
+      'fc7': float(np.sqrt(np.var(found['relu7'], 0).mean())),
+      'logits': float(np.sqrt(np.var(found['fc8'], 0).mean())),
+    }
 
   return measure(images), measure(images / images.std())
 
@@ -76,14 +81,23 @@ def measured():
   """
   tables = {net: nets.NETS[net](1000) for net in ('krizhevsky2012', 'paper', 'caffenet', 'caffe')}
   found = {
-      net: statistics(layers.narrow(table, 2), 227)
-      if net.startswith('caffe') else statistics(table, 224) for net, table in tables.items()}
+    net: statistics(layers.narrow(table, 2), 227)
+    if net.startswith('caffe')
+    else statistics(table, 224)
+    for net, table in tables.items()
+  }
   return tuple({net: pair[i] for net, pair in found.items()} for i in (0, 1))
 
 
-@pytest.mark.parametrize('net, conv4, conv5', [
-    ('krizhevsky2012', 0.71, 0.67), ('paper', 1.00, 0.99), ('caffenet', 0.96, 0.98),
-    ('caffe', 0.61, 0.76)])
+@pytest.mark.parametrize(
+  'net, conv4, conv5',
+  [
+    ('krizhevsky2012', 0.71, 0.67),
+    ('paper', 1.00, 0.99),
+    ('caffenet', 0.96, 0.98),
+    ('caffe', 0.61, 0.76),
+  ],
+)
 def test_shares_of_active_units(measured, net, conv4, conv5):
   raw, _ = measured
   assert raw[net]['conv4'] == pytest.approx(conv4, abs=0.12)
@@ -96,9 +110,15 @@ def test_the_net_of_the_papers_text_is_linear(measured):
   assert unit['paper']['conv4'] > 0.9999
 
 
-@pytest.mark.parametrize('net, fc7, logits', [
-    ('krizhevsky2012', 0.257, 0.164), ('paper', 0.018, 0.0114), ('caffenet', 0.013, 0.0082),
-    ('caffe', 0.008, 0.0049)])
+@pytest.mark.parametrize(
+  'net, fc7, logits',
+  [
+    ('krizhevsky2012', 0.257, 0.164),
+    ('paper', 0.018, 0.0114),
+    ('caffenet', 0.013, 0.0082),
+    ('caffe', 0.008, 0.0049),
+  ],
+)
 def test_signals(measured, net, fc7, logits):
   raw, _ = measured
   assert raw[net]['fc7'] == pytest.approx(fc7, rel=0.4)

@@ -59,6 +59,7 @@ def krizhevsky2012(w, x, drop):
     def half(a):
       padded = F.pad(a * a, (0, 0, 0, 0, 2, 2))
       return a / (2 + 1e-4 / 5 * padded.unfold(1, 5, 1).sum(-1)) ** 0.75
+
     return torch.cat([half(a) for a in x.chunk(2, 1)], 1)
 
   x = conv(F.pad(x, (0, 3, 0, 3)), w['conv1'], stride=4)
@@ -122,8 +123,9 @@ def random_weights(table, shape, seed=0):
       fan_in = sizes['kernel'][0]
     std = np.float32(math.sqrt(2 / fan_in) / (100 if row is table[-1] else 1))
     weights[row.name] = {
-        'kernel': std * rng.standard_normal(sizes['kernel'], np.float32),
-        'bias': rng.normal(0, 5 if row is not table[-1] else 0.1, sizes['bias']).astype(np.float32)}
+      'kernel': std * rng.standard_normal(sizes['kernel'], np.float32),
+      'bias': rng.normal(0, 5 if row is not table[-1] else 0.1, sizes['bias']).astype(np.float32),
+    }
   return weights
 
 
@@ -143,6 +145,7 @@ def assert_close(actual, expected, tolerance, name=''):
 
 def ours(table, weights, images, labels, keys=None):
   """Logits, loss and the gradient of the weights; in training if there are keys."""
+
   def loss(weights):
     logits = AlexNet(table).apply({'params': weights}, images, train=keys is not None, keys=keys)
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]), logits
@@ -154,7 +157,8 @@ def ours(table, weights, images, labels, keys=None):
 def theirs(reference, weights, images, labels, drop):
   """As `ours`, in float64."""
   tensors = jax.tree.map(
-      lambda a: torch.tensor(a, dtype=torch.float64, requires_grad=True), weights)
+    lambda a: torch.tensor(a, dtype=torch.float64, requires_grad=True), weights
+  )
   x = torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float64)
   logits = reference(tensors, x, drop)
   F.cross_entropy(logits, torch.tensor(labels)).backward()
@@ -168,15 +172,23 @@ def masks_of(table, keys):
   def drop(name, x):
     row = table[index[name]]
     ones = jnp.ones(x.shape)
-    return x * torch.tensor(np.asarray(
-        dropout(ones, row.keep, row.inverted, keys is not None, keys, index[name])))
+    return x * torch.tensor(
+      np.asarray(dropout(ones, row.keep, row.inverted, keys is not None, keys, index[name]))
+    )
 
   return drop
 
 
-@pytest.mark.parametrize('net, side, divisor, train', [
-    (krizhevsky2012, 224, 8, False), (krizhevsky2012, 224, 8, True), (caffe, 227, 8, True),
-    (cifar_18pct, 32, 1, True), (cifar_11pct, 24, 2, True)])
+@pytest.mark.parametrize(
+  'net, side, divisor, train',
+  [
+    (krizhevsky2012, 224, 8, False),
+    (krizhevsky2012, 224, 8, True),
+    (caffe, 227, 8, True),
+    (cifar_18pct, 32, 1, True),
+    (cifar_11pct, 24, 2, True),
+  ],
+)
 def test_logits_and_gradients(net, side, divisor, train):
   table = nets.NETS[net.__name__](10)
   table = layers.narrow(table, divisor) if divisor > 1 else table
@@ -201,7 +213,8 @@ def test_the_full_size_net():
   with torch.no_grad():
     tensors = jax.tree.map(torch.tensor, weights)
     expected = krizhevsky2012(
-        tensors, torch.tensor(images.transpose(0, 3, 1, 2)), lambda name, x: x / 2)
+      tensors, torch.tensor(images.transpose(0, 3, 1, 2)), lambda name, x: x / 2
+    )
   assert logits.shape == (2, 1000)
   assert_close(logits, expected, 2e-5)
 
@@ -211,7 +224,6 @@ def torchvision_alexnet(classes, drop, thin):
   nn = torch.nn
 
   class Drop(nn.Module):
-
     def __init__(self, name):
       super().__init__()
       self.name = name
@@ -223,15 +235,24 @@ def torchvision_alexnet(classes, drop, thin):
     return nn.Conv2d(channels, features, kernel, **geometry), nn.ReLU()
 
   features = nn.Sequential(
-      *block(3, 64 // thin, 11, stride=4, padding=2), nn.MaxPool2d(3, 2),
-      *block(64 // thin, 192 // thin, 5, padding=2), nn.MaxPool2d(3, 2),
-      *block(192 // thin, 384 // thin, 3, padding=1),
-      *block(384 // thin, 256 // thin, 3, padding=1),
-      *block(256 // thin, 256 // thin, 3, padding=1), nn.MaxPool2d(3, 2))
+    *block(3, 64 // thin, 11, stride=4, padding=2),
+    nn.MaxPool2d(3, 2),
+    *block(64 // thin, 192 // thin, 5, padding=2),
+    nn.MaxPool2d(3, 2),
+    *block(192 // thin, 384 // thin, 3, padding=1),
+    *block(384 // thin, 256 // thin, 3, padding=1),
+    *block(256 // thin, 256 // thin, 3, padding=1),
+    nn.MaxPool2d(3, 2),
+  )
   classifier = nn.Sequential(
-      Drop('drop5'), nn.Linear(256 // thin * 36, 4096 // thin), nn.ReLU(),
-      Drop('drop6'), nn.Linear(4096 // thin, 4096 // thin), nn.ReLU(),
-      nn.Linear(4096 // thin, classes))
+    Drop('drop5'),
+    nn.Linear(256 // thin * 36, 4096 // thin),
+    nn.ReLU(),
+    Drop('drop6'),
+    nn.Linear(4096 // thin, 4096 // thin),
+    nn.ReLU(),
+    nn.Linear(4096 // thin, classes),
+  )
   return nn.ModuleDict({'features': features, 'classifier': classifier})
 
 
@@ -239,8 +260,15 @@ def test_owt_is_torchvisions_net_under_its_names():
   table, shape = layers.narrow(nets.owt(10), 8), (224, 224, 3)
   weights = random_weights(table, shape)
   places = {
-      'conv1': 'features.0', 'conv2': 'features.3', 'conv3': 'features.6', 'conv4': 'features.8',
-      'conv5': 'features.10', 'fc6': 'classifier.1', 'fc7': 'classifier.4', 'fc8': 'classifier.6'}
+    'conv1': 'features.0',
+    'conv2': 'features.3',
+    'conv3': 'features.6',
+    'conv4': 'features.8',
+    'conv5': 'features.10',
+    'fc6': 'classifier.1',
+    'fc7': 'classifier.4',
+    'fc8': 'classifier.6',
+  }
   state = {}
   for layer, place in places.items():
     kernel = weights[layer]['kernel']
@@ -263,8 +291,9 @@ def test_owt_is_torchvisions_net_under_its_names():
   with torch.no_grad():
     maps = peer['features'](torch.tensor(images.transpose(0, 3, 1, 2)))
     expected = peer['classifier'](maps.flatten(1))
-  logits = jax.jit(lambda keys: AlexNet(table).apply(
-      {'params': weights}, images, train=True, keys=keys))(keys)
+  logits = jax.jit(
+    lambda keys: AlexNet(table).apply({'params': weights}, images, train=True, keys=keys)
+  )(keys)
   assert_close(logits, expected, 2e-5)
 
 
@@ -310,23 +339,28 @@ def test_training_with_dropout_needs_keys():
 
 def test_inverted_dropout_with_other_rates_is_the_same_training():
   """Half the weights, a quarter of the rate, four times the decay: equal to the last bit."""
+
   def table(inverted):
     return (
-        layers.Dense('fc1', 16), layers.Relu('relu'), layers.Dropout('drop', inverted=inverted),
-        layers.Dense('fc2', 3))
+      layers.Dense('fc1', 16),
+      layers.Relu('relu'),
+      layers.Dropout('drop', inverted=inverted),
+      layers.Dense('fc2', 3),
+    )
 
   rng = np.random.default_rng(0)
   images = rng.normal(size=(4, 2, 2, 3)).astype(np.float32)
   weights = {
-      name: {'kernel': jnp.asarray(rng.normal(size=shape), jnp.float32), 'bias': jnp.ones(shape[1])}
-      for name, shape in {'fc1': (12, 16), 'fc2': (16, 3)}.items()}
+    name: {'kernel': jnp.asarray(rng.normal(size=shape), jnp.float32), 'bias': jnp.ones(shape[1])}
+    for name, shape in {'fc1': (12, 16), 'fc2': (16, 3)}.items()
+  }
 
   @jax.jit
   def gradients_of(inverted_weights, weights, keys):
     def loss(inverted, weights):
-      logits = AlexNet(table(inverted)).apply(
-          {'params': weights}, images, train=True, keys=keys)
+      logits = AlexNet(table(inverted)).apply({'params': weights}, images, train=True, keys=keys)
       return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
+
     return jax.grad(loss, 1)(True, inverted_weights), jax.grad(loss, 1)(False, weights)
 
   def scaled(factor):  # of fc2's kernel, the layer above the dropout
@@ -339,8 +373,9 @@ def test_inverted_dropout_with_other_rates_is_the_same_training():
   optimizers = [krizhevsky_momentum(0.9, of(0.01, factor)) for factor in (4, 1)]
   states = [optimizers[0].init(weights_inverted), optimizers[1].init(weights)]
   updates_of = [
-      jax.jit(functools.partial(optimizer.update, rates=of(0.1, factor)))
-      for optimizer, factor in zip(optimizers, (0.25, 1), strict=True)]
+    jax.jit(functools.partial(optimizer.update, rates=of(0.1, factor)))
+    for optimizer, factor in zip(optimizers, (0.25, 1), strict=True)
+  ]
   for step in range(5):
     keys = jax.random.split(jax.random.key(step), 4)
     gradients = gradients_of(weights_inverted, weights, keys)
@@ -350,11 +385,14 @@ def test_inverted_dropout_with_other_rates_is_the_same_training():
       params[i] = jax.tree.map(np.add, params[i], updates)
     weights_inverted, weights = params
   jax.tree.map(
-      np.testing.assert_array_equal, weights_inverted,
-      jax.tree.map(jnp.multiply, weights, scaled(0.5)))
+    np.testing.assert_array_equal,
+    weights_inverted,
+    jax.tree.map(jnp.multiply, weights, scaled(0.5)),
+  )
   logits = [
-      AlexNet(table(inverted)).apply({'params': params}, images)
-      for inverted, params in ((True, weights_inverted), (False, weights))]
+    AlexNet(table(inverted)).apply({'params': params}, images)
+    for inverted, params in ((True, weights_inverted), (False, weights))
+  ]
   np.testing.assert_allclose(logits[0], logits[1], rtol=1e-6)
   with pytest.raises(AssertionError):  # the training above has moved them
     np.testing.assert_allclose(weights['fc2']['kernel'], weights_inverted['fc2']['kernel'])
@@ -376,8 +414,9 @@ def normalize(x, variables, ghost_batch, cotangent):
   return y, stats, *pull(cotangent), module.apply(variables, x, False)
 
 
-@pytest.mark.parametrize('shape, ghost_batch', [
-    ((6, 5, 4, 3), 0), ((6, 5, 4, 3), 2), ((8, 7), 0), ((8, 7), 4)])
+@pytest.mark.parametrize(
+  'shape, ghost_batch', [((6, 5, 4, 3), 0), ((6, 5, 4, 3), 2), ((8, 7), 0), ((8, 7), 4)]
+)
 def test_batch_norm_agrees_with_torch(shape, ghost_batch):
   rng = np.random.default_rng(0)
   channels = shape[-1]
@@ -385,17 +424,21 @@ def test_batch_norm_agrees_with_torch(shape, ghost_batch):
   g = rng.normal(size=shape).astype(np.float32)
   scale, bias, mean = rng.normal(1, 0.3, (3, channels)).astype(np.float32)
   var = rng.uniform(0.5, 2, channels).astype(np.float32)
-  variables = {
-      'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': mean, 'var': var}}
+  variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': mean, 'var': var}}
   y, stats, gradients, dx, tested = normalize(x, variables, ghost_batch, g)
 
   expected = {'y': [], 'dx': [], 'mean': [], 'var': [], 'scale': 0, 'bias': 0}
   for chunk in np.split(np.arange(shape[0]), shape[0] // ghost_batch if ghost_batch else 1):
     peer = torch.nn.BatchNorm1d(channels, eps=1e-5, momentum=0.1, dtype=torch.float64)
-    peer.load_state_dict({
-        'weight': torch.tensor(scale), 'bias': torch.tensor(bias),
-        'running_mean': torch.tensor(mean), 'running_var': torch.tensor(var),
-        'num_batches_tracked': torch.tensor(0)})
+    peer.load_state_dict(
+      {
+        'weight': torch.tensor(scale),
+        'bias': torch.tensor(bias),
+        'running_mean': torch.tensor(mean),
+        'running_var': torch.tensor(var),
+        'num_batches_tracked': torch.tensor(0),
+      }
+    )
     tx = torch.tensor(x[chunk].reshape(-1, channels), dtype=torch.float64, requires_grad=True)
     ty = peer(tx)
     ty.backward(torch.tensor(g[chunk].reshape(-1, channels), dtype=torch.float64))
@@ -415,8 +458,9 @@ def test_batch_norm_agrees_with_torch(shape, ghost_batch):
   np.testing.assert_allclose(stats['var'], np.mean(expected['var'], 0), atol=1e-5)
 
   with torch.no_grad():
-    expected_in_test = F.batch_norm(*map(torch.tensor, (
-        x.reshape(-1, channels), mean, var, scale, bias)))
+    expected_in_test = F.batch_norm(
+      *map(torch.tensor, (x.reshape(-1, channels), mean, var, scale, bias))
+    )
   np.testing.assert_allclose(tested, expected_in_test.reshape(shape), atol=1e-5)
 
 
@@ -433,13 +477,22 @@ def test_initial_running_moments_are_those_of_a_normal_variable():
 
 def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
   table = (
-      layers.Conv('conv1', 16, 5, stride=2), layers.ResponseNorm('norm1', groups=2),
-      layers.MaxPool('pool1'), layers.Relu('relu1'),
-      layers.Conv('conv2', 16, 3, groups=2, init='he'), layers.BatchNorm('bn2'),
-      layers.Relu('relu2'), layers.SpatialNorm('spatial_norm2'), layers.AvgPool('pool2'),
-      layers.Local('local3', 8, 3, padding=1, init='he'), layers.Tanh('tanh3'),
-      layers.Dense('fc4', 64, init=0.1, bias=1.0), layers.Relu('relu4'), layers.Dropout('drop4'),
-      layers.Dense('fc5', 10, init=0.1))
+    layers.Conv('conv1', 16, 5, stride=2),
+    layers.ResponseNorm('norm1', groups=2),
+    layers.MaxPool('pool1'),
+    layers.Relu('relu1'),
+    layers.Conv('conv2', 16, 3, groups=2, init='he'),
+    layers.BatchNorm('bn2'),
+    layers.Relu('relu2'),
+    layers.SpatialNorm('spatial_norm2'),
+    layers.AvgPool('pool2'),
+    layers.Local('local3', 8, 3, padding=1, init='he'),
+    layers.Tanh('tanh3'),
+    layers.Dense('fc4', 64, init=0.1, bias=1.0),
+    layers.Relu('relu4'),
+    layers.Dropout('drop4'),
+    layers.Dense('fc5', 10, init=0.1),
+  )
   images, labels = images_and_labels(8, (30, 30, 3), 10)
   keys = jax.random.split(jax.random.key(0), 8)
   variables = jax.jit(AlexNet(table).init)(jax.random.key(0), images[:1])
@@ -449,10 +502,13 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
   def run(dtype):
     def loss(params):
       logits, state = AlexNet(table, dtype).apply(
-          {'params': params, **stats}, images, train=True, keys=keys, mutable=True)
+        {'params': params, **stats}, images, train=True, keys=keys, mutable=True
+      )
       return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), labels]), (logits, state)
+
     (_, (logits, state)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-        variables['params'])
+      variables['params']
+    )
     return logits, state, gradients
 
   logits, state, gradients = run(jnp.float32)
@@ -465,8 +521,11 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
   assert not np.array_equal(half_logits, logits)
   assert_close(half_logits, logits, 0.03)
   jax.tree.map(
-      lambda a, b: assert_close(a, b, 0.01), half_state['batch_stats'], state['batch_stats'])
+    lambda a, b: assert_close(a, b, 0.01), half_state['batch_stats'], state['batch_stats']
+  )
   for layer in gradients:  # maxima and signs that rounding moves turn it a little
-    a, b = (np.asarray(g[layer]['kernel' if 'kernel' in g[layer] else 'scale']).ravel()
-            for g in (half_gradients, gradients))
+    a, b = (
+      np.asarray(g[layer]['kernel' if 'kernel' in g[layer] else 'scale']).ravel()
+      for g in (half_gradients, gradients)
+    )
     assert a @ b > 0.98 * np.linalg.norm(a) * np.linalg.norm(b), layer

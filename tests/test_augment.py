@@ -21,8 +21,11 @@ from alexnet_jax.train.experiment import make_colour_noise, make_preprocessing
 def preprocessing(crop, **changes):
   """Cuts and mirrors alone: no mean, no scale."""
   plain = augment.Preprocessing(
-      crop=crop, mean=np.zeros(3, np.float32), scale=np.ones(3, np.float32),
-      colour_basis=np.eye(3, dtype=np.float32))
+    crop=crop,
+    mean=np.zeros(3, np.float32),
+    scale=np.ones(3, np.float32),
+    colour_basis=np.eye(3, dtype=np.float32),
+  )
   return dataclasses.replace(plain, **changes)
 
 
@@ -61,10 +64,12 @@ def test_every_view_is_a_window_of_its_image_and_half_are_mirrored():
   found = []
   for image, view in zip(images, views, strict=True):
     windows = [
-        (row, column, mirrored)
-        for row, column, mirrored in itertools.product(range(5), range(5), (0, 1))
-        if np.array_equal(
-            image[row:row + 10, column:column + 10][:, ::-1 if mirrored else 1], view)]
+      (row, column, mirrored)
+      for row, column, mirrored in itertools.product(range(5), range(5), (0, 1))
+      if np.array_equal(
+        image[row : row + 10, column : column + 10][:, :: -1 if mirrored else 1], view
+      )
+    ]
     assert len(windows) == 1
     found += windows
   rows, columns, mirrored = (set(part) for part in zip(*found, strict=True))
@@ -89,8 +94,7 @@ def test_all_offsets_are_equally_likely_and_independent():
 def test_without_random_crop_or_mirror_the_view_is_central():
   images = random_images(20, 13)
   plain = preprocessing(8, random_crop=False, mirror=False)
-  np.testing.assert_array_equal(
-      training_views(plain, images, keys_of(20)), images[:, 2:10, 2:10])
+  np.testing.assert_array_equal(training_views(plain, images, keys_of(20)), images[:, 2:10, 2:10])
   mirroring = preprocessing(8, random_crop=False)
   views = training_views(mirroring, images, keys_of(20))
   straight = (views == images[:, 2:10, 2:10]).all((1, 2, 3))
@@ -124,7 +128,8 @@ def test_a_view_depends_on_its_own_key_alone():
   views = training_views(prepare, images, keys, 0.1)
   order = np.array([7, 0, 3])
   np.testing.assert_array_equal(
-      training_views(prepare, images[order], keys[order], 0.1), views[order])
+    training_views(prepare, images[order], keys[order], 0.1), views[order]
+  )
 
 
 # Colour noise.
@@ -137,8 +142,15 @@ def store():
   vectors, _ = np.linalg.qr(rng.normal(size=(3, 3)))
   split = Split(np.zeros((2, 40, 40, 3), np.uint8), np.zeros(2, np.int32))
   return Store(
-      None, ('a', 'b'), split, split, rng.uniform(50, 200, (40, 40, 3)).astype(np.float32),
-      np.array([3.0, 10.0, 50.0]), vectors, {})
+    None,
+    ('a', 'b'),
+    split,
+    split,
+    rng.uniform(50, 200, (40, 40, 3)).astype(np.float32),
+    np.array([3.0, 10.0, 50.0]),
+    vectors,
+    {},
+  )
 
 
 def config_of(**settings):
@@ -159,17 +171,21 @@ def colour_shifts(prepare, noise, count=20_000):
 def test_colour_noise_has_the_published_covariance(store):
   shifts = colour_shifts(make_preprocessing(config_of(), store), 0.1)
   # cuda-convnet2 make-data/input_meta: rows R, G, B; a column and a standard deviation each.
-  vectors = np.array([
-      [0.417955, -0.712579, -0.563510], [-0.816981, -0.023542, -0.576184],
-      [0.397311, 0.701196, -0.592003]])
-  covariance = 0.01 * vectors @ np.diag(np.array([19.7208, 37.0939, 121.7801])**2) @ vectors.T
+  vectors = np.array(
+    [
+      [0.417955, -0.712579, -0.563510],
+      [-0.816981, -0.023542, -0.576184],
+      [0.397311, 0.701196, -0.592003],
+    ]
+  )
+  covariance = 0.01 * vectors @ np.diag(np.array([19.7208, 37.0939, 121.7801]) ** 2) @ vectors.T
   # The standard deviations of the pixels that this implies.
   np.testing.assert_allclose(10 * np.sqrt(np.diag(covariance)), [74.0, 72.0, 77.0], atol=0.1)
   expected = covariance / 1.1**2
   measured = np.cov(shifts.T)
   assert np.linalg.norm(measured - expected) < 0.04 * np.linalg.norm(expected)
   weakest = vectors[:, 0]  # the norm above would not see it
-  assert weakest @ measured @ weakest == pytest.approx((1.97208 / 1.1)**2, rel=0.05)
+  assert weakest @ measured @ weakest == pytest.approx((1.97208 / 1.1) ** 2, rel=0.05)
   np.testing.assert_allclose(shifts.mean(0), 100 / 1.1, atol=4 * 7.5 / math.sqrt(20_000))
   main = shifts @ vectors[:, 2]
   assert stats.kstest((main - main.mean()) / main.std(), 'norm').pvalue > 1e-3
@@ -194,7 +210,8 @@ def test_colour_noise_from_the_datas_own_components(store):
 def test_colour_noise_is_one_shift_per_channel_and_image():
   images = random_images(10, 12)
   prepare = preprocessing(
-      12, random_crop=False, mirror=False, scale=np.array([1, 2, 4], np.float32))
+    12, random_crop=False, mirror=False, scale=np.array([1, 2, 4], np.float32)
+  )
   views = training_views(prepare, images, keys_of(10), 5.0)
   shifts = views * 6 / np.array([1, 2, 4]) - images
   np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1, :1], shifts.shape), atol=1e-2)
@@ -212,7 +229,8 @@ def test_colour_noise_ends_at_its_epoch():
   settings = config_of(colour_noise_epochs=67.0).input
   noise = make_colour_noise(settings, calendar)
   assert [float(noise(jnp.int32(step))) for step in (0, 669, 670, 899)] == pytest.approx(
-      [0.1, 0.1, 0, 0])
+    [0.1, 0.1, 0, 0]
+  )
   settings.colour_noise_epochs = 0.0
   assert float(make_colour_noise(settings, calendar)(jnp.int32(899))) == pytest.approx(0.1)
 
@@ -224,14 +242,16 @@ def test_normalizations(store):
   images = random_images(4, 40)
   pixel = store.mean_image.reshape(-1, 3).mean(0)
   central = images[:, 4:36, 4:36].astype(np.float64)
-  covariance = store.colour_eigenvectors @ np.diag(
-      store.colour_stdevs**2) @ store.colour_eigenvectors.T
+  covariance = (
+    store.colour_eigenvectors @ np.diag(store.colour_stdevs**2) @ store.colour_eigenvectors.T
+  )
   expected = {
-      'mean_image': central - store.mean_image[4:36, 4:36],
-      'mean_pixel': central - pixel,
-      'standardize': (central - pixel) / np.sqrt(np.diag(covariance)),
-      'torchvision': (central / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
-      'none': central}
+    'mean_image': central - store.mean_image[4:36, 4:36],
+    'mean_pixel': central - pixel,
+    'standardize': (central - pixel) / np.sqrt(np.diag(covariance)),
+    'torchvision': (central / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+    'none': central,
+  }
   for kind, views in expected.items():
     prepare = make_preprocessing(config_of(normalization=kind, scale=0.25), store)
     (found,) = fixed_views(prepare, images, augment.VIEWS[1])
@@ -245,31 +265,40 @@ def test_ten_views_are_the_corners_and_the_centre_and_their_mirrors():
   images = random_images(3, 256)
   found = fixed_views(preprocessing(224), images, augment.VIEWS[10])
   offsets = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]  # CHM convdata.py
-  straight = [images[:, r:r + 224, c:c + 224] for r, c in offsets]
+  straight = [images[:, r : r + 224, c : c + 224] for r, c in offsets]
   expected = straight + [view[:, :, ::-1] for view in straight]
   np.testing.assert_array_equal(found, expected)
   # The definition of torchvision's ten_crop: corners, centre, then all of the mirrored image.
   ten = [
-      window for image in (images, images[:, :, ::-1]) for window in (
-          image[:, :224, :224], image[:, :224, -224:], image[:, -224:, :224],
-          image[:, -224:, -224:], image[:, 16:240, 16:240])]
+    window
+    for image in (images, images[:, :, ::-1])
+    for window in (
+      image[:, :224, :224],
+      image[:, :224, -224:],
+      image[:, -224:, :224],
+      image[:, -224:, -224:],
+      image[:, 16:240, 16:240],
+    )
+  ]
   assert {view.tobytes() for view in ten} == {
-      np.asarray(view, np.uint8).tobytes() for view in found}
+    np.asarray(view, np.uint8).tobytes() for view in found
+  }
 
 
 def test_nine_views_are_a_grid_without_mirrors():
   images = random_images(3, 32)
   found = fixed_views(preprocessing(24), images, augment.VIEWS[9])
-  expected = [images[:, r:r + 24, c:c + 24] for r in (0, 4, 8) for c in (0, 4, 8)]
+  expected = [images[:, r : r + 24, c : c + 24] for r in (0, 4, 8) for c in (0, 4, 8)]
   np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
-    'side, crop, start', [(256, 224, 16), (256, 227, 14), (32, 28, 2), (7, 7, 0)])
+  'side, crop, start', [(256, 224, 16), (256, 227, 14), (32, 28, 2), (7, 7, 0)]
+)
 def test_one_view_is_the_centre(side, crop, start):
   images = random_images(2, side)
   (view,) = fixed_views(preprocessing(crop), images, augment.VIEWS[1])
-  np.testing.assert_array_equal(view, images[:, start:start + crop, start:start + crop])
+  np.testing.assert_array_equal(view, images[:, start : start + crop, start : start + crop])
 
 
 # Keys.
@@ -288,8 +317,11 @@ def test_keys_depend_on_seed_step_and_position_alone():
 def test_no_two_examples_share_a_key():
   place = jax.jit(augment.example_keys, static_argnums=0)
   data = [
-      tuple(key) for seed in (0, 1) for step in range(20)
-      for key in np.asarray(jax.random.key_data(place(seed, step, jnp.arange(128)))).tolist()]
+    tuple(key)
+    for seed in (0, 1)
+    for step in range(20)
+    for key in np.asarray(jax.random.key_data(place(seed, step, jnp.arange(128)))).tolist()
+  ]
   assert len(set(data)) == len(data) == 2 * 20 * 128
 
 
@@ -306,10 +338,10 @@ def test_resize_to_enlarges_bilinearly_and_the_mean_with_the_images(store):
 
   images = random_images(2, 40)
   prepare = make_preprocessing(
-      config_of(resize_to=100, crop=64, random_crop=False, mirror=False), store)
+    config_of(resize_to=100, crop=64, random_crop=False, mirror=False), store
+  )
   large, mean = enlarged(images, 100), enlarged(store.mean_image[None], 100)[0]
   expected = (large - mean)[:, 18:82, 18:82]
   np.testing.assert_allclose(training_views(prepare, images, keys_of(2)), expected, atol=1e-2)
   (corner,) = fixed_views(prepare, images, [(1, 0, 1)])
-  np.testing.assert_allclose(
-      corner, large[:, 36:, :64][:, :, ::-1] - mean[18:82, 18:82], atol=1e-2)
+  np.testing.assert_allclose(corner, large[:, 36:, :64][:, :, ::-1] - mean[18:82, 18:82], atol=1e-2)

@@ -25,21 +25,21 @@ ROOT = Path(__file__).parent.parent
 # The same computation.
 
 EVERY_ROW = (
-    layers.Conv('conv1', 8, 5, stride=2, ceil=True),
-    layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=2),
-    layers.MaxPool('pool1'),
-    layers.Relu('relu1'),
-    layers.Conv('conv2', 12, 3, padding=1, groups=2),
-    layers.SpatialNorm('spatial_norm2', size=3, alpha=0.1),
-    layers.AvgPool('pool2'),
-    layers.Local('local3', 6, 3, padding=1),
-    layers.ResponseNorm('norm3', size=5, alpha=0.2, k=1.0),
-    layers.Tanh('tanh3'),
-    layers.Dropout('drop3'),
-    layers.Dense('fc4', 20),
-    layers.Dropout('drop4', inverted=True),
-    layers.Relu('relu4'),
-    layers.Dense('fc5', 7),
+  layers.Conv('conv1', 8, 5, stride=2, ceil=True),
+  layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=2),
+  layers.MaxPool('pool1'),
+  layers.Relu('relu1'),
+  layers.Conv('conv2', 12, 3, padding=1, groups=2),
+  layers.SpatialNorm('spatial_norm2', size=3, alpha=0.1),
+  layers.AvgPool('pool2'),
+  layers.Local('local3', 6, 3, padding=1),
+  layers.ResponseNorm('norm3', size=5, alpha=0.2, k=1.0),
+  layers.Tanh('tanh3'),
+  layers.Dropout('drop3'),
+  layers.Dense('fc4', 20),
+  layers.Dropout('drop4', inverted=True),
+  layers.Relu('relu4'),
+  layers.Dense('fc5', 7),
 )
 SHAPE = (20, 20, 3)
 
@@ -79,10 +79,18 @@ def task(table, weights, **changes):
   rates = {layer: {'kernel': 0.1, 'bias': 0.2} for layer in weights}
   decays = {layer: {'kernel': 0.01, 'bias': 0.0} for layer in weights}
   arguments = {
-      'table': table, 'view_shape': SHAPE, 'platform': 'cpu', 'compute_dtype': 'float32',
-      'optimizer': 'momentum', 'momentum': 0.9,
-      'views': views, 'labels': labels, 'weights': weights, 'rates': rates,
-      'decays': decays}
+    'table': table,
+    'view_shape': SHAPE,
+    'platform': 'cpu',
+    'compute_dtype': 'float32',
+    'optimizer': 'momentum',
+    'momentum': 0.9,
+    'views': views,
+    'labels': labels,
+    'weights': weights,
+    'rates': rates,
+    'decays': decays,
+  }
   return sides.Task(**arguments | changes)
 
 
@@ -107,13 +115,17 @@ def test_the_torch_net_computes_what_ours_does_for_every_row(ours):
   step.check_equal('torch', expected, actual)
 
 
-@pytest.mark.parametrize('other', [
+@pytest.mark.parametrize(
+  'other',
+  [
     layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=1),
     layers.ResponseNorm('norm1', size=3, alpha=0.1, groups=2, beta=0.7),
     layers.SpatialNorm('spatial_norm2', size=5, alpha=0.1),
     layers.MaxPool('pool2'),
     layers.Relu('tanh3'),
-], ids=['towers', 'exponent', 'window', 'pool', 'unit'])
+  ],
+  ids=['towers', 'exponent', 'window', 'pool', 'unit'],
+)
 def test_another_net_is_refused(ours, other):
   weights, expected = ours
   table = [other if row.name == other.name else row for row in EVERY_ROW]
@@ -215,12 +227,15 @@ def test_torch_drops_as_in_2012_or_inverted():
     assert np.mean(y > 0) == pytest.approx(0.3, abs=0.03)
 
 
-@pytest.mark.parametrize('changes, reason', [
+@pytest.mark.parametrize(
+  'changes, reason',
+  [
     ({'platform': 'gpu'}, 'JAX_PLATFORMS=cpu'),
     ({'optimizer': 'adam'}, 'adam'),
     ({'compute_dtype': 'bfloat16'}, 'bfloat16'),
     ({'table': (*EVERY_ROW, layers.BatchNorm('bn5'))}, 'BatchNorm'),
-])
+  ],
+)
 def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
   weights, _ = ours
   with pytest.raises(Unavailable, match=reason):
@@ -229,7 +244,7 @@ def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
 
 # Processes and turns.
 
-FAKE = '''
+FAKE = """
 import os
 import numpy as np
 from alexnet_jax.benchmarks.sides import Probe, Side, Task, Unavailable
@@ -257,7 +272,7 @@ class Fake(Side):
     return Task((layers.Dense('fc1', 2),), (3,), 'cpu', '', '', 0, None, None, weights, {}, {})
   def probe(self, weights):
     return Probe(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
-'''
+"""
 
 
 @pytest.fixture
@@ -317,7 +332,8 @@ def test_compare_measures_peers_that_agree(fake, monkeypatch):
   result = compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent)
   assert list(result.sides) == ['alexnet_jax', 'peer'] and len(result.ratios('peer')) == 2
   assert "no_such_package is not installed: pip install 'alexnet_jax[peers]'" in (
-      comparison.table(result))
+    comparison.table(result)
+  )
   equality = result.to_json()['details']['equality']['peer']
   assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
   assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in comparison.table(result)
@@ -335,13 +351,24 @@ def test_compare_refuses_a_side_that_diverged(fake, monkeypatch):
 
 # The report.
 
+
 def made_up_comparison(**changes):
-  turns = {'alexnet_jax': [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)],
-           'peer': [Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0)]}
+  turns = {
+    'alexnet_jax': [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)],
+    'peer': [Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0)],
+  }
   arguments = {
-      'target': 'step', 'title': 'a net', 'batch_size': 10, 'measure': 'per_second', 'notes': (),
-      'samples': turns, 'sides': {name: {'title': name} for name in turns}, 'absent': {},
-      'environment': {'date': 'today'}, 'details': {}}
+    'target': 'step',
+    'title': 'a net',
+    'batch_size': 10,
+    'measure': 'per_second',
+    'notes': (),
+    'samples': turns,
+    'sides': {name: {'title': name} for name in turns},
+    'absent': {},
+    'environment': {'date': 'today'},
+    'details': {},
+  }
   return Comparison(**arguments | changes)
 
 
@@ -351,10 +378,16 @@ def test_ratios_are_taken_round_by_round():
   assert made_up_comparison(measure='per_core_second').ratios('peer') == [0.5, 1.0, 0.5]
   values = result.to_json()
   assert values['sides']['peer']['ratio'] == {
-      'median': 0.5, 'lower_quartile': 0.375, 'upper_quartile': 0.75}
+    'median': 0.5,
+    'lower_quartile': 0.375,
+    'upper_quartile': 0.75,
+  }
   assert values['sides']['alexnet_jax']['per_second']['median'] == 50
   assert values['sides']['alexnet_jax']['samples'][1] == {
-      'images': 100, 'seconds': 1.0, 'core_seconds': 2.0}
+    'images': 100,
+    'seconds': 1.0,
+    'core_seconds': 2.0,
+  }
   assert 'ratio' not in values['sides']['alexnet_jax']
 
 
@@ -367,33 +400,40 @@ def test_the_table_is_aligned():
 
 
 def test_the_spread_of_one_value():
-  assert comparison.spread([3.0]) == {
-      'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
+  assert comparison.spread([3.0]) == {'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
 
 
 # The command.
 
-WITHOUT_TORCH = '''
+WITHOUT_TORCH = """
 import importlib.util, pickle, runpy, sys
 from alexnet_jax.benchmarks import step
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)
 step._OURS = pickle.load(open(sys.argv.pop(1), 'rb'))
 runpy.run_module('alexnet_jax.benchmark', run_name='__main__', alter_sys=True)
-'''
+"""
 
 
 def run(*arguments, program=('-m', 'alexnet_jax.benchmark')):
   return subprocess.run(
-      [sys.executable, *program, *arguments], cwd=ROOT, text=True, capture_output=True, check=False)
+    [sys.executable, *program, *arguments], cwd=ROOT, text=True, capture_output=True, check=False
+  )
 
 
 def test_step_from_the_command_line(tmp_path):
   """The real step of a net with crops, standardization, LRN and dropout, against real torch."""
   pytest.importorskip('torch')
   file = tmp_path / 'step.json'
-  done = run('--what=step', '--config=configs/digits.py', '--batch_sizes=8', '--rounds=2',
-             '--turn_seconds=0', '--peers=eager', f'--json={file}')
+  done = run(
+    '--what=step',
+    '--config=configs/digits.py',
+    '--batch_sizes=8',
+    '--rounds=2',
+    '--turn_seconds=0',
+    '--peers=eager',
+    f'--json={file}',
+  )
   assert done.returncode == 0, done.stderr
   assert 'step: digits, net digits, batch 8' in done.stdout
   record = json.loads(file.read_text())
@@ -415,13 +455,21 @@ def test_step_from_the_command_line(tmp_path):
 def test_without_torch_ours_is_still_measured(fake, tmp_path):
   file, side = tmp_path / 'alone.json', tmp_path / 'side.pickle'
   side.write_bytes(pickle.dumps(fake('alexnet_jax')))
-  done = run('--config=configs/cifar10.py', '--rounds=1', '--turn_seconds=0',
-             '--peers=eager,compiled,data_loader', '--feed_images=200', f'--json={file}',
-             program=('-c', WITHOUT_TORCH, str(side)))
+  done = run(
+    '--config=configs/cifar10.py',
+    '--rounds=1',
+    '--turn_seconds=0',
+    '--peers=eager,compiled,data_loader',
+    '--feed_images=200',
+    f'--json={file}',
+    program=('-c', WITHOUT_TORCH, str(side)),
+  )
   assert done.returncode == 2
   message = done.stderr.splitlines()[-1]
-  assert message == ('error: step: measured alone, nothing to compare with: torch is not installed:'
-                     " pip install 'alexnet_jax[peers]'")
+  assert message == (
+    'error: step: measured alone, nothing to compare with: torch is not installed:'
+    " pip install 'alexnet_jax[peers]'"
+  )
   assert 'compiled was not measured' in done.stdout
   assert 'goal: 40,000 images/core-s' in done.stdout
   measured, fed = json.loads(file.read_text())['comparisons']
@@ -432,13 +480,16 @@ def test_without_torch_ours_is_still_measured(fake, tmp_path):
   assert fed['environment']['versions']['numpy']
 
 
-@pytest.mark.parametrize('arguments, message', [
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
     (['--what=stp'], "--what: 'stp' is not known: did you mean step?"),
     (['--peers=eager,tensor'], "--peers: 'tensor' is not known: choose from eager,"),
     (['--batch_sizes=32,many', '--what=step'], '--batch_sizes=32,many: must be whole numbers'),
     (['--batch_sizes=0', '--what=step'], 'config.batch_size=0: must be at least 1'),
     (['--rounds=0'], 'flag --rounds=0'),
-])
+  ],
+)
 def test_a_wrong_flag_is_one_line(arguments, message):
   done = run(*arguments)
   assert done.returncode == 2 and done.stdout == ''

@@ -19,8 +19,14 @@ TRAIN, VALIDATION = ARCHIVE_BYTES
 
 
 def imagenet(directory, **changes):
-  return data_config(source='tfds', name='imagenet2012', dir=directory, eval_split='validation',
-                     image_size=256, **changes)
+  return data_config(
+    source='tfds',
+    name='imagenet2012',
+    dir=directory,
+    eval_split='validation',
+    image_size=256,
+    **changes,
+  )
 
 
 def everything(root):
@@ -62,8 +68,11 @@ def archives(tmp_path):
 @pytest.fixture
 def with_tensorflow(monkeypatch):
   real = importlib.util.find_spec
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: real('os') if name in (
-    'tensorflow', 'importlib_resources') else real(name))
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda name: real('os') if name in ('tensorflow', 'importlib_resources') else real(name),
+  )
 
 
 # ImageNet from its archives.
@@ -71,11 +80,14 @@ def with_tensorflow(monkeypatch):
 
 def test_nothing_there(tmp_path, look):
   report = look(imagenet(tmp_path / 'tfds'))
-  for tried in (f'{tmp_path}/tfds (data.dir): absent',
-                f'{tmp_path}/tfds/imagenet2012/5.1.0: absent',
-                f'{TRAIN}: absent, published size 147,897,477,120',
-                f'{VALIDATION}: absent, published size 6,744,924,160', 'network not needed',
-                f'{tmp_path}/tfds-stores/imagenet2012-256-crop: absent'):
+  for tried in (
+    f'{tmp_path}/tfds (data.dir): absent',
+    f'{tmp_path}/tfds/imagenet2012/5.1.0: absent',
+    f'{TRAIN}: absent, published size 147,897,477,120',
+    f'{VALIDATION}: absent, published size 6,744,924,160',
+    'network not needed',
+    f'{tmp_path}/tfds-stores/imagenet2012-256-crop: absent',
+  ):
     assert tried in text(report), tried
   assert f'{TRAIN}, ' in report.problem and VALIDATION in report.problem
   manual = tmp_path / 'tfds/downloads/manual'
@@ -127,14 +139,27 @@ def write_prepared(directory, name='imagenet2012/5.1.0', file_format='array_reco
   """What TFDS leaves behind, without images."""
   folder = directory / name
   folder.mkdir(parents=True)
-  splits = [{'name': split, 'numBytes': '10', 'shardLengths': [str(count)],
-             'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'}
-            for split, count in counts.items()]
+  splits = [
+    {
+      'name': split,
+      'numBytes': '10',
+      'shardLengths': [str(count)],
+      'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+    }
+    for split, count in counts.items()
+  ]
   features = tfds_source.find_builder('imagenet2012', directory).info.features
   features.save_config(str(folder))
-  (folder / 'dataset_info.json').write_text(json.dumps({
-    'name': 'imagenet2012', 'version': name.split('/')[1], 'fileFormat': file_format,
-    'splits': splits}))
+  (folder / 'dataset_info.json').write_text(
+    json.dumps(
+      {
+        'name': 'imagenet2012',
+        'version': name.split('/')[1],
+        'fileFormat': file_format,
+        'splits': splits,
+      }
+    )
+  )
   return folder
 
 
@@ -154,7 +179,8 @@ def test_prepared_as_tfrecord(tmp_path, look):
   assert f'{folder}: tfrecord, 1,281,167 train, 50,000 validation' in text(report)
   assert 'tfrecord format, which cannot be read by index' in report.problem
   assert report.remedy == (
-    f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record')
+    f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record'
+  )
 
 
 def test_prepared_by_an_old_tfds(tmp_path, look):
@@ -187,8 +213,10 @@ def test_no_network(tmp_path, look, with_tensorflow, monkeypatch):
 
 
 def test_unknown_name(tmp_path, look):
-  assert 'neither a TFDS data set' in look(data_config(
-    source='tfds', name='imagenet2021', dir=tmp_path)).problem
+  assert (
+    'neither a TFDS data set'
+    in look(data_config(source='tfds', name='imagenet2021', dir=tmp_path)).problem
+  )
 
 
 # Folders and stores.
@@ -243,9 +271,12 @@ def test_nothing_to_prepare(look):
 
 def run(*words, **environment):
   return subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax.prepare', *words], capture_output=True, text=True,
+    [sys.executable, '-m', 'alexnet_jax.prepare', *words],
+    capture_output=True,
+    text=True,
     env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
-    cwd=pathlib.Path(__file__).parents[1])
+    cwd=pathlib.Path(__file__).parents[1],
+  )
 
 
 def test_the_command_says_what_is_next(tmp_path):
@@ -254,7 +285,8 @@ def test_the_command_says_what_is_next(tmp_path):
   assert finished.stderr.startswith('error: ') and finished.stderr.count('\n') == 1
   assert '($TFDS_DATA_DIR)' in finished.stdout
   assert finished.stdout.splitlines()[-1].endswith(
-    ', then python -m alexnet_jax.prepare --config=configs/imagenet.py --check')
+    ', then python -m alexnet_jax.prepare --config=configs/imagenet.py --check'
+  )
 
   root = write_folder(tmp_path / 'insects')
   words = ('--config', f'configs/folder.py:{root}', '--config.seed', '3')
@@ -262,8 +294,10 @@ def test_the_command_says_what_is_next(tmp_path):
   assert finished.returncode == 0, finished.stderr
   command = f'--config configs/folder.py:{root} --config.seed 3'
   assert finished.stdout.splitlines()[-1].split(None, 1)[1] == (
-    f'python -m alexnet_jax.prepare {command}')
+    f'python -m alexnet_jax.prepare {command}'
+  )
   assert 'images per core-second' in run(*words).stderr
   finished = run(*words, '--check')
   assert finished.returncode == 0 and finished.stdout.splitlines()[-1].split(None, 1)[1] == (
-    f'python -m alexnet_jax.main {command}')
+    f'python -m alexnet_jax.main {command}'
+  )

@@ -27,13 +27,17 @@ def state_at(step):
   draw = np.random.default_rng(step)
   kernel = draw.integers(0, 2**32, (5, 7, 3), dtype=np.uint32)
   return {
-      'params': {'conv1': {'kernel': kernel.view(np.float32),  # with NaN payloads and denormals
-                           'bias': draw.standard_normal(11).astype(jnp.bfloat16)},
-                 'fc8': {'kernel': np.asfortranarray(draw.standard_normal((300, 40)))}},
-      'batch_stats': {},
-      'key': draw.integers(0, 2**32, 2, dtype=np.uint32),
-      'step': np.int32(step),
-      'skipped': np.array(True),
+    'params': {
+      'conv1': {
+        'kernel': kernel.view(np.float32),  # with NaN payloads and denormals
+        'bias': draw.standard_normal(11).astype(jnp.bfloat16),
+      },
+      'fc8': {'kernel': np.asfortranarray(draw.standard_normal((300, 40)))},
+    },
+    'batch_stats': {},
+    'key': draw.integers(0, 2**32, 2, dtype=np.uint32),
+    'step': np.int32(step),
+    'skipped': np.array(True),
   }
 
 
@@ -53,6 +57,7 @@ def opened(tmp_path):
   def open_checkpoints(directory=tmp_path, **options):
     made.append(Checkpoints(directory, **options))
     return made[-1]
+
   yield open_checkpoints
   for checkpoints in made:
     checkpoints.close()
@@ -97,8 +102,9 @@ def test_any_pytree_is_restored_as_the_target_arranges_it(opened):
 def test_plain_orbax_reads_the_arrays(pristine):
   with ocp.StandardCheckpointer() as orbax:
     state = orbax.restore(pristine / 'last' / '20' / 'state')
-  np.testing.assert_array_equal(state['params']['fc8']['kernel'],
-                                state_at(20)['params']['fc8']['kernel'])
+  np.testing.assert_array_equal(
+    state['params']['fc8']['kernel'], state_at(20)['params']['fc8']['kernel']
+  )
   assert state['params']['conv1']['bias'].dtype == jnp.bfloat16
 
 
@@ -215,8 +221,14 @@ def test_every_flipped_bit_of_meta_is_noticed(pristine, tmp_path):
     flipped[bit // 8] ^= 1 << bit % 8
     with pytest.raises(checkpoint_files.DamagedError):
       checkpoint_files._unsealed(bytes(flipped))
-  for body in (b'3', b'{}', b'[' * 100_000, b'{"meta": 1, "files": {}, "leaves": {}}', b'\xff',
-               b'{"meta": {}, "files": {"state/manifest.ocdbt": 3}, "leaves": {}}'):
+  for body in (
+    b'3',
+    b'{}',
+    b'[' * 100_000,
+    b'{"meta": 1, "files": {}, "leaves": {}}',
+    b'\xff',
+    b'{"meta": {}, "files": {"state/manifest.ocdbt": 3}, "leaves": {}}',
+  ):
     (path / 'meta.json').write_bytes(checkpoint_files._sealed(body))
     with pytest.raises(checkpoint_files.DamagedError, match='meta.json'):
       checkpoint_files.read_record(path)
@@ -233,7 +245,8 @@ def test_arrays_that_differ_from_the_record_are_noticed(pristine):
 
 
 def test_nothing_is_moved_and_nothing_starts_afresh_when_all_are_damaged(
-    opened, pristine, tmp_path):
+  opened, pristine, tmp_path
+):
   shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
   for step in ('10', '20'):
     flip_bit(tmp_path / 'last' / step / 'meta.json')
@@ -261,6 +274,7 @@ def test_what_a_kill_leaves_is_swept_away(opened, pristine, caplog, tmp_path):
 def test_a_deletion_cut_short_leaves_nothing_broken_in_the_list(opened, monkeypatch, tmp_path):
   def cut_short(path, **_):
     (path / 'meta.json').unlink(missing_ok=True)
+
   checkpoints = opened(keep=1)
   with monkeypatch.context() as patch:
     patch.setattr(shutil, 'rmtree', cut_short)
@@ -275,13 +289,18 @@ def test_a_deletion_cut_short_leaves_nothing_broken_in_the_list(opened, monkeypa
 # Checkpoints that are good but of something else.
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda s: s['params']['fc8'].update(kernel=np.zeros((300, 41))),
-     [r'params/fc8/kernel', r'float64\[300, 40\] in it', r'float64\[300, 41\] in this run']),
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (
+      lambda s: s['params']['fc8'].update(kernel=np.zeros((300, 41))),
+      [r'params/fc8/kernel', r'float64\[300, 40\] in it', r'float64\[300, 41\] in this run'],
+    ),
     (lambda s: s.update(key=np.zeros(2, np.int32)), ['key is uint32', r'int32\[2\] in this run']),
     (lambda s: s['params'].pop('conv1'), ['it has params/conv1/bias, this run has not']),
     (lambda s: s.update(ema=np.zeros(2)), ['this run has ema, it has not']),
-])
+  ],
+)
 def test_a_misfit_is_refused_by_name(change, words, opened, pristine, tmp_path):
   shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
   target = state_at(0)
@@ -303,12 +322,15 @@ def os_full(*_, **__):
   raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize('owner, name, failure', [
+@pytest.mark.parametrize(
+  'owner, name, failure',
+  [
     (ocp.Checkpointer, 'save', tensorstore_full),
     (Path, 'write_bytes', os_full),
     (checkpoint_files, 'sync', os_full),
     (shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(100, 99, 1)),
-])
+  ],
+)
 def test_a_full_disk_harms_nothing(owner, name, failure, opened, caplog, tmp_path, monkeypatch):
   checkpoints = opened()
   checkpoints.save(1, state_at(1), {})
@@ -327,8 +349,12 @@ def test_other_errors_of_the_thread_are_raised_in_the_caller(opened, monkeypatch
   checkpoints = opened()
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint_files, 'write_checkpoint', lambda *_: 1 / 0)
-    for surfaces in (checkpoints.wait, lambda: checkpoints.save(2, state_at(2), {}),
-                     lambda: checkpoints.restore(state_at(0)), checkpoints.close):
+    for surfaces in (
+      checkpoints.wait,
+      lambda: checkpoints.save(2, state_at(2), {}),
+      lambda: checkpoints.restore(state_at(0)),
+      checkpoints.close,
+    ):
       checkpoints.save(1, state_at(1), {})
       with pytest.raises(ZeroDivisionError):
         surfaces()
@@ -380,8 +406,14 @@ for seed in range(int(sys.argv[2])):
 
 def test_kill_9_at_random_moments(tmp_path):
   root = Path(checkpoint_module.__file__).parents[2]
-  result = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path), '12'], text=True,
-                          capture_output=True, check=False, timeout=240, cwd=root)
+  result = subprocess.run(
+    [sys.executable, '-c', KILLED, str(tmp_path), '12'],
+    text=True,
+    capture_output=True,
+    check=False,
+    timeout=240,
+    cwd=root,
+  )
   assert result.returncode == 0, result.stderr
   resumed = [int(line) for line in result.stdout.split()]
   assert resumed == sorted(resumed) and resumed[-1] > 0, resumed
@@ -404,15 +436,21 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path, cap
   flip_bit(data)
   rows = command.describe(tmp_path / 'checkpoints')
   assert [(row.kind, row.step, row.health) for row in rows] == [
-      ('last', 5, 'damaged, set aside'), ('last', 10, 'complete'), ('last', 20, 'complete'),
-      ('last', 30, 'unfinished'), ('best', 3, 'complete')]
+    ('last', 5, 'damaged, set aside'),
+    ('last', 10, 'complete'),
+    ('last', 20, 'complete'),
+    ('last', 30, 'unfinished'),
+    ('best', 3, 'complete'),
+  ]
   assert rows[-1].metrics == {'eval/top1_error': 0.5} and rows[1].bytes > 90_000
-  assert [row.health.split(':')[0] for row in command.describe(
-      tmp_path / 'checkpoints', verify=True)][1:] == ['ok', 'damaged', 'unfinished', 'ok']
+  assert [
+    row.health.split(':')[0] for row in command.describe(tmp_path / 'checkpoints', verify=True)
+  ][1:] == ['ok', 'damaged', 'unfinished', 'ok']
   capsys.readouterr()
   assert command.main([f'--workdir={tmp_path}', '--verify']) == 2
   printed = capsys.readouterr()
   assert 'eval/top1_error 0.5' in printed.out and printed.err.count('\n') == 1
   assert command.main([f'--workdir={tmp_path / "none"}']) == 2
   assert json.loads((last / '10' / 'meta.json').read_text())['checkpoint']['meta'] == {
-      'config': {'seed': 10}}
+    'config': {'seed': 10}
+  }

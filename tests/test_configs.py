@@ -40,9 +40,17 @@ def variants_of(file):
 
 
 NAMES = [
-    'cats_vs_dogs', 'cifar10_adam', 'cifar10_bn', 'cifar10_bn:short', 'digits', 'folder:/images',
-    'cifar10', *(f'cifar10:{variant}' for variant in variants_of('cifar10')),
-    'imagenet', *(f'imagenet:{variant}' for variant in variants_of('imagenet'))]
+  'cats_vs_dogs',
+  'cifar10_adam',
+  'cifar10_bn',
+  'cifar10_bn:short',
+  'digits',
+  'folder:/images',
+  'cifar10',
+  *(f'cifar10:{variant}' for variant in variants_of('cifar10')),
+  'imagenet',
+  *(f'imagenet:{variant}' for variant in variants_of('imagenet')),
+]
 
 
 def test_no_config_is_left_out():
@@ -57,8 +65,15 @@ def store_of(config):
   side, classes = config.data.image_size, config.data.num_classes or 3
   split = Split(np.zeros((1000, 1, 1, 3), np.uint8), np.zeros(1000, np.int32))
   return Store(
-      None, tuple(map(str, range(classes))), split, split, np.zeros((side, side, 3), np.float32),
-      np.ones(3), np.eye(3), {})
+    None,
+    tuple(map(str, range(classes))),
+    split,
+    split,
+    np.zeros((side, side, 3), np.float32),
+    np.ones(3),
+    np.eye(3),
+    {},
+  )
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -69,12 +84,14 @@ def test_the_config_builds_a_run(name):
   experiment = make_experiment(config, store_of(config), None)
   side = config.data.image_size
   batch = {
-      'image': jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.uint8),
-      'label': jax.ShapeDtypeStruct((config.batch_size,), np.int32),
-      'position': jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
+    'image': jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.uint8),
+    'label': jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    'position': jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+  }
   state = jax.eval_shape(experiment.initial_state)
   after, metrics = jax.eval_shape(
-      make_train_step(experiment.model, experiment.recipe, None), state, batch)
+    make_train_step(experiment.model, experiment.recipe, None), state, batch
+  )
   assert jax.tree.structure(after) == jax.tree.structure(state)
   for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
     assert (new.shape, new.dtype) == (old.shape, old.dtype)
@@ -87,7 +104,8 @@ def test_the_config_builds_a_run(name):
 @pytest.mark.parametrize('path', configs.FIELDS)
 def test_the_field_is_read_somewhere(path):
   sources = [
-      file.read_text() for file in (ROOT / 'alexnet_jax').rglob('*.py') if file.name != 'config.py']
+    file.read_text() for file in (ROOT / 'alexnet_jax').rglob('*.py') if file.name != 'config.py'
+  ]
   name = path.rpartition('.')[2]
   assert any(re.search(rf'\.{name}\b', source) for source in sources)
 
@@ -96,28 +114,60 @@ def test_the_field_is_read_somewhere(path):
 
 
 WRONG = [
-    ('seed', -1), ('seed', 2**31), ('epochs', 0.0), ('epochs', float('nan')),
-    ('epochs', float('inf')), ('batch_size', 0), ('micro_batches', 0),
-    ('model.net', 'alexnet'), ('model.compute_dtype', 'float16'), ('model.ghost_batch', -1),
-    ('data.source', 'imagenet'), ('data.image_size', 4), ('data.resize', 'squash'),
-    ('data.validation_fraction', 0.0), ('data.validation_fraction', 1.0),
-    ('data.unreadable', 'ignore'), ('data.num_classes', -1), ('data.train_examples', -1),
-    ('data.synthetic_examples', 1), ('input.crop', 4), ('input.resize_to', -1),
-    ('input.colour_noise', -0.1), ('input.colour_statistics', '2010'),
-    ('input.normalization', 'std'), ('input.scale', 0.0), ('optimizer.name', 'sgd'),
-    ('optimizer.learning_rate', 0.0), ('optimizer.learning_rate', float('inf')),
-    ('optimizer.bias_multiplier', 0.0), ('optimizer.momentum', 1.0), ('optimizer.beta2', 1.0),
-    ('optimizer.epsilon', 0.0), ('optimizer.weight_decay', -0.1), ('optimizer.warmup_epochs', -1.0),
-    ('optimizer.schedule.kind', 'linear'), ('optimizer.schedule.factor', 1.5),
-    ('optimizer.schedule.levels', 0), ('optimizer.schedule.target_factor', 0.5),
-    ('optimizer.schedule.milestones', (25.0, 20.0)),
-    ('optimizer.schedule.milestones', (0.0,)), ('optimizer.schedule.milestones', ('25',)),
-    ('optimizer.schedule.milestones', (float('inf'),)),
-    ('optimizer.schedule.milestones', (float('nan'),)), ('optimizer.schedule.patience', 0),
-    ('optimizer.bias_schedule.kind', 'plateau'), ('eval.every_epochs', 0.0),
-    ('eval.batch_size', 0), ('eval.views', 5), ('eval.final_views', 0),
-    ('checkpoint.every_epochs', 0.0), ('checkpoint.keep', 0), ('guard.skipped_steps', 0),
-    ('log.every_steps', 0)]
+  ('seed', -1),
+  ('seed', 2**31),
+  ('epochs', 0.0),
+  ('epochs', float('nan')),
+  ('epochs', float('inf')),
+  ('batch_size', 0),
+  ('micro_batches', 0),
+  ('model.net', 'alexnet'),
+  ('model.compute_dtype', 'float16'),
+  ('model.ghost_batch', -1),
+  ('data.source', 'imagenet'),
+  ('data.image_size', 4),
+  ('data.resize', 'squash'),
+  ('data.validation_fraction', 0.0),
+  ('data.validation_fraction', 1.0),
+  ('data.unreadable', 'ignore'),
+  ('data.num_classes', -1),
+  ('data.train_examples', -1),
+  ('data.synthetic_examples', 1),
+  ('input.crop', 4),
+  ('input.resize_to', -1),
+  ('input.colour_noise', -0.1),
+  ('input.colour_statistics', '2010'),
+  ('input.normalization', 'std'),
+  ('input.scale', 0.0),
+  ('optimizer.name', 'sgd'),
+  ('optimizer.learning_rate', 0.0),
+  ('optimizer.learning_rate', float('inf')),
+  ('optimizer.bias_multiplier', 0.0),
+  ('optimizer.momentum', 1.0),
+  ('optimizer.beta2', 1.0),
+  ('optimizer.epsilon', 0.0),
+  ('optimizer.weight_decay', -0.1),
+  ('optimizer.warmup_epochs', -1.0),
+  ('optimizer.schedule.kind', 'linear'),
+  ('optimizer.schedule.factor', 1.5),
+  ('optimizer.schedule.levels', 0),
+  ('optimizer.schedule.target_factor', 0.5),
+  ('optimizer.schedule.milestones', (25.0, 20.0)),
+  ('optimizer.schedule.milestones', (0.0,)),
+  ('optimizer.schedule.milestones', ('25',)),
+  ('optimizer.schedule.milestones', (float('inf'),)),
+  ('optimizer.schedule.milestones', (float('nan'),)),
+  ('optimizer.schedule.patience', 0),
+  ('optimizer.bias_schedule.kind', 'plateau'),
+  ('eval.every_epochs', 0.0),
+  ('eval.batch_size', 0),
+  ('eval.views', 5),
+  ('eval.final_views', 0),
+  ('checkpoint.every_epochs', 0.0),
+  ('checkpoint.keep', 0),
+  ('guard.skipped_steps', 0),
+  ('log.every_steps', 0),
+]
 
 
 @pytest.mark.parametrize('path, value', WRONG)
@@ -135,9 +185,15 @@ def test_the_defaults_are_allowed():
   configs.validate(configs.default())
 
 
-@pytest.mark.parametrize('change', [
-    lambda c: setattr(c, 'epochs', '90'), lambda c: setattr(c, 'batch_size', 1.5),
-    lambda c: setattr(c.model, 'nets', 'paper'), lambda c: setattr(c.model, 'net', 3)])
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda c: setattr(c, 'epochs', '90'),
+    lambda c: setattr(c, 'batch_size', 1.5),
+    lambda c: setattr(c.model, 'nets', 'paper'),
+    lambda c: setattr(c.model, 'net', 3),
+  ],
+)
 def test_other_names_and_types_are_refused_at_once(change):
   with pytest.raises((AttributeError, KeyError, TypeError)):
     change(configs.default())
@@ -157,7 +213,9 @@ def changed(name, **changes):
   return config
 
 
-@pytest.mark.parametrize('name, changes, message', [
+@pytest.mark.parametrize(
+  'name, changes, message',
+  [
     ('imagenet', {'input__crop': 257}, 'input.crop=257.*larger than the images.*256'),
     ('imagenet', {'input__resize_to': 128}, 'input.resize_to=128.*at least data.image_size=256'),
     ('imagenet', {'input__crop': 256}, 'eval.final_views=10.*views are the same.*use 1'),
@@ -166,28 +224,39 @@ def changed(name, **changes):
     ('imagenet', {'model__ghost_batch': 8}, 'ghost_batch=8.*no batch normalization'),
     ('imagenet:bn', {'micro_batches': 2}, 'micro_batches=2.*set model.ghost_batch'),
     ('imagenet', {'data__synthetic_examples': 9}, 'synthetic_examples=9.*source=synthetic'),
-    ('imagenet', {'optimizer__layer_weight_decay': {'fc9': 1.0}},
-     "layer_weight_decay: no layer 'fc9'.*conv1, conv2, .*fc8"),
+    (
+      'imagenet',
+      {'optimizer__layer_weight_decay': {'fc9': 1.0}},
+      "layer_weight_decay: no layer 'fc9'.*conv1, conv2, .*fc8",
+    ),
     ('imagenet', {'optimizer__layer_weight_decay': {'pool1': 1.0}}, "no layer 'pool1'"),
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': -1.0}}, 'layer_weight_decay.fc8=-1.0'),
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': float('nan')}}, 'decay.fc8=nan'),
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': 'a'}}, "decay.fc8='a'"),
     ('imagenet', {'optimizer__layer_factors': {'conv9': ((1.0, 0.1),)}}, "no layer 'conv9'"),
-    *(('imagenet', {'optimizer__layer_factors': {'conv1': wrong}}, 'layer_factors.conv1=')
-      for wrong in (((2.0, 0.1), (1.0, 0.0)), ((2.0, -0.1),), ((2.0, float('inf')),), (2.0, 0.1)))])
+    *(
+      ('imagenet', {'optimizer__layer_factors': {'conv1': wrong}}, 'layer_factors.conv1=')
+      for wrong in (((2.0, 0.1), (1.0, 0.0)), ((2.0, -0.1),), ((2.0, float('inf')),), (2.0, 0.1))
+    ),
+  ],
+)
 def test_a_combination_that_is_not_allowed_is_explained(name, changes, message):
   with pytest.raises(UserError, match=message) as error:
     configs.validate(changed(name, **changes))
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name, changes', [
+@pytest.mark.parametrize(
+  'name, changes',
+  [
     ('imagenet', {'micro_batches': 4}),
     ('imagenet:bn', {'micro_batches': 4, 'model__ghost_batch': 16}),
     ('imagenet:bn', {'model__ghost_batch': 16}),
     ('imagenet', {'epochs': 1.0}),  # a short trial of a long recipe
     ('imagenet', {'optimizer__schedule__kind': 'plateau'}),
-    ('imagenet', {'data__source': 'synthetic', 'data__synthetic_examples': 64})])
+    ('imagenet', {'data__source': 'synthetic', 'data__synthetic_examples': 64}),
+  ],
+)
 def test_a_combination_that_makes_sense_is_allowed(name, changes):
   configs.validate(changed(name, **changes))
 
@@ -200,18 +269,25 @@ def test_diff_names_what_would_change_a_run_and_nothing_else():
   old = configs.to_json(config)
   assert configs.diff(old, old) == {}
   for path, value in {
-      'data.dir': '/elsewhere', 'data.store': '/store', 'log.every_steps': 7,
-      'log.tensorboard': False, 'checkpoint.keep': 9, 'checkpoint.every_epochs': 3.0,
-      'guard.skipped_steps': 99}.items():
+    'data.dir': '/elsewhere',
+    'data.store': '/store',
+    'log.every_steps': 7,
+    'log.tensorboard': False,
+    'checkpoint.keep': 9,
+    'checkpoint.every_epochs': 3.0,
+    'guard.skipped_steps': 99,
+  }.items():
     config.update_from_flattened_dict({path: value})
   assert configs.diff(old, configs.to_json(config)) == {}
   config.epochs = 3.0
   config.optimizer.schedule.milestones = (1.0, 2.0)
   config.optimizer.layer_weight_decay = {'conv1': 0.5}
   assert configs.diff(old, configs.to_json(config)) == {
-      'epochs': (140.0, 3.0), 'optimizer.schedule.milestones': ([120.0, 130.0], [1.0, 2.0]),
-      'optimizer.layer_weight_decay.fc10': (1.0, None),
-      'optimizer.layer_weight_decay.conv1': (None, 0.5)}
+    'epochs': (140.0, 3.0),
+    'optimizer.schedule.milestones': ([120.0, 130.0], [1.0, 2.0]),
+    'optimizer.layer_weight_decay.fc10': (1.0, None),
+    'optimizer.layer_weight_decay.conv1': (None, 0.5),
+  }
 
 
 @pytest.mark.parametrize('path', configs.FIELDS)
@@ -224,13 +300,22 @@ def test_every_field_is_compared_unless_it_is_harmless(path):
     section = section[part]
   section[name] = 'changed'
   harmless = sections[:1] in (['log'], ['checkpoint'], ['guard']) or path in (
-      'data.dir', 'data.store')
+    'data.dir',
+    'data.store',
+  )
   assert set(configs.diff(old, new)) == (set() if harmless else {path})
 
 
-@pytest.mark.parametrize('values', [
-    {'epoch': 3.0}, {'epochs': 'three'}, {'optimizer': {'schedule': {'kinds': 'step'}}},
-    {'optimizer': {'layer_factors': {'conv9': [[1.0, 0.1]]}}}, {'batch_size': 0}])
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'epoch': 3.0},
+    {'epochs': 'three'},
+    {'optimizer': {'schedule': {'kinds': 'step'}}},
+    {'optimizer': {'layer_factors': {'conv9': [[1.0, 0.1]]}}},
+    {'batch_size': 0},
+  ],
+)
 def test_a_stored_config_that_does_not_fit_is_refused(values):
   with pytest.raises(UserError) as error:
     configs.from_json(values)
@@ -240,24 +325,41 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
 # The command line.
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--config=configs/digits.py', '--config.optimizer.lerning_rate=1'],
-     'config.optimizer.lerning_rate is not a field: did you mean config.optimizer.learning_rate?'),
+@pytest.mark.parametrize(
+  'words, message',
+  [
+    (
+      ['--config=configs/digits.py', '--config.optimizer.lerning_rate=1'],
+      'config.optimizer.lerning_rate is not a field: did you mean config.optimizer.learning_rate?',
+    ),
     (['--config=configs/digits.py', '--config.epochs=ten'], "--config.epochs=ten: .*'ten'"),
     (['--config=configs/digits.py', '--config.batch_size=1.5'], "--config.batch_size=1.5: .*'1.5'"),
     (['--config=configs/digits.py', '--config.epochs=0'], 'config.epochs=0.0: must be more than 0'),
-    (['--config=configs/cifar10.py:17pct'],
-     "no variant '17pct': choose one of 80sec, 19pct, 18pct, 13pct, 11pct"),
+    (
+      ['--config=configs/cifar10.py:17pct'],
+      "no variant '17pct': choose one of 80sec, 19pct, 18pct, 13pct, 11pct",
+    ),
     (['--config=configs/cifar.py'], "'configs/cifar.py' does not exist: did you mean configs/cif"),
-    (['--config=configs/imagenet.py', "--config.optimizer.layer_weight_decay={'fc9': 1.0}"],
-     "no layer 'fc9' with a kernel in this net; it has conv1, .*, fc8"),
-    (['--config=configs/imagenet.py', '--config.optimizer.layer_factors.conv9=((1.0,0.1),)'],
-     "no entry for layer 'conv9' to change; give the whole table"),
-    ([], '--config is missing: give a config file .*digits.py')])
+    (
+      ['--config=configs/imagenet.py', "--config.optimizer.layer_weight_decay={'fc9': 1.0}"],
+      "no layer 'fc9' with a kernel in this net; it has conv1, .*, fc8",
+    ),
+    (
+      ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.conv9=((1.0,0.1),)'],
+      "no entry for layer 'conv9' to change; give the whole table",
+    ),
+    ([], '--config is missing: give a config file .*digits.py'),
+  ],
+)
 def test_a_mistake_on_the_command_line_is_one_line(words, message):
   done = subprocess.run(
-      [sys.executable, '-m', 'alexnet_jax.main', '--dry_run', *words],
-      cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    [sys.executable, '-m', 'alexnet_jax.main', '--dry_run', *words],
+    cwd=ROOT,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 2
   assert done.stdout == ''
   (line,) = done.stderr.splitlines()

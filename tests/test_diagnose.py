@@ -20,9 +20,12 @@ from alexnet_jax.train import diagnosis
 from alexnet_jax.train.diagnosis import Step
 
 TABLE = (
-    layers.Dense('fc1', 40, init=0.002, bias=0.3), layers.Relu('relu1'),
-    layers.Dropout('drop1', keep=0.25), layers.BatchNorm('bn1'),
-    layers.Dense('fc2', 5, init=0.1))
+  layers.Dense('fc1', 40, init=0.002, bias=0.3),
+  layers.Relu('relu1'),
+  layers.Dropout('drop1', keep=0.25),
+  layers.BatchNorm('bn1'),
+  layers.Dense('fc2', 5, init=0.1),
+)
 
 
 @pytest.fixture
@@ -109,23 +112,34 @@ def test_what_would_hide_the_answer_is_off_and_the_rest_is_kept(config):
     assert rates['kernel'] == pytest.approx(0.01) and rates['bias'] == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize('changes, images, classes, expected', [
+@pytest.mark.parametrize(
+  'changes, images, classes, expected',
+  [
     ({}, 16, 10, 0.01),  # 16 images can show 10 classes as well as 128 can
     ({}, 16, 1000, 0.01 * 16 / 128),
     ({}, 16, 100, 0.01 * 16 / 100),
     ({'batch_size': 512}, 128, 1000, 0.01 * 128 / 512),
     ({'optimizer.warmup_epochs': 1.0}, 16, 10, 0.01 * 16 / 128),
-    ({'batch_size': 512, 'optimizer.base_batch_size': 256}, 16, 10, 0.02)])
+    ({'batch_size': 512, 'optimizer.base_batch_size': 256}, 16, 10, 0.02),
+  ],
+)
 def test_rate_for_a_small_batch(config, changes, images, classes, expected):
   config.update_from_flattened_dict(changes)
   assert diagnosis.single_batch_rate(config, images, classes) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('losses, error, expected', [
-    ([6.9, 2.0, 0.5], 0.0, 'learned'), ([6.9, 2.0, 0.5], 0.1, 'unfinished'),
-    ([6.9, 2.8, 2.7], 0.5, 'plateau'), ([6.9, 6.8, 6.7], 1.0, 'plateau'),
-    ([6.9, 2.0, 6.9], 1.0, 'unfinished'), ([6.9, 90.0, 1e6], 1.0, 'diverged'),
-    ([6.9, 6.9, math.nan], 1.0, 'diverged')])
+@pytest.mark.parametrize(
+  'losses, error, expected',
+  [
+    ([6.9, 2.0, 0.5], 0.0, 'learned'),
+    ([6.9, 2.0, 0.5], 0.1, 'unfinished'),
+    ([6.9, 2.8, 2.7], 0.5, 'plateau'),
+    ([6.9, 6.8, 6.7], 1.0, 'plateau'),
+    ([6.9, 2.0, 6.9], 1.0, 'unfinished'),
+    ([6.9, 90.0, 1e6], 1.0, 'diverged'),
+    ([6.9, 6.9, math.nan], 1.0, 'diverged'),
+  ],
+)
 def test_verdict(losses, error, expected):
   course = [Step(i, loss, error) for i, loss in enumerate(losses)]
   verdict, sentence = diagnosis.verdict(course, 1000, math.log(16))
@@ -156,7 +170,8 @@ def test_photo_like_noise_has_the_colours_and_the_spectrum_of_photos():
   # Clipping to 0..255 takes some of the largest component's 121.8.
   covariance = np.cov(images.reshape(-1, 3).T.astype(np.float64))
   np.testing.assert_allclose(
-      np.sqrt(np.linalg.eigvalsh(covariance)), store.colour_stdevs, rtol=0.35)
+    np.sqrt(np.linalg.eigvalsh(covariance)), store.colour_stdevs, rtol=0.35
+  )
   np.testing.assert_allclose(images.mean((0, 1, 2)), (127.3, 119.7, 104.9), atol=15)
   power = (np.abs(np.fft.fft2(images.mean(-1), axes=(1, 2))) ** 2).mean(0)
   assert power[0, 2] / power[0, 16] == pytest.approx(64, rel=0.4)
@@ -211,8 +226,13 @@ def test_the_batch_is_the_configs_own_or_says_that_it_is_not(config, tmp_path):
 
 def command(*flags):
   return subprocess.run(
-      [sys.executable, '-m', 'alexnet_jax.diagnose', *flags], capture_output=True, text=True,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}, timeout=300, check=False)
+    [sys.executable, '-m', 'alexnet_jax.diagnose', *flags],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    timeout=300,
+    check=False,
+  )
 
 
 def test_the_command_diagnoses_digits(tmp_path):
@@ -232,7 +252,8 @@ def test_the_command_diagnoses_digits(tmp_path):
   figures = json.loads(file.read_text())
   assert figures['config'] == 'digits' and figures['hardware'].startswith('1 x cpu')
   assert [f'{layer["signal"]:.4g}' for layer in figures['layers']] == [
-      rows[layer['name']][-1] for layer in figures['layers']]
+    rows[layer['name']][-1] for layer in figures['layers']
+  ]
   assert figures['logit_signal'] == figures['layers'][-1]['signal']
   course = figures['overfit']['course']
   assert figures['overfit']['verdict'] == 'learned'
@@ -240,12 +261,16 @@ def test_the_command_diagnoses_digits(tmp_path):
   assert [step['step'] for step in course] == list(range(len(course)))
 
 
-@pytest.mark.parametrize('flags, message', [
+@pytest.mark.parametrize(
+  'flags, message',
+  [
     ((), '--config is missing'),
     (('--config=configs/digit.py',), 'did you mean configs/digits.py'),
     (('--config=configs/digits.py', '--config.input.crop=33'), 'input.crop=33'),
     (('--config=configs/digits.py', '--overfit_steps=-1'), 'overfit_steps'),
-    (('--config=configs/digits.py', '--batch_size=1'), 'batch_size')])
+    (('--config=configs/digits.py', '--batch_size=1'), 'batch_size'),
+  ],
+)
 def test_bad_input_is_one_line(flags, message):
   done = command(*flags)
   error = done.stderr.strip().splitlines()

@@ -15,8 +15,12 @@ ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'TFDS_DATA_
 
 def run(*words, **environment):
   return subprocess.run(
-      [sys.executable, '-m', *words], env=ENVIRONMENT | environment, capture_output=True, text=True,
-      timeout=400)
+    [sys.executable, '-m', *words],
+    env=ENVIRONMENT | environment,
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
 
 
 def error_line(process):
@@ -31,8 +35,9 @@ def error_line(process):
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('digits') / 'run'
-  finished = run('alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=4',
-                 f'--workdir={workdir}')
+  finished = run(
+    'alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=4', f'--workdir={workdir}'
+  )
   assert finished.returncode == 0, finished.stderr
   return workdir, finished
 
@@ -43,8 +48,15 @@ def test_digits_are_learnt_and_everything_is_written(digits):
   assert results['eval/top1_error'] < 0.1  # ten classes: guessing errs in 0.9
   assert results['evaluated_images'] == 359
   assert results['epoch'] == pytest.approx(4, abs=0.05)
-  for name in ('config.json', 'env.json', 'train.log', 'metrics.jsonl', 'metrics.csv',
-               'figures/learning_curves.png', 'figures/first_layer_kernels.png'):
+  for name in (
+    'config.json',
+    'env.json',
+    'train.log',
+    'metrics.jsonl',
+    'metrics.csv',
+    'figures/learning_curves.png',
+    'figures/first_layer_kernels.png',
+  ):
     assert (workdir / name).stat().st_size > 100, name
   assert any(workdir.glob('events.*'))
   assert re.search(r'process 1/1, 1 of 1 devices, cpu', finished.stderr)
@@ -71,8 +83,13 @@ def test_evaluate_agrees_with_the_run(digits):
 def test_ensemble_averages_probabilities(digits, tmp_path):
   workdir, _ = digits
   other = tmp_path / 'other'
-  finished = run('alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=1',
-                 '--config.seed=1', f'--workdir={other}')
+  finished = run(
+    'alexnet_jax.main',
+    '--config=configs/digits.py',
+    '--config.epochs=1',
+    '--config.seed=1',
+    f'--workdir={other}',
+  )
   assert finished.returncode == 0, finished.stderr
   finished = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--weights=3,1')
   assert finished.returncode == 0, finished.stderr
@@ -114,11 +131,19 @@ def photos(tmp_path_factory):
 
 def folder_run(photos, workdir, *flags):
   return run(
-      'alexnet_jax.main', f'--config=configs/folder.py:{photos}', '--config.model.net=digits',
-      '--config.data.image_size=32', '--config.input.crop=28',
-      '--config.input.normalization=standardize', '--config.input.scale=1.0',
-      '--config.batch_size=16', '--config.eval.batch_size=8', '--config.epochs=8',
-      f'--workdir={workdir}', *flags)
+    'alexnet_jax.main',
+    f'--config=configs/folder.py:{photos}',
+    '--config.model.net=digits',
+    '--config.data.image_size=32',
+    '--config.input.crop=28',
+    '--config.input.normalization=standardize',
+    '--config.input.scale=1.0',
+    '--config.batch_size=16',
+    '--config.eval.batch_size=8',
+    '--config.epochs=8',
+    f'--workdir={workdir}',
+    *flags,
+  )
 
 
 def test_folder_of_images_trains(photos, tmp_path):
@@ -153,11 +178,21 @@ def test_empty_class_folder_is_named(photos, tmp_path):
 
 
 def test_absent_imagenet_says_what_to_do(tmp_path):
-  line = error_line(run(
-      'alexnet_jax.main', '--config=configs/imagenet.py', f'--workdir={tmp_path / "run"}',
-      TFDS_DATA_DIR=str(tmp_path)))
-  for needed in ('ILSVRC2012_img_train.tar', str(tmp_path), 'data.source=folder',
-                 'data.source=synthetic', "pip install 'alexnet_jax[prepare]'"):
+  line = error_line(
+    run(
+      'alexnet_jax.main',
+      '--config=configs/imagenet.py',
+      f'--workdir={tmp_path / "run"}',
+      TFDS_DATA_DIR=str(tmp_path),
+    )
+  )
+  for needed in (
+    'ILSVRC2012_img_train.tar',
+    str(tmp_path),
+    'data.source=folder',
+    'data.source=synthetic',
+    "pip install 'alexnet_jax[prepare]'",
+  ):
     assert needed in line
   assert not (tmp_path / 'run').exists()
 
@@ -165,8 +200,17 @@ def test_absent_imagenet_says_what_to_do(tmp_path):
 def test_imagenet_plan_needs_no_data():
   finished = run('alexnet_jax.main', '--config=configs/imagenet.py', '--dry_run')
   assert finished.returncode == 0, finished.stderr
-  for fact in ('60,965,224 parameters', '724,406,816 MACs', '1,281,167 training', '910,830',
-               'epoch 25', 'epoch 51', 'epoch 79', 'conv1', '488 MB'):
+  for fact in (
+    '60,965,224 parameters',
+    '724,406,816 MACs',
+    '1,281,167 training',
+    '910,830',
+    'epoch 25',
+    'epoch 51',
+    'epoch 79',
+    'conv1',
+    '488 MB',
+  ):
     assert fact in finished.stdout, fact
 
 
@@ -178,10 +222,17 @@ def test_summary_of_a_variant():
 
 def test_full_net_trains_on_generated_images(tmp_path):
   finished = run(
-      'alexnet_jax.main', '--config=configs/imagenet.py', '--config.data.source=synthetic',
-      '--config.data.num_classes=8', '--config.data.synthetic_examples=16', '--config.batch_size=8',
-      '--config.eval.batch_size=8', '--config.epochs=1', '--config.checkpoint.keep=1',
-      f'--workdir={tmp_path / "run"}')
+    'alexnet_jax.main',
+    '--config=configs/imagenet.py',
+    '--config.data.source=synthetic',
+    '--config.data.num_classes=8',
+    '--config.data.synthetic_examples=16',
+    '--config.batch_size=8',
+    '--config.eval.batch_size=8',
+    '--config.epochs=1',
+    '--config.checkpoint.keep=1',
+    f'--workdir={tmp_path / "run"}',
+  )
   assert finished.returncode == 0, finished.stderr
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert results['evaluated_images'] == 8 and 'ten_views/top5_error' in results
@@ -189,7 +240,12 @@ def test_full_net_trains_on_generated_images(tmp_path):
 
 def test_diverging_run_is_stopped_with_causes(tmp_path):
   finished = run(
-      'alexnet_jax.main', '--config=configs/digits.py', '--config.optimizer.learning_rate=1e30',
-      '--config.guard.skipped_steps=3', '--config.log.every_steps=5', f'--workdir={tmp_path / "r"}')
+    'alexnet_jax.main',
+    '--config=configs/digits.py',
+    '--config.optimizer.learning_rate=1e30',
+    '--config.guard.skipped_steps=3',
+    '--config.log.every_steps=5',
+    f'--workdir={tmp_path / "r"}',
+  )
   assert finished.returncode == 3, finished.stderr
   assert 'not finite' in finished.stderr.strip().splitlines()[-1]

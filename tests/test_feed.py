@@ -67,8 +67,9 @@ def test_training_batches_follow_the_order(split, batch_size):
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_share_a_training_batch(split, processes):
   def batch(index, count):
-    with feed.train_batches(split, seed=1, start_step=6, batch_size=8, process_index=index,
-                            process_count=count) as batches:
+    with feed.train_batches(
+      split, seed=1, start_step=6, batch_size=8, process_index=index, process_count=count
+    ) as batches:
       return next(batches)
 
   parts = [batch(index, processes) for index in range(processes)]
@@ -82,8 +83,9 @@ def test_evaluation_sees_every_row_once(split, batch_size, processes):
   batch_size *= processes
   runs = []
   for index in range(processes):
-    with feed.eval_batches(split, batch_size=batch_size, process_index=index,
-                           process_count=processes) as batches:
+    with feed.eval_batches(
+      split, batch_size=batch_size, process_index=index, process_count=processes
+    ) as batches:
       runs.append(list(batches))
   assert len({len(run) for run in runs}) == 1
   seen = []

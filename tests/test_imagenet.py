@@ -44,8 +44,10 @@ def generated_files():
   """WNID -> {file name: image}, a colour each, in no order; and validation images."""
   colours = random.Random(0)
   train = {
-    wnid: {f'{wnid}_{number}.JPEG': plain([colours.randrange(256) for _ in range(3)])
-           for number in range(2)}
+    wnid: {
+      f'{wnid}_{number}.JPEG': plain([colours.randrange(256) for _ in range(3)])
+      for number in range(2)
+    }
     for wnid in ('n15075141', 'n02119789', 'n01440764', 'n01739381', 'n02105855')
   }
   train['n01739381'][CMYK] = plain([10, 200, 90], mode='CMYK')
@@ -74,8 +76,15 @@ def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   directory, train, validation = archives
   files = {name: data for files in train.values() for name, data in files.items()}
   counts = {'train': len(files), 'validation': len(validation)}
-  config = data_config(source='tfds', name='imagenet2012', dir=directory, eval_split='validation',
-                       image_size=SIZE, num_classes=1000, store=tmp_path / 'store')
+  config = data_config(
+    source='tfds',
+    name='imagenet2012',
+    dir=directory,
+    eval_split='validation',
+    image_size=SIZE,
+    num_classes=1000,
+    store=tmp_path / 'store',
+  )
   tfds_prepare.ensure_prepared('imagenet2012', directory, print)
   with pytest.raises(UserError, match=f'has {len(files)} train examples instead of 1,281,167'):
     prepare_store(config, progress=Silent())
@@ -149,13 +158,29 @@ def write_devkit(folder, wnids, labels):
   """A devkit whose ILSVRC2012_ID follows the order of `wnids`; `labels` are WNIDs."""
   io = pytest.importorskip('scipy.io')
   folder.mkdir(parents=True, exist_ok=True)
-  fields = ['ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children', 'children',
-            'wordnet_height', 'num_train_images']
+  fields = [
+    'ILSVRC2012_ID',
+    'WNID',
+    'words',
+    'gloss',
+    'num_children',
+    'children',
+    'wordnet_height',
+    'num_train_images',
+  ]
   synsets = np.zeros((len(wnids) + 1, 1), [(field, object) for field in fields])
   for number, wnid in enumerate([*wnids, 'n00001740']):  # the last is an inner one, as in the real
     inner = number == len(wnids)
-    synsets[number, 0] = (number + 1, wnid, f'words of {wnid}, more', 'a gloss', 2 * inner,
-                          [1, 2] if inner else [], int(inner), 2)
+    synsets[number, 0] = (
+      number + 1,
+      wnid,
+      f'words of {wnid}, more',
+      'a gloss',
+      2 * inner,
+      [1, 2] if inner else [],
+      int(inner),
+      2,
+    )
   io.savemat(folder / 'meta.mat', {'synsets': synsets})
   truth = ''.join(f'{list(wnids).index(label) + 1}\n' for label in labels)
   (folder / imagenet.GROUND_TRUTH).write_text(truth)
@@ -237,8 +262,10 @@ def test_words_that_are_classes_already_stay(tmp_path):
     (lambda root: (root / 'meta.mat').write_bytes(b'x' * 200), 'is not the meta.mat of ILSVRC'),
     (lambda root: (root / imagenet.GROUND_TRUTH).write_text('1\n99\n'), 'no class of .*99'),
     (lambda root: (root / imagenet.GROUND_TRUTH).write_text('1\n'), '00000002.JPEG is not ILSVRC'),
-    (lambda root: (root / 'val/ILSVRC2012_test_00000001.JPEG').write_bytes(b''),
-     'ILSVRC2012_test_00000001.JPEG is not ILSVRC2012_val_00000001.JPEG to 00000002'),
+    (
+      lambda root: (root / 'val/ILSVRC2012_test_00000001.JPEG').write_bytes(b''),
+      'ILSVRC2012_test_00000001.JPEG is not ILSVRC2012_val_00000001.JPEG to 00000002',
+    ),
     (lambda root: (root / 'val/n02119789').mkdir(), 'val has folders and 2 images beside them'),
     (lambda root: os.rename(root / 'train/n02100735', root / 'gone'), "the first is 'n02100735'"),
   ],
@@ -272,13 +299,13 @@ def test_photos_in_folders(tmp_path):
   assert sorted(made.train.labels) == list(range(len(photos)))
   differences = []
   for row, label in enumerate(made.eval.labels):
-    with Image.open(tmp_path / 'data/val' / made.classes[label] /
-                    f'{made.classes[label]}_1.JPEG') as file:
+    with Image.open(
+      tmp_path / 'data/val' / made.classes[label] / f'{made.classes[label]}_1.JPEG'
+    ) as file:
       photo = file.convert('RGB')
     assert np.array_equal(made.eval.images[row], pillow_crop(photo, 256))
     if min(photo.size) >= 256:
-      differences.append(np.abs(
-        made.eval.images[row].astype(int) - pillow_fit(photo, 256)).mean())
+      differences.append(np.abs(made.eval.images[row].astype(int) - pillow_fit(photo, 256)).mean())
   assert np.mean(differences) < 4  # resizing the centre alone is off by part of a pixel
   stdevs = made.colour_stdevs  # of few photos, so only roughly those of all ImageNet
   assert np.allclose(stdevs, [19.72, 37.09, 121.78], rtol=0.35)

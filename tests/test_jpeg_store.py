@@ -48,8 +48,13 @@ def photos(tmp_path_factory):
 
 
 def write(photos, path, encoding='jpeg 95', **options):
-  options = {'image_size': SIZE, 'resize': 'crop', 'workers': 1, 'rows_per_part': 8,
-             'unreadable': 'skip'} | options
+  options = {
+    'image_size': SIZE,
+    'resize': 'crop',
+    'workers': 1,
+    'rows_per_part': 8,
+    'unreadable': 'skip',
+  } | options
   return write_store(open_folder(photos, 0.25), path, encoding=encoding, **options)
 
 
@@ -115,13 +120,17 @@ def test_any_number_of_workers(stores, photos, tmp_path):
   write(photos, tmp_path / 'two', workers=2)
 
   def contents(path):
-    return {str(file.relative_to(path)): file.read_bytes()
-            for file in path.rglob('*') if file.is_file()}
+    return {
+      str(file.relative_to(path)): file.read_bytes() for file in path.rglob('*') if file.is_file()
+    }
 
   assert contents(tmp_path / 'two') == contents(tmp_path / 'jpeg')
   assert sorted(contents(tmp_path / 'two/train')) == [
-    *(f'images-{part:05}.jpegs' for part in range(6)), 'labels.npy', 'places.npy',
-    'source_index.npy']
+    *(f'images-{part:05}.jpegs' for part in range(6)),
+    'labels.npy',
+    'places.npy',
+    'source_index.npy',
+  ]
 
 
 def test_verify_names_the_file_that_has_changed(stores, tmp_path):
@@ -149,8 +158,10 @@ def test_damage_is_seen_when_opening(stores, tmp_path, damage):
     open_store(tmp_path / 'jpeg')
 
 
-@pytest.mark.parametrize('spoil', [lambda file: os.truncate(file, 100),
-                                   lambda file: file.write_bytes(b'x' * file.stat().st_size)])
+@pytest.mark.parametrize(
+  'spoil',
+  [lambda file: os.truncate(file, 100), lambda file: file.write_bytes(b'x' * file.stat().st_size)],
+)
 @pytest.mark.parametrize('pillow', [True, False])
 def test_damage_after_opening_is_an_error(stores, tmp_path, monkeypatch, spoil, pillow):
   if pillow:

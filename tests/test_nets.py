@@ -18,8 +18,18 @@ from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train.step import init_variables
 
 # Sides of the views for which the nets were made.
-CROPS = {'caffe': 227, 'caffenet': 227, 'bn': 227, 'digits': 28, 'cifar_13pct': 24,
-         'cifar_11pct': 24, 'cifar_80sec': 32, 'cifar_19pct': 32, 'cifar_18pct': 32, 'cifar_bn': 32}
+CROPS = {
+  'caffe': 227,
+  'caffenet': 227,
+  'bn': 227,
+  'digits': 28,
+  'cifar_13pct': 24,
+  'cifar_11pct': 24,
+  'cifar_80sec': 32,
+  'cifar_19pct': 32,
+  'cifar_18pct': 32,
+  'cifar_bn': 32,
+}
 
 
 def image_of(net: str) -> layers.Shape:
@@ -34,8 +44,10 @@ def table_of(net: str) -> layers.Table:
 def counts(table, shape):
   """{layer: (parameters, MACs)} of the layers that have parameters."""
   return {
-      row.name: (sum(map(math.prod, row.parameters(inputs).values())), row.macs(inputs))
-      for row, inputs, _ in layers.walk(table, shape) if row.parameters(inputs)}
+    row.name: (sum(map(math.prod, row.parameters(inputs).values())), row.macs(inputs))
+    for row, inputs, _ in layers.walk(table, shape)
+    if row.parameters(inputs)
+  }
 
 
 def sides(table, shape):
@@ -48,24 +60,34 @@ def sides(table, shape):
 
 def test_every_layer_of_the_2012_net_has_the_published_counts():
   assert counts(nets.krizhevsky2012(), (224, 224, 3)) == {
-      'conv1': (34_944, 105_415_200),
-      'conv2': (307_456, 223_948_800),
-      'conv3': (885_120, 149_520_384),
-      'conv4': (663_936, 112_140_288),
-      'conv5': (442_624, 74_760_192),
-      'fc6': (37_752_832, 37_748_736),
-      'fc7': (16_781_312, 16_777_216),
-      'fc8': (4_097_000, 4_096_000)}
+    'conv1': (34_944, 105_415_200),
+    'conv2': (307_456, 223_948_800),
+    'conv3': (885_120, 149_520_384),
+    'conv4': (663_936, 112_140_288),
+    'conv5': (442_624, 74_760_192),
+    'fc6': (37_752_832, 37_748_736),
+    'fc7': (16_781_312, 16_777_216),
+    'fc8': (4_097_000, 4_096_000),
+  }
 
 
 def test_every_layer_of_torchvisions_net_has_its_count():
   parameters = {name: n for name, (n, _) in counts(nets.owt(), (224, 224, 3)).items()}
   assert parameters == {
-      'conv1': 23_296, 'conv2': 307_392, 'conv3': 663_936, 'conv4': 884_992, 'conv5': 590_080,
-      'fc6': 37_752_832, 'fc7': 16_781_312, 'fc8': 4_097_000}
+    'conv1': 23_296,
+    'conv2': 307_392,
+    'conv3': 663_936,
+    'conv4': 884_992,
+    'conv5': 590_080,
+    'fc6': 37_752_832,
+    'fc7': 16_781_312,
+    'fc8': 4_097_000,
+  }
 
 
-@pytest.mark.parametrize('net, parameters, macs', [
+@pytest.mark.parametrize(
+  'net, parameters, macs',
+  [
     ('krizhevsky2012', 60_965_224, 724_406_816),
     ('paper', 60_965_224, 724_406_816),
     ('caffe', 60_965_224, 724_406_816),
@@ -79,7 +101,9 @@ def test_every_layer_of_torchvisions_net_has_its_count():
     ('cifar_19pct', 89_578, None),
     ('cifar_18pct', 89_578, None),
     ('cifar_13pct', 1_116_490, None),
-    ('cifar_11pct', 2_112_970, None)])
+    ('cifar_11pct', 2_112_970, None),
+  ],
+)
 def test_totals(net, parameters, macs):
   table, shape = table_of(net), image_of(net)
   assert layers.count_parameters(table, shape) == parameters
@@ -88,17 +112,19 @@ def test_totals(net, parameters, macs):
 
 def test_without_groups_the_net_has_the_published_size():
   table = tuple(
-      dataclasses.replace(row, groups=1) if isinstance(row, layers.Conv) else row
-      for row in nets.krizhevsky2012())
+    dataclasses.replace(row, groups=1) if isinstance(row, layers.Conv) else row
+    for row in nets.krizhevsky2012()
+  )
   assert layers.count_parameters(table, (224, 224, 3)) == 62_378_344
   assert layers.count_macs(table, (224, 224, 3)) == 1_135_256_096
 
 
 def test_the_2012_net_has_650_thousand_neurons():
   units = {
-      row.name: math.prod(output)
-      for row, _, output in layers.walk(nets.krizhevsky2012(), (224, 224, 3))
-      if isinstance(row, (layers.Conv, layers.Dense))}
+    row.name: math.prod(output)
+    for row, _, output in layers.walk(nets.krizhevsky2012(), (224, 224, 3))
+    if isinstance(row, (layers.Conv, layers.Dense))
+  }
   # Figure 2 of the paper, but for its 253,440 of the first layer, which is not 55 * 55 * 96.
   assert [units[f'conv{i}'] for i in range(2, 6)] == [186_624, 64_896, 64_896, 43_264]
   assert sum(units.values()) == 659_272
@@ -115,7 +141,9 @@ def test_a_local_layer_has_weights_and_biases_for_every_position():
 # Geometry.
 
 
-@pytest.mark.parametrize('net, crop, expected', [
+@pytest.mark.parametrize(
+  'net, crop, expected',
+  [
     ('krizhevsky2012', 224, (55, 27, 13, 6)),
     ('paper', 224, (55, 27, 13, 6)),
     ('one_tower', 224, (55, 27, 13, 6)),
@@ -124,17 +152,23 @@ def test_a_local_layer_has_weights_and_biases_for_every_position():
     ('caffe', 224, (54, 27, 13, 6)),
     ('caffenet', 227, (55, 27, 13, 6)),
     ('bn', 227, (55, 27, 13, 6)),
-    ('owt', 224, (55, 27, 13, 6))])
+    ('owt', 224, (55, 27, 13, 6)),
+  ],
+)
 def test_sides_of_the_maps(net, crop, expected):
   found = sides(table_of(net), (crop, crop, 3))
   assert tuple(found[name] for name in ('conv1', 'pool1', 'pool2', 'pool5')) == expected
   assert layers.count_parameters(table_of(net), (crop, crop, 3)) > 50e6  # not the 49.4M net
 
 
-@pytest.mark.parametrize('net, expected', [
+@pytest.mark.parametrize(
+  'net, expected',
+  [
     ('cifar_18pct', {'pool1': 16, 'pool2': 8, 'pool3': 4}),
     ('cifar_11pct', {'pool1': 12, 'pool2': 6, 'local4': 6}),
-    ('cifar_bn', {'pool1': 16, 'pool2': 8, 'pool3': 4, 'pool4': 2})])
+    ('cifar_bn', {'pool1': 16, 'pool2': 8, 'pool3': 4, 'pool4': 2}),
+  ],
+)
 def test_sides_of_the_maps_of_small_nets(net, expected):
   found = sides(table_of(net), image_of(net))
   assert {name: found[name] for name in expected} == expected
@@ -142,12 +176,16 @@ def test_sides_of_the_maps_of_small_nets(net, expected):
 
 def test_convolutions_round_up_or_down_as_asked():
   for size, kernel, stride, padding in itertools.product(
-      range(11, 40), (3, 5, 11), (1, 2, 3, 4), (0, 1, 2)):
+    range(11, 40), (3, 5, 11), (1, 2, 3, 4), (0, 1, 2)
+  ):
     row = layers.Conv('c', 8, kernel, stride=stride, padding=padding)
     up = dataclasses.replace(row, ceil=True)
     free = 2 * padding + size - kernel
     assert row.output_shape((size, size + 1, 3)) == (
-        1 + free // stride, 1 + (free + 1) // stride, 8)
+      1 + free // stride,
+      1 + (free + 1) // stride,
+      8,
+    )
     assert up.output_shape((size, size, 3))[0] == 1 + math.ceil(free / stride)
     before, after = up.edge_padding(size)
     assert before == padding  # what is missing is added at the bottom and right
@@ -171,14 +209,17 @@ def test_the_module_makes_the_shapes_that_its_table_says(net):
     keys = jax.random.split(jax.random.key(1), 2)
     variables = AlexNet(table).init(jax.random.key(0), image)
     return variables, AlexNet(table).apply(
-        variables, image, train=True, keys=keys, mutable=['intermediates', 'batch_stats'])
+      variables, image, train=True, keys=keys, mutable=['intermediates', 'batch_stats']
+    )
 
   variables, (logits, state) = jax.eval_shape(run, jnp.zeros((2, *shape)))
   outputs = {name: x.shape[1:] for name, x in state['intermediates']['outputs'].items()}
   assert outputs == {row.name: output for row, _, output in layers.walk(table, shape)}
   assert jax.tree.map(lambda x: x.shape, variables['params']) == {
-      row.name: row.parameters(inputs)
-      for row, inputs, _ in layers.walk(table, shape) if row.parameters(inputs)}
+    row.name: row.parameters(inputs)
+    for row, inputs, _ in layers.walk(table, shape)
+    if row.parameters(inputs)
+  }
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
   assert logits.shape == (2, table[-1].features)
 
@@ -186,7 +227,9 @@ def test_the_module_makes_the_shapes_that_its_table_says(net):
 # Order of the layers: c, n, s, p, r = convolution, LRN, spatial norm, pool, ReLU.
 
 
-@pytest.mark.parametrize('net, order', [
+@pytest.mark.parametrize(
+  'net, order',
+  [
     ('krizhevsky2012', 'cnpr crnsp cr cr cpr'),
     ('one_tower', 'cnpr crnsp cr cr cpr'),
     ('conv6', 'cnpr crnsp cr cr cpr cr'),
@@ -197,20 +240,33 @@ def test_the_module_makes_the_shapes_that_its_table_says(net):
     ('cifar_19pct', 'cpr crp crp'),
     ('cifar_18pct', 'cprs crps crp'),
     ('cifar_13pct', 'crp crp lr lr'),
-    ('cifar_11pct', 'crpn crnp lr lr')])
+    ('cifar_11pct', 'crpn crnp lr lr'),
+  ],
+)
 def test_order_of_layers(net, order):
   letters = {
-      layers.Conv: 'c', layers.Local: 'l', layers.ResponseNorm: 'n', layers.SpatialNorm: 's',
-      layers.MaxPool: 'p', layers.AvgPool: 'p', layers.Relu: 'r'}
+    layers.Conv: 'c',
+    layers.Local: 'l',
+    layers.ResponseNorm: 'n',
+    layers.SpatialNorm: 's',
+    layers.MaxPool: 'p',
+    layers.AvgPool: 'p',
+    layers.Relu: 'r',
+  }
   before_dense = itertools.takewhile(
-      lambda row: not isinstance(row, (layers.Dense, layers.Dropout)), table_of(net))
+    lambda row: not isinstance(row, (layers.Dense, layers.Dropout)), table_of(net)
+  )
   assert ''.join(letters[type(row)] for row in before_dense) == order.replace(' ', '')
 
 
-@pytest.mark.parametrize('net, expected', [
+@pytest.mark.parametrize(
+  'net, expected',
+  [
     ('krizhevsky2012', ['fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'drop7', 'fc8']),
     ('caffe', ['fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'drop7', 'fc8']),
-    ('owt', ['drop5', 'fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'fc8'])])
+    ('owt', ['drop5', 'fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'fc8']),
+  ],
+)
 def test_where_dropout_stands(net, expected):
   assert [row.name for row in table_of(net)][-7:] == expected
   inverted = {row.inverted for row in table_of(net) if isinstance(row, layers.Dropout)}
@@ -218,14 +274,18 @@ def test_where_dropout_stands(net, expected):
   assert {row.keep for row in table_of(net) if isinstance(row, layers.Dropout)} == {0.5}
 
 
-@pytest.mark.parametrize('net, size, alpha, beta, k, groups', [
+@pytest.mark.parametrize(
+  'net, size, alpha, beta, k, groups',
+  [
     ('krizhevsky2012', 5, 2e-5, 0.75, 2, 2),
     ('conv6', 5, 2e-5, 0.75, 2, 2),
     ('one_tower', 5, 2e-5, 0.75, 2, 1),
     ('paper', 5, 1e-4, 0.75, 2, 1),
     ('caffe', 5, 2e-5, 0.75, 1, 1),
     ('caffenet', 5, 2e-5, 0.75, 1, 1),
-    ('cifar_11pct', 9, 0.001 / 9, 0.75, 1, 1)])
+    ('cifar_11pct', 9, 0.001 / 9, 0.75, 1, 1),
+  ],
+)
 def test_constants_of_response_normalization(net, size, alpha, beta, k, groups):
   norms = [row for row in table_of(net) if isinstance(row, layers.ResponseNorm)]
   assert [row.name for row in norms] == ['norm1', 'norm2']
@@ -233,9 +293,13 @@ def test_constants_of_response_normalization(net, size, alpha, beta, k, groups):
     assert (row.size, row.alpha, row.beta, row.k, row.groups) == (size, alpha, beta, k, groups)
 
 
-@pytest.mark.parametrize('net, names, size, scale', [
+@pytest.mark.parametrize(
+  'net, names, size, scale',
+  [
     ('krizhevsky2012', ['spatial_norm2'], 5, 0.001),
-    ('cifar_18pct', ['spatial_norm1', 'spatial_norm2'], 3, 5e-5)])
+    ('cifar_18pct', ['spatial_norm1', 'spatial_norm2'], 3, 5e-5),
+  ],
+)
 def test_constants_of_spatial_normalization(net, names, size, scale):
   norms = [row for row in table_of(net) if isinstance(row, layers.SpatialNorm)]
   assert [row.name for row in norms] == names
@@ -259,21 +323,35 @@ def assert_normal(kernel, std):
 def test_initial_values_of_the_2012_net():
   # Fewer dense units and a small view are quicker to draw and change no distribution.
   table = tuple(
-      dataclasses.replace(row, features=1000) if isinstance(row, layers.Dense) else row
-      for row in nets.krizhevsky2012())
+    dataclasses.replace(row, features=1000) if isinstance(row, layers.Dense) else row
+    for row in nets.krizhevsky2012()
+  )
   params = init_variables(AlexNet(table), 0, 67)['params']
   expected = {  # standard deviation, bias: CHM layer-params-145.cfg
-      'conv1': (0.01, 0), 'conv2': (0.01, 1), 'conv3': (0.03, 0), 'conv4': (0.03, 1),
-      'conv5': (0.03, 1), 'fc6': (0.01, 1), 'fc7': (0.01, 1), 'fc8': (0.01, 0)}
+    'conv1': (0.01, 0),
+    'conv2': (0.01, 1),
+    'conv3': (0.03, 0),
+    'conv4': (0.03, 1),
+    'conv5': (0.03, 1),
+    'fc6': (0.01, 1),
+    'fc7': (0.01, 1),
+    'fc8': (0.01, 0),
+  }
   assert set(params) == set(expected)
   for layer, (std, bias) in expected.items():
     assert_normal(params[layer]['kernel'], std)
     np.testing.assert_array_equal(params[layer]['bias'], np.float32(bias), err_msg=layer)
 
 
-@pytest.mark.parametrize('net, stds, biases', [
+@pytest.mark.parametrize(
+  'net, stds, biases',
+  [
     ('paper', (0.01,) * 8, (0, 1, 0, 1, 1, 1, 1, 0)),
-    ('caffe', (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01), (0, .1, 0, .1, .1, .1, .1, 0)),
+    (
+      'caffe',
+      (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
+      (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
+    ),
     ('caffenet', (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
     ('one_tower', (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
     ('conv6', (0.01, 0.01, 0.03, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 1, 0)),
@@ -281,7 +359,9 @@ def test_initial_values_of_the_2012_net():
     ('cifar_19pct', (0.0001, 0.01, 0.01, 0.01), (0,) * 4),
     ('cifar_18pct', (0.0001, 0.01, 0.01, 0.01), (0,) * 4),
     ('cifar_13pct', (0.0001, 0.01, 0.04, 0.04, 0.01), (0,) * 5),
-    ('cifar_11pct', (0.0001, 0.01, 0.04, 0.04, 0.01), (0,) * 5)])
+    ('cifar_11pct', (0.0001, 0.01, 0.04, 0.04, 0.01), (0,) * 5),
+  ],
+)
 def test_initial_values_in_the_tables(net, stds, biases):
   weighted = [row for row in table_of(net) if isinstance(row, (layers.Conv, layers.Dense))]
   assert tuple(row.init for row in weighted) == stds
@@ -292,8 +372,10 @@ def test_torch_initialization():
   torch = pytest.importorskip('torch')
   torch.manual_seed(0)
   table = (
-      layers.Conv('first', 32, 1), layers.Conv('conv', 64, 5, groups=2, init='torch'),
-      layers.Dense('fc', 50, init='torch'))
+    layers.Conv('first', 32, 1),
+    layers.Conv('conv', 64, 5, groups=2, init='torch'),
+    layers.Dense('fc', 50, init='torch'),
+  )
   params = init_variables(AlexNet(table), 0, 8)['params']
   peers = {'conv': torch.nn.Conv2d(32, 64, 5, groups=2), 'fc': torch.nn.Linear(64 * 16, 50)}
   for layer, peer in peers.items():
@@ -307,8 +389,11 @@ def test_torch_initialization():
 
 def test_he_initialization():
   table = (
-      layers.Conv('first', 32, 1), layers.Conv('conv', 64, 5, groups=2, init='he'),
-      layers.Local('local', 32, 3, init='he'), layers.Dense('fc', 100, init='he'))
+    layers.Conv('first', 32, 1),
+    layers.Conv('conv', 64, 5, groups=2, init='he'),
+    layers.Local('local', 32, 3, init='he'),
+    layers.Dense('fc', 100, init='he'),
+  )
   params = init_variables(AlexNet(table), 0, 8)['params']
   for layer, fan_in in {'conv': 16 * 25, 'local': 64 * 9, 'fc': 2 * 2 * 32}.items():
     assert_normal(params[layer]['kernel'], math.sqrt(2 / fan_in))
@@ -330,7 +415,9 @@ def test_initial_values_depend_on_the_seed_and_the_layer_alone():
 # walk, narrow, summarize.
 
 
-@pytest.mark.parametrize('table, shape, message', [
+@pytest.mark.parametrize(
+  'table, shape, message',
+  [
     (nets.krizhevsky2012(), (16, 16, 3), 'pool2'),
     (nets.cifar_18pct(), (2, 2, 3), 'pool2'),
     ((layers.Conv('odd', 7, 3, groups=2),), (9, 9, 4), 'odd.*groups=2'),
@@ -338,7 +425,9 @@ def test_initial_values_depend_on_the_seed_and_the_layer_alone():
     ((layers.ResponseNorm('towers', groups=2),), (9, 9, 3), 'towers'),
     ((layers.Dense('fc', 8), layers.Conv('late', 8, 3)), (9, 9, 3), 'late'),
     ((layers.Dense('fc', 8), layers.MaxPool('late')), (9, 9, 3), 'late'),
-    ((layers.Dense('fc', 8), layers.SpatialNorm('late')), (9, 9, 3), 'late')])
+    ((layers.Dense('fc', 8), layers.SpatialNorm('late')), (9, 9, 3), 'late'),
+  ],
+)
 def test_a_layer_that_does_not_fit_is_named(table, shape, message):
   with pytest.raises(ValueError, match=message):
     list(layers.walk(table, shape))
@@ -361,8 +450,13 @@ def test_narrow_keeps_all_but_the_width():
 
 def test_summarize_prints_the_net_with_totals():
   done = subprocess.run(
-      [sys.executable, '-m', 'alexnet_jax.summarize', '--config=configs/imagenet.py:conv6'],
-      cwd=Path(__file__).parent.parent, env=os.environ, capture_output=True, text=True, check=False)
+    [sys.executable, '-m', 'alexnet_jax.summarize', '--config=configs/imagenet.py:conv6'],
+    cwd=Path(__file__).parent.parent,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert lines[-1].split() == ['total', '61,555,304', '745,640,480']

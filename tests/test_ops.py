@@ -161,9 +161,7 @@ def test_avg_pool_divides_by_the_clipped_window(size, window, stride):
       at = np.s_[:, i * stride : i * stride + window, j * stride : j * stride + window]
       expected[:, i, j] = x[at].astype(np.float64).mean((1, 2))
       spread[at] += (g[:, i, j] / np.prod(x[at].shape[1:3]))[:, None, None]
-  y, (dx,) = value_and_gradients(
-    partial(avg_pool, window=window, stride=stride), x, cotangent=g
-  )
+  y, (dx,) = value_and_gradients(partial(avg_pool, window=window, stride=stride), x, cotangent=g)
   assert_close(y, expected)
   assert_close(dx, spread)
 

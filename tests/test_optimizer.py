@@ -22,8 +22,9 @@ LEAVES = [(layer, name) for layer, leaves in SHAPES.items() for name in leaves]
 def random_tree(seed):
   rng = np.random.default_rng(seed)
   return {
-      layer: {name: rng.normal(size=shape).astype(np.float32) for name, shape in leaves.items()}
-      for layer, leaves in SHAPES.items()}
+    layer: {name: rng.normal(size=shape).astype(np.float32) for name, shape in leaves.items()}
+    for layer, leaves in SHAPES.items()
+  }
 
 
 def filled(value):
@@ -57,8 +58,9 @@ def dropping(step):
   """A rate that falls by ten twice, biases at twice that."""
   rate = 0.1 * 0.1 ** (step // 5)
   return {
-      layer: {name: rate * (2 if name == 'bias' else 1) for name in leaves}
-      for layer, leaves in SHAPES.items()}
+    layer: {name: rate * (2 if name == 'bias' else 1) for name in leaves}
+    for layer, leaves in SHAPES.items()
+  }
 
 
 # The 2012 rule.
@@ -95,12 +97,15 @@ def optax_history(transformation, steps):
 def test_2012_rule_is_optaxs_chain_and_not_its_sgd():
   schedule = optax.piecewise_constant_schedule(0.1, {5: 0.1, 10: 0.1})
   found = run(
-      krizhevsky_momentum(0.9, filled(0.05)), lambda step: filled(0.1 * 0.1 ** (step // 5)), 15)
+    krizhevsky_momentum(0.9, filled(0.05)), lambda step: filled(0.1 * 0.1 ** (step // 5)), 15
+  )
   chain = optax.chain(
-      optax.add_decayed_weights(0.05), optax.scale_by_learning_rate(schedule), optax.trace(0.9))
+    optax.add_decayed_weights(0.05), optax.scale_by_learning_rate(schedule), optax.trace(0.9)
+  )
   assert_same(found, optax_history(chain, 15))
   sgd = optax_history(
-      optax.chain(optax.add_decayed_weights(0.05), optax.sgd(schedule, momentum=0.9)), 15)
+    optax.chain(optax.add_decayed_weights(0.05), optax.sgd(schedule, momentum=0.9)), 15
+  )
   assert_same(found[:5], sgd[:5])  # the same until the rate drops
   with pytest.raises(AssertionError):
     assert_same(found[5:6], sgd[5:6], rtol=1e-2)
@@ -130,11 +135,15 @@ def test_a_frozen_layer_is_skipped_and_goes_on_with_its_old_velocity():
 def test_what_decays():
   params = {**SHAPES, 'bn1': {'scale': (4,), 'bias': (4,)}}
   assert weight_decay_tree(params, 0.0005, {'fc2': 3.0}, biases=False) == {
-      'conv1': {'kernel': 0.0005, 'bias': 0.0}, 'fc2': {'kernel': 3.0, 'bias': 0.0},
-      'bn1': {'scale': 0.0, 'bias': 0.0}}
+    'conv1': {'kernel': 0.0005, 'bias': 0.0},
+    'fc2': {'kernel': 3.0, 'bias': 0.0},
+    'bn1': {'scale': 0.0, 'bias': 0.0},
+  }
   assert weight_decay_tree(params, 0.0005, {'fc2': 3.0}, biases=True) == {
-      'conv1': {'kernel': 0.0005, 'bias': 0.0005}, 'fc2': {'kernel': 3.0, 'bias': 3.0},
-      'bn1': {'scale': 0.0005, 'bias': 0.0005}}
+    'conv1': {'kernel': 0.0005, 'bias': 0.0005},
+    'fc2': {'kernel': 3.0, 'bias': 3.0},
+    'bn1': {'scale': 0.0005, 'bias': 0.0005},
+  }
 
 
 # Adam.
@@ -149,18 +158,20 @@ def test_adam_agrees_with_torch_and_optax(decay):
 
   start = random_tree(1000)
   tensors = {
-      leaf: torch.tensor(start[leaf[0]][leaf[1]], dtype=torch.float64, requires_grad=True)
-      for leaf in LEAVES}
+    leaf: torch.tensor(start[leaf[0]][leaf[1]], dtype=torch.float64, requires_grad=True)
+    for leaf in LEAVES
+  }
   peer = torch.optim.AdamW(
-      tensors.values(), lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=decay)
+    tensors.values(), lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=decay
+  )
   for step in range(10):
     for layer, name in LEAVES:
-      tensors[layer, name].grad = torch.tensor(
-          random_tree(step)[layer][name], dtype=torch.float64)
+      tensors[layer, name].grad = torch.tensor(random_tree(step)[layer][name], dtype=torch.float64)
     peer.step()
     for layer, name in LEAVES:
       np.testing.assert_allclose(
-          found[step][layer][name], tensors[layer, name].detach(), rtol=1e-4, atol=1e-6)
+        found[step][layer][name], tensors[layer, name].detach(), rtol=1e-4, atol=1e-6
+      )
 
 
 def test_adam_takes_a_rate_for_every_parameter():
@@ -176,13 +187,15 @@ def test_adam_takes_a_rate_for_every_parameter():
 @pytest.mark.parametrize('name', ['momentum', 'adam'])
 def test_the_config_chooses_the_rule(name):
   config = configs.default()
-  config.optimizer.update(dict(
-      name=name, momentum=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.1, decay_biases=True))
+  config.optimizer.update(
+    dict(name=name, momentum=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.1, decay_biases=True)
+  )
   config.optimizer.layer_weight_decay = {'fc2': 0.2}
   decay = filled(0.1)
   decay['fc2'] = dict.fromkeys(decay['fc2'], 0.2)
-  expected = {
-      'momentum': krizhevsky_momentum(0.8, decay), 'adam': adam(0.8, 0.99, 1e-6, decay)}[name]
+  expected = {'momentum': krizhevsky_momentum(0.8, decay), 'adam': adam(0.8, 0.99, 1e-6, decay)}[
+    name
+  ]
   rates = lambda step: filled(0.01)  # noqa: E731
   assert_same(run(make_optimizer(config, SHAPES), rates, 4), run(expected, rates, 4), rtol=0)
 
@@ -200,16 +213,19 @@ def test_dexp_falls_in_equal_quarters():
   expected = np.repeat([0.01, 0.001587, 0.000252, 0.00004], 2)
   np.testing.assert_allclose(0.01 * np.array(values(curve, at)), expected, rtol=1e-3)
   bias = schedules.exponential(1000, levels=2, target_factor=10)
-  np.testing.assert_allclose(0.02 * np.array(values(bias, [0, 499, 500, 999])), [
-      0.02, 0.02, 0.002, 0.002], rtol=1e-6)
+  np.testing.assert_allclose(
+    0.02 * np.array(values(bias, [0, 499, 500, 999])), [0.02, 0.02, 0.002, 0.002], rtol=1e-6
+  )
   assert values(schedules.exponential(1000, 1, 250), [0, 999]) == [1, 1]
 
 
 def test_steps_divide_at_their_boundaries():
   curve = schedules.steps([10, 20, 30], 0.1)
   np.testing.assert_allclose(
-      values(curve, [0, 9, 10, 19, 20, 29, 30, 10**9]),
-      [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+    values(curve, [0, 9, 10, 19, 20, 29, 30, 10**9]),
+    [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001],
+    rtol=1e-6,
+  )
   assert values(schedules.steps([], 0.1), [0, 1000]) == [1, 1]
 
 
@@ -222,7 +238,8 @@ def test_cosine_agrees_with_optax():
 def test_warmup_rises_linearly_to_the_curve():
   curve = schedules.with_warmup(schedules.steps([6], 0.1), 4)
   np.testing.assert_allclose(
-      values(curve, range(8)), [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1], rtol=1e-6)
+    values(curve, range(8)), [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1], rtol=1e-6
+  )
   plain = schedules.steps([6], 0.1)
   assert schedules.with_warmup(plain, 0) is plain
 
@@ -234,8 +251,7 @@ def test_plateau_divides_after_its_patience():
   for error in (0.9, 0.5, 0.6, 0.6, 0.55, 0.4, 0.5, 0.5, 0.4, math.nan):
     state = rule.after(state, error)
     scales.append(float(state['scale']))
-  np.testing.assert_allclose(
-      scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+  np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
   assert float(state['best']) == pytest.approx(0.4)
   kinds = {name: (np.asarray(x).dtype, np.shape(x)) for name, x in state.items()}
   assert kinds == {name: (x.dtype, x.shape) for name, x in rule.initial().items()}
@@ -266,8 +282,14 @@ def test_rates_of_the_2012_run():
   at, calendar = imagenet_rates('')
   assert calendar.total_steps == math.ceil(91 * 1_281_167 / 128)
   table = [  # from epoch, conv1, other kernels
-      (0, 1e-2, 1e-2), (25, 1e-3, 1e-3), (51, 1e-4, 1e-4), (67, 1e-5, 1e-4), (72, 0, 1e-4),
-      (79, 0, 1e-5), (91, None, None)]
+    (0, 1e-2, 1e-2),
+    (25, 1e-3, 1e-3),
+    (51, 1e-4, 1e-4),
+    (67, 1e-5, 1e-4),
+    (72, 0, 1e-4),
+    (79, 0, 1e-5),
+    (91, None, None),
+  ]
   for (epoch, conv1, others), (end, *_) in zip(table, table[1:], strict=False):
     first, last = (math.ceil(e * 1_281_167 / 128) for e in (epoch, end))
     for step in (first, last - 1):

@@ -25,7 +25,9 @@ def test_fixed_values():
 
 
 @hypothesis.given(
-  seed=st.integers(-(2**70), 2**70), step=st.integers(0, 10**7), batch=st.integers(1, 50),
+  seed=st.integers(-(2**70), 2**70),
+  step=st.integers(0, 10**7),
+  batch=st.integers(1, 50),
   n=st.integers(1, 60),
 )
 @hypothesis.settings(deadline=None, max_examples=60)
@@ -58,8 +60,13 @@ def test_seeds_and_epochs_differ_evenly():
 @pytest.mark.parametrize(
   ('epochs', 'n', 'batch', 'steps'),
   [
-    (90, 1_281_167, 128, 900_821), (0.1, 50, 5, 1), (0.3, 10, 3, 1), (1, 10, 3, 4),
-    (1e-5, 10, 3, 1), (0, 10, 3, 0), (np.float64(0.7), 10, 7, 1),
+    (90, 1_281_167, 128, 900_821),
+    (0.1, 50, 5, 1),
+    (0.3, 10, 3, 1),
+    (1, 10, 3, 4),
+    (1e-5, 10, 3, 1),
+    (0, 10, 3, 0),
+    (np.float64(0.7), 10, 7, 1),
   ],
 )
 def test_steps_in(epochs, n, batch, steps):

@@ -39,11 +39,18 @@ def course_of(case):
   store = diagnose.photo_like_store(CLASSES, IMAGES, config.input.crop)
   experiment = diagnosis.one_batch_experiment(config, store, IMAGES)
   table = layers.narrow(experiment.table, divisor) if divisor > 1 else experiment.table
-  experiment = diagnosis.with_table(experiment, tuple(
+  experiment = diagnosis.with_table(
+    experiment,
+    tuple(
       dataclasses.replace(row, init=case.upper * row.init)
-      if row.name in ('conv3', 'conv4', 'conv5') and case.upper != 1 else row for row in table))
+      if row.name in ('conv3', 'conv4', 'conv5') and case.upper != 1
+      else row
+      for row in table
+    ),
+  )
   course = diagnosis.overfit(
-      experiment, initial_state(experiment), store.train.images, store.train.labels, case.steps)
+    experiment, initial_state(experiment), store.train.images, store.train.labels, case.steps
+  )
   return list(course), config
 
 
@@ -65,8 +72,10 @@ def initial_state(experiment):
       params[row.name] = draw(row, shapes, rng)
   params = jax.tree.map(jnp.float32, params)
   batch_stats = {
-      row.name: {'mean': 0 * params[row.name]['bias'], 'var': params[row.name]['scale']}
-      for row in experiment.table if isinstance(row, layers.BatchNorm)}
+    row.name: {'mean': 0 * params[row.name]['bias'], 'var': params[row.name]['scale']}
+    for row in experiment.table
+    if isinstance(row, layers.BatchNorm)
+  }
   variables = {'params': params, 'batch_stats': batch_stats}
   return init_state(variables, experiment.recipe, {})
 
@@ -83,14 +92,18 @@ def draw(row, shapes, rng):
 def upper_init(factor):
   """An edit that multiplies the initial weights of conv3, conv4 and conv5."""
   return lambda table: tuple(
-      dataclasses.replace(row, init=factor * row.init)
-      if row.name in ('conv3', 'conv4', 'conv5') else row for row in table)
+    dataclasses.replace(row, init=factor * row.init)
+    if row.name in ('conv3', 'conv4', 'conv5')
+    else row
+    for row in table
+  )
 
 
 def assert_learned(course):
   last = course[-1]
   assert last.top1_error == 0 and last.loss < 0.1 * CHANCE, (
-      f'{diagnosis.verdict(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}')
+    f'{diagnosis.verdict(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,22 +118,22 @@ class Case:
 
 
 CASES = {
-    'krizhevsky2012': Case(80, 'imagenet'),
-    'one_tower': Case(80, 'imagenet', 'one_tower'),
-    'conv6': Case(110, 'imagenet', 'conv6'),
-    'bn': Case(40, 'imagenet', 'bn'),
-    'owt': Case(600, 'imagenet', 'owt', rate=0.005),
-    # These three with the initial weights of 2012: 0.03 in place of 0.01.
-    'paper': Case(80, 'imagenet', 'paper', upper=3),
-    'caffe': Case(60, 'imagenet', 'caffe', rate=0.005, upper=3),
-    'caffenet': Case(60, 'imagenet', 'caffenet', rate=0.005, upper=3),
-    'cifar_80sec': Case(40, 'cifar10', '80sec'),
-    'cifar_19pct': Case(110, 'cifar10', '19pct'),
-    'cifar_18pct': Case(110, 'cifar10', '18pct'),
-    'cifar_13pct': Case(50, 'cifar10', '13pct'),
-    'cifar_11pct': Case(50, 'cifar10', '11pct'),
-    'cifar_bn': Case(20, 'cifar10_bn'),
-    'digits': Case(110, 'digits'),
+  'krizhevsky2012': Case(80, 'imagenet'),
+  'one_tower': Case(80, 'imagenet', 'one_tower'),
+  'conv6': Case(110, 'imagenet', 'conv6'),
+  'bn': Case(40, 'imagenet', 'bn'),
+  'owt': Case(600, 'imagenet', 'owt', rate=0.005),
+  # These three with the initial weights of 2012: 0.03 in place of 0.01.
+  'paper': Case(80, 'imagenet', 'paper', upper=3),
+  'caffe': Case(60, 'imagenet', 'caffe', rate=0.005, upper=3),
+  'caffenet': Case(60, 'imagenet', 'caffenet', rate=0.005, upper=3),
+  'cifar_80sec': Case(40, 'cifar10', '80sec'),
+  'cifar_19pct': Case(110, 'cifar10', '19pct'),
+  'cifar_18pct': Case(110, 'cifar10', '18pct'),
+  'cifar_13pct': Case(50, 'cifar10', '13pct'),
+  'cifar_11pct': Case(50, 'cifar10', '11pct'),
+  'cifar_bn': Case(20, 'cifar10_bn'),
+  'digits': Case(110, 'digits'),
 }
 
 
@@ -131,13 +144,15 @@ def test_net_learns_a_batch(net):
   assert config.model.net == net
   last = course[-1]
   assert last.top1_error == 0 and last.loss < 0.1 * CHANCE, (
-      f'{diagnosis.verdict(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}')
+    f'{diagnosis.verdict(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}'
+  )
   if net == 'owt':  # PyTorch's initialization shrinks the signal from layer to layer
     assert_flat(course[:80])
 
 
-@pytest.mark.parametrize('case', [
-    Case(60, 'imagenet', 'paper'), Case(60, 'imagenet', upper=1 / 3)], ids=['paper', '2012'])
+@pytest.mark.parametrize(
+  'case', [Case(60, 'imagenet', 'paper'), Case(60, 'imagenet', upper=1 / 3)], ids=['paper', '2012']
+)
 def test_small_initial_weights_give_a_plateau(case):
   """0.01 in conv3 to conv5, as in the paper's text, where 0.03 lets the net of 2012 learn."""
   course, _ = course_of(case)

@@ -18,18 +18,31 @@ def small_run(**changes):
   """An experiment on made-up 16-pixel images, its state and a batch."""
   config = configs.default()
   with config.unlocked():
-    config.update_from_flattened_dict({
-        'model.net': 'cifar_80sec', 'data.image_size': 16, 'input.crop': 16, 'batch_size': 8,
-        'input.colour_noise': 0.0, 'input.mirror': False, **changes})
+    config.update_from_flattened_dict(
+      {
+        'model.net': 'cifar_80sec',
+        'data.image_size': 16,
+        'input.crop': 16,
+        'batch_size': 8,
+        'input.colour_noise': 0.0,
+        'input.mirror': False,
+        **changes,
+      }
+    )
   random = np.random.default_rng(0)
   store = types.SimpleNamespace(
-      classes=tuple('abcdefg'), train=types.SimpleNamespace(labels=np.zeros(80)),
-      mean_image=np.full((16, 16, 3), 128, np.float32), colour_stdevs=np.ones(3),
-      colour_eigenvectors=np.eye(3))
+    classes=tuple('abcdefg'),
+    train=types.SimpleNamespace(labels=np.zeros(80)),
+    mean_image=np.full((16, 16, 3), 128, np.float32),
+    colour_stdevs=np.ones(3),
+    colour_eigenvectors=np.eye(3),
+  )
   experiment = make_experiment(config, store, None)
   batch = {
-      'image': random.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
-      'label': random.integers(0, 7, 8).astype(np.int32), 'position': np.arange(8, dtype=np.int32)}
+    'image': random.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
+    'label': random.integers(0, 7, 8).astype(np.int32),
+    'position': np.arange(8, dtype=np.int32),
+  }
   step = jax.jit(make_train_step(experiment.model, experiment.recipe, None))
   return experiment, experiment.initial_state(), step, batch
 
@@ -40,8 +53,10 @@ def test_smoothed_loss_agrees_with_torch():
   images = experiment.recipe.preprocessing.test_view(batch['image'], jnp.array([0.5, 0.5, 0]))
   logits = experiment.model.apply({'params': state.params}, images)
   expected = torch.nn.functional.cross_entropy(
-      torch.tensor(np.asarray(logits)), torch.tensor(batch['label'].astype(np.int64)),
-      label_smoothing=0.1)
+    torch.tensor(np.asarray(logits)),
+    torch.tensor(batch['label'].astype(np.int64)),
+    label_smoothing=0.1,
+  )
   _, metrics = step(state, batch)
   assert float(metrics['loss']) == pytest.approx(float(expected), rel=1e-5)
 

@@ -15,16 +15,27 @@ from alexnet_jax.train import loop
 from alexnet_jax.train.checkpoint import Checkpoints
 
 COMMAND = [
-    sys.executable, '-m', 'alexnet_jax.main', '--config=configs/digits.py', '--config.epochs=2',
-    '--config.data.train_examples=300', '--config.checkpoint.every_epochs=0.4',
-    '--config.eval.every_epochs=1', '--config.log.every_steps=1']
+  sys.executable,
+  '-m',
+  'alexnet_jax.main',
+  '--config=configs/digits.py',
+  '--config.epochs=2',
+  '--config.data.train_examples=300',
+  '--config.checkpoint.every_epochs=0.4',
+  '--config.eval.every_epochs=1',
+  '--config.log.every_steps=1',
+]
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 
 def run(workdir, *flags):
   return subprocess.run(
-      [*COMMAND, f'--workdir={workdir}', *flags], env=ENVIRONMENT, capture_output=True, text=True,
-      timeout=300)
+    [*COMMAND, f'--workdir={workdir}', *flags],
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
 
 
 def final_state(workdir):
@@ -49,8 +60,12 @@ def undisturbed(tmp_path_factory):
 def test_resumed_run_is_equal_to_the_bit(undisturbed, tmp_path, kind):
   workdir = tmp_path / 'run'
   with subprocess.Popen(
-      [*COMMAND, f'--workdir={workdir}'], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-      stdout=subprocess.DEVNULL) as process:
+    [*COMMAND, f'--workdir={workdir}'],
+    env=ENVIRONMENT,
+    stderr=subprocess.PIPE,
+    text=True,
+    stdout=subprocess.DEVNULL,
+  ) as process:
     for line in process.stderr:
       if 'step 5/' in line:
         process.send_signal(kind)
@@ -104,17 +119,19 @@ def test_workdir_of_another_config_is_refused(undisturbed):
 
 def test_training_never_imports_tensorflow(tmp_path):
   script = (
-      'import sys, pathlib\n'
-      'from alexnet_jax import config\n'
-      'from alexnet_jax.train import loop\n'
-      'import importlib.util as u\n'
-      "spec = u.spec_from_file_location('digits', 'configs/digits.py')\n"
-      'module = u.module_from_spec(spec); spec.loader.exec_module(module)\n'
-      'c = module.get_config(); c.epochs = 0.1\n'
-      f"loop.train(c, pathlib.Path({str(tmp_path / 'run')!r}), command='test')\n"
-      "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n")
+    'import sys, pathlib\n'
+    'from alexnet_jax import config\n'
+    'from alexnet_jax.train import loop\n'
+    'import importlib.util as u\n'
+    "spec = u.spec_from_file_location('digits', 'configs/digits.py')\n"
+    'module = u.module_from_spec(spec); spec.loader.exec_module(module)\n'
+    'c = module.get_config(); c.epochs = 0.1\n'
+    f"loop.train(c, pathlib.Path({str(tmp_path / 'run')!r}), command='test')\n"
+    "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
+  )
   done = subprocess.run(
-      [sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    [sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+  )
   assert done.returncode == 0, done.stderr
 
 

@@ -22,9 +22,11 @@ def test_errors_agree_with_scikit_learn(predictions):
   found = scores.errors(probabilities, label)
   classes = np.arange(12)
   assert found['top1_error'] == pytest.approx(
-      1 - metrics.top_k_accuracy_score(label, probabilities, k=1, labels=classes))
+    1 - metrics.top_k_accuracy_score(label, probabilities, k=1, labels=classes)
+  )
   assert found['top5_error'] == pytest.approx(
-      1 - metrics.top_k_accuracy_score(label, probabilities, k=5, labels=classes))
+    1 - metrics.top_k_accuracy_score(label, probabilities, k=5, labels=classes)
+  )
   normalized = probabilities.astype(np.float64)
   normalized /= normalized.sum(1, keepdims=True)
   expected = metrics.log_loss(label, normalized, labels=classes)
@@ -66,7 +68,8 @@ def test_mix_is_a_weighted_mean(predictions):
   probabilities, _ = predictions
   other = probabilities[:, ::-1]
   np.testing.assert_allclose(
-      scores.mix([probabilities, other], [3, 1]), 0.75 * probabilities + 0.25 * other, rtol=1e-6)
+    scores.mix([probabilities, other], [3, 1]), 0.75 * probabilities + 0.25 * other, rtol=1e-6
+  )
 
 
 def test_searched_weights_are_never_worse_than_equal_ones(predictions):

@@ -207,11 +207,19 @@ def test_tfds(tiny):
 
 
 def test_tfds_parts_of_splits(tiny):
-  source = open_source(data_config(
-    source='tfds', name='tiny', dir=tiny, train_split='train[:80%]', eval_split='train[80%:]'))
+  source = open_source(
+    data_config(
+      source='tfds', name='tiny', dir=tiny, train_split='train[:80%]', eval_split='train[80%:]'
+    )
+  )
   assert (len(source.train), len(source.eval)) == (24, 6)
-  refused("has no split 'validation': it has train, test", source='tfds', name='tiny', dir=tiny,
-          eval_split='validation')
+  refused(
+    "has no split 'validation': it has train, test",
+    source='tfds',
+    name='tiny',
+    dir=tiny,
+    eval_split='validation',
+  )
 
 
 def test_reading_tfds_never_imports_tensorflow(tiny):
@@ -243,11 +251,16 @@ def test_unknown_tfds_name(tmp_path):
 
 
 def test_absent_data_set(tmp_path):
-  refused('is not at .*cifar10/3.0.2: run python -m alexnet_jax.prepare', source='tfds',
-          name='cifar10', dir=tmp_path)
+  refused(
+    'is not at .*cifar10/3.0.2: run python -m alexnet_jax.prepare',
+    source='tfds',
+    name='cifar10',
+    dir=tmp_path,
+  )
   (tmp_path / 'cifar10/incomplete.ABC_3.0.2').mkdir(parents=True)
-  refused('only incomplete.ABC_3.0.2 of an interrupted', source='tfds', name='cifar10',
-          dir=tmp_path)
+  refused(
+    'only incomplete.ABC_3.0.2 of an interrupted', source='tfds', name='cifar10', dir=tmp_path
+  )
 
 
 def prepare_refused(match, name, directory):
@@ -260,8 +273,13 @@ def prepare_refused(match, name, directory):
 def test_imagenet_archives_missing_or_cut_short(tmp_path):
   manual = tmp_path / 'downloads/manual'
   message = prepare_refused('ILSVRC2012_img_train.tar', 'imagenet2012', tmp_path)
-  for text in (str(tmp_path / 'imagenet2012/5.1.0'), str(manual / 'ILSVRC2012_img_val.tar'),
-               "pip install 'alexnet_jax[prepare]'", 'data.source=folder', 'data.source=synthetic'):
+  for text in (
+    str(tmp_path / 'imagenet2012/5.1.0'),
+    str(manual / 'ILSVRC2012_img_val.tar'),
+    "pip install 'alexnet_jax[prepare]'",
+    'data.source=folder',
+    'data.source=synthetic',
+  ):
     assert text in message
   manual.mkdir(parents=True)
   (manual / 'ILSVRC2012_img_train.tar').write_bytes(b'short')
@@ -272,8 +290,9 @@ def test_imagenet_archives_missing_or_cut_short(tmp_path):
 
 def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  prepare_refused(r'needs tensorflow and importlib_resources.*alexnet_jax\[prepare\]', 'cifar10',
-                  tmp_path)
+  prepare_refused(
+    r'needs tensorflow and importlib_resources.*alexnet_jax\[prepare\]', 'cifar10', tmp_path
+  )
 
 
 def test_no_network_ends_at_once(tmp_path, monkeypatch):
@@ -307,7 +326,8 @@ def test_a_failed_preparation_is_one_line(tmp_path, monkeypatch):
 def test_data_sets_of_something_else_are_refused(tiny, monkeypatch):
   builder = tfds_source.find_builder('tiny', tiny)
   info = types.SimpleNamespace(
-    file_format=builder.info.file_format, alternative_file_formats=[], features={'text': 0})
+    file_format=builder.info.file_format, alternative_file_formats=[], features={'text': 0}
+  )
   fake = types.SimpleNamespace(name='tiny', info=info, data_path=builder.data_path)
   monkeypatch.setattr(tfds_source.tfds, 'builder_from_directory', lambda path: fake)
   refused('not one of labelled images', source='tfds', name='tiny', dir=tiny)

@@ -26,8 +26,11 @@ BATCH, SIDE, CROP, CLASSES = 32, 14, 12, 7
 
 # Small, for they are compiled many times; what whole nets compute is tested in test_alexnet.py.
 PLAIN = (
-    layers.Conv('conv1', 8, 3, stride=2, init=0.02), layers.Relu('relu1'), layers.Dropout('drop1'),
-    layers.Dense('fc2', CLASSES, init=0.05))
+  layers.Conv('conv1', 8, 3, stride=2, init=0.02),
+  layers.Relu('relu1'),
+  layers.Dropout('drop1'),
+  layers.Dense('fc2', CLASSES, init=0.05),
+)
 NORMALIZED = (*PLAIN[:2], layers.BatchNorm('bn1'), *PLAIN[2:])
 
 
@@ -37,16 +40,24 @@ def devices(count):
 
 def recipe_of(table, **changes):
   shapes = {
-      row.name: row.parameters(inputs)
-      for row, inputs, _ in layers.walk(table, (CROP, CROP, 3)) if row.parameters(inputs)}
+    row.name: row.parameters(inputs)
+    for row, inputs, _ in layers.walk(table, (CROP, CROP, 3))
+    if row.parameters(inputs)
+  }
   decay = weight_decay_tree(shapes, 0.01, {}, biases=False)
   preprocessing = Preprocessing(
-      crop=CROP, mean=np.full(3, 128, np.float32), scale=np.ones(3, np.float32),
-      colour_basis=np.diag([30, 20, 10]).astype(np.float32))
+    crop=CROP,
+    mean=np.full(3, 128, np.float32),
+    scale=np.ones(3, np.float32),
+    colour_basis=np.diag([30, 20, 10]).astype(np.float32),
+  )
   settings = {
-      'seed': 3, 'preprocessing': preprocessing, 'colour_noise': lambda step: jnp.float32(0.1),
-      'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
-      'optimizer': krizhevsky_momentum(0.9, decay)}
+    'seed': 3,
+    'preprocessing': preprocessing,
+    'colour_noise': lambda step: jnp.float32(0.1),
+    'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
+    'optimizer': krizhevsky_momentum(0.9, decay),
+  }
   return Recipe(**settings | changes)
 
 
@@ -62,17 +73,19 @@ def initial_state(table, recipe):
       variables['batch_stats'][row.name] = {'mean': zeros, 'var': ones}
     elif shapes:
       variables['params'][row.name] = {
-          'kernel': row.init * rng.standard_normal(shapes['kernel'], np.float32),
-          'bias': np.zeros(shapes['bias'], np.float32)}
+        'kernel': row.init * rng.standard_normal(shapes['kernel'], np.float32),
+        'bias': np.zeros(shapes['bias'], np.float32),
+      }
   return to_host(init_state(variables, recipe, {}))
 
 
 def batch_of(step):
   rng = np.random.default_rng(step)
   return {
-      'image': rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
-      'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
-      'position': np.arange(BATCH, dtype=np.int32)}
+    'image': rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
+    'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
+    'position': np.arange(BATCH, dtype=np.int32),
+  }
 
 
 def make_run(table, count, ghost_batch=0, **changes):
@@ -97,11 +110,13 @@ def make_run(table, count, ghost_batch=0, **changes):
 
 def assert_same(found, expected, tolerance=1e-5):
   """Every leaf agrees, relative to its largest element."""
+
   def compare(path, a, b):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     scale = max(np.abs(b).max(), 1e-6)
     np.testing.assert_allclose(
-        a / scale, b / scale, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+      a / scale, b / scale, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+    )
 
   jax.tree_util.tree_map_with_path(compare, found, expected)
 
@@ -130,11 +145,15 @@ def test_eight_devices_are_one(runs, kind):
   assert int(state.step) == 3
   start = initial_state(NORMALIZED if kind != 'plain' else PLAIN, recipe_of(PLAIN))
   for part in ('params', 'batch_stats'):
-    for a, b in zip(
-        *(jax.tree.leaves(getattr(s, part)) for s in (state, start)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(getattr(s, part)) for s in (state, start)), strict=True):
       assert not np.array_equal(a, b)
   assert set(metrics[0]) == {
-      'loss', 'top1_error', 'gradient_norm', 'learning_rate', 'skipped_steps'}
+    'loss',
+    'top1_error',
+    'gradient_norm',
+    'learning_rate',
+    'skipped_steps',
+  }
 
 
 def test_moments_are_of_the_global_batch_unless_a_ghost_batch_is_asked_for(runs):
@@ -146,9 +165,15 @@ def test_the_step_runs_under_shard_map(runs):
   mesh = Mesh(np.array(jax.local_devices(backend='cpu')[:8]), (AXIS,))
   whole, split = PartitionSpec(), PartitionSpec(AXIS)
   recipe = recipe_of(NORMALIZED)
-  step = jax.jit(jax.shard_map(
+  step = jax.jit(
+    jax.shard_map(
       make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS),
-      mesh=mesh, in_specs=(whole, split), out_specs=(whole, whole), check_vma=False))
+      mesh=mesh,
+      in_specs=(whole, split),
+      out_specs=(whole, whole),
+      check_vma=False,
+    )
+  )
   state, metrics = initial_state(NORMALIZED, recipe), []
   for i in range(3):
     state, found = step(state, batch_of(i))
@@ -169,8 +194,9 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
   """Against the formulas, put together here, for a net without dropout."""
   table = tuple(row for row in PLAIN if not isinstance(row, layers.Dropout))
   recipe = recipe_of(table, colour_noise=lambda step: jnp.float32(0))
-  recipe = dataclasses.replace(recipe, preprocessing=dataclasses.replace(
-      recipe.preprocessing, random_crop=False, mirror=False))
+  recipe = dataclasses.replace(
+    recipe, preprocessing=dataclasses.replace(recipe.preprocessing, random_crop=False, mirror=False)
+  )
   start, batch = initial_state(table, recipe), batch_of(0)
   start = start.replace(plateau={'scale': np.float32(0.5)})  # halves all rates
   views = batch['image'][:, 1:13, 1:13].astype(np.float32) - 128
@@ -184,20 +210,23 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
   state, metrics = jax.jit(make_train_step(AlexNet(table), recipe, None))(start, batch)
   assert float(metrics['loss']) == pytest.approx(float(loss), rel=1e-5)
   assert float(metrics['top1_error']) == pytest.approx(
-      np.mean(np.argmax(logits, 1) != batch['label']))
+    np.mean(np.argmax(logits, 1) != batch['label'])
+  )
   norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients)))
   assert float(metrics['gradient_norm']) == pytest.approx(norm, rel=1e-5)
   assert float(metrics['learning_rate']) == pytest.approx(0.005)
   for layer, leaves in gradients.items():
     w = start.params[layer]
     expected = {
-        'kernel': w['kernel'] - 0.005 * (leaves['kernel'] + 0.01 * w['kernel']),
-        'bias': w['bias'] - 0.01 * leaves['bias']}
+      'kernel': w['kernel'] - 0.005 * (leaves['kernel'] + 0.01 * w['kernel']),
+      'bias': w['bias'] - 0.01 * leaves['bias'],
+    }
     assert_same(to_host(state.params[layer]), expected)
 
 
-@pytest.mark.parametrize('kind, table, ghost_batch', [
-    ('plain', PLAIN, 0), ('ghost', NORMALIZED, 4)])
+@pytest.mark.parametrize(
+  'kind, table, ghost_batch', [('plain', PLAIN, 0), ('ghost', NORMALIZED, 4)]
+)
 def test_accumulated_gradients_are_those_of_the_whole_batch(runs, kind, table, ghost_batch):
   parts = make_run(table, 1, ghost_batch, micro_batches=8)
   assert_same(parts(), runs(kind, 1)())
@@ -221,9 +250,11 @@ def test_a_step_that_is_not_finite_is_not_applied():
   for kept in ('params', 'batch_stats', 'opt_state'):
     for i in (1, 2):
       jax.tree.map(
-          np.testing.assert_array_equal, getattr(states[i], kept), getattr(states[0], kept))
+        np.testing.assert_array_equal, getattr(states[i], kept), getattr(states[0], kept)
+      )
   assert not np.array_equal(
-      states[3].params['conv1']['kernel'], states[0].params['conv1']['kernel'])
+    states[3].params['conv1']['kernel'], states[0].params['conv1']['kernel']
+  )
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[4]))
 
 
@@ -238,21 +269,34 @@ def fits(devices_count, batch_size, micro_batches, ghost_batch):
   return devices(devices_count).check_training_batch(config)
 
 
-@pytest.mark.parametrize('case', [
-    (8, 64, 1, 0), (8, 64, 1, 8), (8, 64, 1, 4), (1, 64, 1, 16), (1, 64, 4, 16), (2, 64, 4, 8),
-    (8, 64, 4, 0)])
+@pytest.mark.parametrize(
+  'case',
+  [
+    (8, 64, 1, 0),
+    (8, 64, 1, 8),
+    (8, 64, 1, 4),
+    (1, 64, 1, 16),
+    (1, 64, 4, 16),
+    (2, 64, 4, 8),
+    (8, 64, 4, 0),
+  ],
+)
 def test_batches_that_fit(case):
   fits(*case)
 
 
-@pytest.mark.parametrize('case, message', [
+@pytest.mark.parametrize(
+  'case, message',
+  [
     ((8, 60, 1, 0), 'batch_size=60 is not divisible by 8 devices.*batch_size=56 or 64'),
     ((8, 4, 1, 0), 'batch_size=4 is not divisible by 8 devices.*batch_size=8$'),
     ((8, 64, 3, 0), 'batch_size=64 is not divisible by 8 devices x 3 micro-batches.*=48 or 72'),
     ((8, 64, 1, 3), 'ghost_batch=3 does not divide the 8 images.*ghost_batch=8'),
     ((8, 64, 1, 16), 'ghost_batch=16 does not divide the 8 images.*ghost_batch=8'),
     ((2, 64, 4, 4), 'ghost_batch=4 is not the 8 images of a micro-batch.*ghost_batch=8'),
-    ((2, 64, 4, 16), 'ghost_batch=16 is not the 8 images of a micro-batch.*ghost_batch=8')])
+    ((2, 64, 4, 16), 'ghost_batch=16 is not the 8 images of a micro-batch.*ghost_batch=8'),
+  ],
+)
 def test_batches_that_do_not_fit(case, message):
   with pytest.raises(UserError, match=message) as error:
     fits(*case)
@@ -264,8 +308,10 @@ def test_batches_that_do_not_fit(case, message):
 
 def evaluator(count, images, labels, batch_size):
   experiment = types.SimpleNamespace(
-      config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=batch_size)),
-      model=AlexNet(NORMALIZED, axis_name=AXIS), recipe=recipe_of(NORMALIZED))
+    config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=batch_size)),
+    model=AlexNet(NORMALIZED, axis_name=AXIS),
+    recipe=recipe_of(NORMALIZED),
+  )
   return evaluation.Evaluator(experiment, Split(images, labels), devices(count))
 
 
@@ -273,33 +319,41 @@ def evaluation_data(count):
   rng = np.random.default_rng(9)
   images = rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
   state = initial_state(NORMALIZED, recipe_of(NORMALIZED))
-  stats = {'bn1': {
+  stats = {
+    'bn1': {
       'mean': rng.normal(size=8).astype(np.float32),
-      'var': rng.uniform(100, 900, 8).astype(np.float32)}}
+      'var': rng.uniform(100, 900, 8).astype(np.float32),
+    }
+  }
   return images, rng.integers(0, CLASSES, count).astype(np.int32), state.params, stats
 
 
 def numpy_evaluation(images, labels, params, stats, views):
   """Ten views cut by hand, probabilities averaged, errors counted by sorting."""
   offsets = [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)] if views == 10 else [(1, 1)]
-  cuts = [images[:, r:r + CROP, c:c + CROP] for r, c in offsets]
+  cuts = [images[:, r : r + CROP, c : c + CROP] for r, c in offsets]
   cuts += [cut[:, :, ::-1] for cut in cuts] if views == 10 else []
   apply = jax.jit(AlexNet(NORMALIZED).apply)
   probabilities = 0
   for cut in cuts:
     logits = np.asarray(
-        apply({'params': params, 'batch_stats': stats}, cut.astype(np.float32) - 128), np.float64)
+      apply({'params': params, 'batch_stats': stats}, cut.astype(np.float32) - 128), np.float64
+    )
     exp = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = probabilities + exp / exp.sum(1, keepdims=True) / len(cuts)
   ranks = np.argsort(-probabilities, 1)
   return probabilities, {
-      'loss': -np.log(probabilities[np.arange(len(labels)), labels]).mean(),
-      'top1_error': np.mean(ranks[:, 0] != labels),
-      'top5_error': np.mean((ranks[:, :5] != labels[:, None]).all(1)), 'count': len(labels)}
+    'loss': -np.log(probabilities[np.arange(len(labels)), labels]).mean(),
+    'top1_error': np.mean(ranks[:, 0] != labels),
+    'top5_error': np.mean((ranks[:, :5] != labels[:, None]).all(1)),
+    'count': len(labels),
+  }
 
 
-@pytest.mark.parametrize('devices_count, images_count, batch_size, views', [
-    (8, 37, 16, 10), (1, 37, 16, 10), (8, 32, 16, 1), (8, 5, 24, 1), (1, 1, 8, 1)])
+@pytest.mark.parametrize(
+  'devices_count, images_count, batch_size, views',
+  [(8, 37, 16, 10), (1, 37, 16, 10), (8, 32, 16, 1), (8, 5, 24, 1), (1, 1, 8, 1)],
+)
 def test_every_image_is_counted_once(devices_count, images_count, batch_size, views):
   images, labels, params, stats = evaluation_data(images_count)
   evaluate = evaluator(devices_count, images, labels, batch_size)
@@ -318,7 +372,6 @@ def test_every_image_is_counted_once(devices_count, images_count, batch_size, vi
 
 def test_an_image_that_is_missed_is_noticed(monkeypatch):
   class Short(list):
-
     def __enter__(self):
       pass
 
@@ -348,16 +401,17 @@ def scored(probabilities, labels, mask=None):
 def test_ties_and_what_is_not_a_number_count_as_errors():
   nan = np.nan
   rows = {
-      (0.5, 0.5, 0, 0, 0, 0, 0): (1, 0),  # label 0 shares the first place
-      (1 / 7,) * 7: (1, 1),
-      (0.2, 0.2, 0.2, 0.2, 0.2, 0, 0): (1, 0),
-      (0.1, 0.18, 0.18, 0.18, 0.18, 0.18, 0): (1, 1),
-      (0.1, 0.3, 0.2, 0.2, 0.2, 0, 0): (1, 0),
-      (0.9, 0.1, 0, 0, 0, 0, 0): (0, 0),
-      (nan,) * 7: (1, 1),
-      (nan, 0, 0, 0, 0, 0, 0): (1, 1),
-      (0.9, nan, 0, 0, 0, 0, 0): (1, 0),
-      (0.9, nan, nan, nan, nan, nan, 0): (1, 1)}
+    (0.5, 0.5, 0, 0, 0, 0, 0): (1, 0),  # label 0 shares the first place
+    (1 / 7,) * 7: (1, 1),
+    (0.2, 0.2, 0.2, 0.2, 0.2, 0, 0): (1, 0),
+    (0.1, 0.18, 0.18, 0.18, 0.18, 0.18, 0): (1, 1),
+    (0.1, 0.3, 0.2, 0.2, 0.2, 0, 0): (1, 0),
+    (0.9, 0.1, 0, 0, 0, 0, 0): (0, 0),
+    (nan,) * 7: (1, 1),
+    (nan, 0, 0, 0, 0, 0, 0): (1, 1),
+    (0.9, nan, 0, 0, 0, 0, 0): (1, 0),
+    (0.9, nan, nan, nan, nan, nan, 0): (1, 1),
+  }
   for row, (top1, top5) in rows.items():
     found = scored([row], [0])
     assert (found['top1_error'], found['top5_error'], found['count']) == (top1, top5, 1), row
@@ -371,10 +425,15 @@ def test_scores_agree_with_sorting_and_leave_padding_out():
   ranks = np.argsort(-probabilities[mask], 1)
   right = labels[mask][:, None]
   found = scored(probabilities, labels, mask)
-  assert found == pytest.approx({
+  assert found == pytest.approx(
+    {
       'loss': -np.log(np.take_along_axis(probabilities[mask], right, 1)).sum(),
       'top1_error': np.sum(ranks[:, 0] != right[:, 0]),
-      'top5_error': np.sum((ranks[:, :5] != right).all(1)), 'count': mask.sum()}, rel=1e-5)
+      'top5_error': np.sum((ranks[:, :5] != right).all(1)),
+      'count': mask.sum(),
+    },
+    rel=1e-5,
+  )
 
 
 def test_a_probability_of_nought_has_a_finite_loss():
@@ -385,10 +444,16 @@ def test_a_probability_of_nought_has_a_finite_loss():
 def test_top5_is_not_reported_of_five_classes():
   table = (layers.Dense('fc', 5),)
   experiment = types.SimpleNamespace(
-      config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=4)),
-      model=AlexNet(table), recipe=recipe_of(table))
+    config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=4)),
+    model=AlexNet(table),
+    recipe=recipe_of(table),
+  )
   images, labels = np.zeros((3, SIDE, SIDE, 3), np.uint8), np.zeros(3, np.int32)
-  params = {'fc': {'kernel': np.ones((CROP * CROP * 3, 5), np.float32), 'bias': np.arange(
-      5, dtype=np.float32)}}
+  params = {
+    'fc': {
+      'kernel': np.ones((CROP * CROP * 3, 5), np.float32),
+      'bias': np.arange(5, dtype=np.float32),
+    }
+  }
   found = evaluation.Evaluator(experiment, Split(images, labels), devices(1))(params, {}, 1)
   assert found == {'loss': pytest.approx(4.4519, abs=1e-3), 'top1_error': 1.0, 'count': 3}

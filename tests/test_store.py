@@ -50,8 +50,11 @@ def write(source, path, **options):
 
 def contents(path):
   """Relative file name -> bytes."""
-  return {str(file.relative_to(path)): file.read_bytes()
-          for file in sorted(path.rglob('*')) if file.is_file()}
+  return {
+    str(file.relative_to(path)): file.read_bytes()
+    for file in sorted(path.rglob('*'))
+    if file.is_file()
+  }
 
 
 @pytest.fixture
@@ -80,7 +83,8 @@ def test_rows_are_the_images(source, tmp_path, resize):
     raw = split.file.read_bytes()[split.offset :]
     assert raw == np.asarray(split.images).tobytes()
   assert np.array_equal(
-    np.load(tmp_path / 'store/train/source_index.npy'), order.permutation(store.ORDER_SEED, 0, 60))
+    np.load(tmp_path / 'store/train/source_index.npy'), order.permutation(store.ORDER_SEED, 0, 60)
+  )
   assert np.load(tmp_path / 'store/eval/source_index.npy').tolist() == list(range(21))
 
 
@@ -111,7 +115,8 @@ def test_in_memory_store_is_the_same(source, tmp_path):
 
 def test_colour_components_of_gray_images_are_finite():
   memory = in_memory_store(
-    open_source(data_config(source='digits')), image_size=SIZE, resize='crop')
+    open_source(data_config(source='digits')), image_size=SIZE, resize='crop'
+  )
   assert np.isfinite(memory.colour_eigenvectors).all()
   np.testing.assert_allclose(memory.colour_stdevs[:2], 0, atol=1e-4)
 
@@ -195,7 +200,8 @@ def test_kill_9(insects, source, tmp_path, reference):
   (tmp_path / 'slow.py').write_text(script)
   environment = os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])}
   child = subprocess.Popen(
-    [sys.executable, tmp_path / 'slow.py'], env=environment, stderr=subprocess.DEVNULL)
+    [sys.executable, tmp_path / 'slow.py'], env=environment, stderr=subprocess.DEVNULL
+  )
   parts = tmp_path / 'store.tmp/parts'
   deadline = time.monotonic() + 60
   while len(list(parts.glob('*.npz'))) < 3:
@@ -225,7 +231,10 @@ def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
   here = pathlib.Path(__file__).parent
   finished = subprocess.run(
     [sys.executable, here / 'killed_writer.py', insects, tmp_path, str(workers), encoding],
-    env=os.environ | {'PYTHONPATH': str(here.parent)}, capture_output=True, text=True)
+    env=os.environ | {'PYTHONPATH': str(here.parent)},
+    capture_output=True,
+    text=True,
+  )
   assert finished.returncode == 0, finished.stderr
   print(finished.stdout)
 
@@ -271,7 +280,8 @@ def test_a_second_writer_waits(source, tmp_path):
   with open(tmp_path / '.store.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     thread = threading.Thread(
-      target=write, args=(source, tmp_path / 'store'), kwargs={'progress': Progress()})
+      target=write, args=(source, tmp_path / 'store'), kwargs={'progress': Progress()}
+    )
     thread.start()
     assert said.wait(20) and not (tmp_path / 'store.tmp').exists()
   thread.join(20)
@@ -550,8 +560,11 @@ def test_progress(broken, tmp_path, terminal):
   text = screen.getvalue()
   assert 'preparing broken 16x16' in text and '5 unreadable images were left out' in text
   assert '81 images in ' in text and ' images per core-second' in text
-  assert ('81/81' in text and '/s ' in text) if terminal else (
-    '81 of 81, ' in text and '0:00:00 left' in text and '\x1b' not in text)
+  assert (
+    ('81/81' in text and '/s ' in text)
+    if terminal
+    else ('81 of 81, ' in text and '0:00:00 left' in text and '\x1b' not in text)
+  )
 
 
 def test_jpegs_from_a_worker(tmp_path):

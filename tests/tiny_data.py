@@ -8,16 +8,29 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 DATA_CONFIG = {
-  'source': 'folder', 'name': '', 'dir': '', 'store': '', 'image_size': 16, 'resize': 'crop',
-  'train_split': 'train', 'eval_split': 'test', 'validation_fraction': 0.25, 'unreadable': 'error',
-  'num_classes': 0, 'train_examples': 0, 'synthetic_examples': 64, 'encoding': 'raw',
+  'source': 'folder',
+  'name': '',
+  'dir': '',
+  'store': '',
+  'image_size': 16,
+  'resize': 'crop',
+  'train_split': 'train',
+  'eval_split': 'test',
+  'validation_fraction': 0.25,
+  'unreadable': 'error',
+  'num_classes': 0,
+  'train_examples': 0,
+  'synthetic_examples': 64,
+  'encoding': 'raw',
   'jpeg_quality': 90,
 }
 
 
 def data_config(**changes):
-  return ConfigDict(DATA_CONFIG | {key: str(value) if key in ('dir', 'store') else value
-                                   for key, value in changes.items()})
+  return ConfigDict(
+    DATA_CONFIG
+    | {key: str(value) if key in ('dir', 'store') else value for key, value in changes.items()}
+  )
 
 
 def write_images(folder, count, *, seed=0, suffix='.png'):
@@ -38,7 +51,8 @@ def write_folder(root, *, train=20, held_out=7, classes=('ant', 'bee', 'cat')):
 
 
 ARCHIVE_BYTES = {  # published, as in TFDS's checksums.tsv
-  'ILSVRC2012_img_train.tar': 147_897_477_120, 'ILSVRC2012_img_val.tar': 6_744_924_160,
+  'ILSVRC2012_img_train.tar': 147_897_477_120,
+  'ILSVRC2012_img_val.tar': 6_744_924_160,
 }
 
 

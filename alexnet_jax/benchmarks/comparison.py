@@ -63,9 +63,10 @@ class Comparison:
     sides = {}
     for name, facts in self.sides.items():
       sides[name] = facts | {
-          'per_second': spread(self.rates(name, 'per_second')),
-          'per_core_second': spread(self.rates(name, 'per_core_second')),
-          'samples': [sample._asdict() for sample in self.samples[name]]}
+        'per_second': spread(self.rates(name, 'per_second')),
+        'per_core_second': spread(self.rates(name, 'per_core_second')),
+        'samples': [sample._asdict() for sample in self.samples[name]],
+      }
       if name != OURS:
         sides[name]['ratio'] = spread(self.ratios(name))
     kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -74,7 +75,8 @@ class Comparison:
 
 
 def take_turns(
-    workers: dict[str, Worker], options: Options) -> tuple[dict[str, list[Sample]], dict]:
+  workers: dict[str, Worker], options: Options
+) -> tuple[dict[str, list[Sample]], dict]:
   """Lets the sides work in turn, there and back again, so that a drift favours none.
 
   Returns:
@@ -84,13 +86,16 @@ def take_turns(
   for name, worker in workers.items():
     seconds = worker.call('prepare', options.turn_seconds)
     sides[name] = {
-        'title': worker.contender.title, 'settings': worker.contender.settings,
-        'versions': worker.call('versions'), 'first_batch_seconds': seconds}
+      'title': worker.contender.title,
+      'settings': worker.contender.settings,
+      'versions': worker.call('versions'),
+      'first_batch_seconds': seconds,
+    }
     say(f'{worker.contender.title}: first batch after {seconds:.1f} s')
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
     say(f'round {number + 1} of {options.rounds}')
-    for name in list(workers)[::-1 if number % 2 else 1]:
+    for name in list(workers)[:: -1 if number % 2 else 1]:
       samples[name].append(workers[name].call('measure'))
   return samples, sides
 
@@ -111,21 +116,44 @@ def spread(values: list[float]) -> dict[str, float]:
 def table(comparison: Comparison) -> str:
   """The comparison for people."""
   measured = 'images/s' if comparison.measure == 'per_second' else 'images/core-s'
-  lines = [('', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles',
-            f'ours/peer in {measured}', 'quartiles')]
+  lines = [
+    (
+      '',
+      'ms/batch',
+      'images/s',
+      'quartiles',
+      'images/core-s',
+      'quartiles',
+      f'ours/peer in {measured}',
+      'quartiles',
+    )
+  ]
   for name, facts in comparison.sides.items():
     speed = spread(comparison.rates(name, 'per_second'))
     per_core = spread(comparison.rates(name, 'per_core_second'))
     ratio = ('', '') if name == OURS else _cells(spread(comparison.ratios(name)), '.3f')
-    lines.append((facts['title'], f'{1000 * comparison.batch_size / speed["median"]:,.1f}',
-                  *_cells(speed, _digits(speed)), *_cells(per_core, _digits(per_core)), *ratio))
+    lines.append(
+      (
+        facts['title'],
+        f'{1000 * comparison.batch_size / speed["median"]:,.1f}',
+        *_cells(speed, _digits(speed)),
+        *_cells(per_core, _digits(per_core)),
+        *ratio,
+      )
+    )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  aligned = ['  '.join(
+  aligned = [
+    '  '.join(
       cell.rjust(width) if place else cell.ljust(width)
-      for place, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines]
+      for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  ]
   absent = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
-  return '\n'.join(line.rstrip() for line in [
-      f'{comparison.target}: {comparison.title}', *aligned, *comparison.notes, *absent])
+  return '\n'.join(
+    line.rstrip()
+    for line in [f'{comparison.target}: {comparison.title}', *aligned, *comparison.notes, *absent]
+  )
 
 
 def _digits(values: dict[str, float]) -> str:
@@ -133,5 +161,7 @@ def _digits(values: dict[str, float]) -> str:
 
 
 def _cells(values: dict[str, float], form: str) -> tuple[str, str]:
-  return (format(values['median'], form),
-          f'{values["lower_quartile"]:{form}} - {values["upper_quartile"]:{form}}')
+  return (
+    format(values['median'], form),
+    f'{values["lower_quartile"]:{form}} - {values["upper_quartile"]:{form}}',
+  )

@@ -22,11 +22,16 @@ GOAL = 40_000  # images per core-second
 _MODULE = 'alexnet_jax.benchmarks.feed'
 _OURS = Contender(OURS, f'{_MODULE}:OurFeed')
 PEERS = {
-    'tf_data': Contender(
-        'tf.data', f'{_MODULE}:TfDataFeed', {'TF_CPP_MIN_LOG_LEVEL': '3'}, package='tensorflow',
-        extra='prepare'),
-    'data_loader': Contender(
-        'torch DataLoader', f'{_MODULE}:DataLoaderFeed', package='torch', extra='peers'),
+  'tf_data': Contender(
+    'tf.data',
+    f'{_MODULE}:TfDataFeed',
+    {'TF_CPP_MIN_LOG_LEVEL': '3'},
+    package='tensorflow',
+    extra='prepare',
+  ),
+  'data_loader': Contender(
+    'torch DataLoader', f'{_MODULE}:DataLoaderFeed', package='torch', extra='peers'
+  ),
 }
 
 
@@ -49,12 +54,18 @@ def compare(images: int, options: Options) -> Comparison:
     samples, sides = take_turns(workers, options)
     environment = workers[OURS].call('environment')
   return Comparison(
-      target='feed',
-      title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
-            ' the page cache',
-      batch_size=BATCH_SIZE, measure='per_core_second',
-      notes=(f'goal: {GOAL:,} images/core-s',), samples=samples, sides=sides, absent=absent,
-      environment=environment, details={'images': images, 'goal_per_core_second': GOAL})
+    target='feed',
+    title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
+    ' the page cache',
+    batch_size=BATCH_SIZE,
+    measure='per_core_second',
+    notes=(f'goal: {GOAL:,} images/core-s',),
+    samples=samples,
+    sides=sides,
+    absent=absent,
+    environment=environment,
+    details={'images': images, 'goal_per_core_second': GOAL},
+  )
 
 
 def write_images(file: Path, images: int) -> None:
@@ -62,12 +73,14 @@ def write_images(file: Path, images: int) -> None:
   shape = (images, IMAGE_SIZE, IMAGE_SIZE, 3)
   free, needed = shutil.disk_usage(file.parent).free, int(np.prod(shape))
   if needed > 0.9 * free:
-    raise UserError(f'--feed_images={images} need {needed / 1e9:.1f} GB in {file.parent.parent},'
-                    f' which has {free / 1e9:.1f} GB free: use fewer, or set TMPDIR')
+    raise UserError(
+      f'--feed_images={images} need {needed / 1e9:.1f} GB in {file.parent.parent},'
+      f' which has {free / 1e9:.1f} GB free: use fewer, or set TMPDIR'
+    )
   pixels = np.lib.format.open_memmap(file, 'w+', np.uint8, shape)
   random = np.random.default_rng(0)
   for first in range(0, images, BATCH_SIZE):
-    block = pixels[first:first + BATCH_SIZE]
+    block = pixels[first : first + BATCH_SIZE]
     block[:] = np.frombuffer(random.bytes(block.nbytes), np.uint8).reshape(block.shape)
   pixels.flush()  # else the disk would be busy while we measure
 
@@ -106,14 +119,19 @@ class TfDataFeed(Side):
 
     pixels = np.load(file, mmap_mode='r', allow_pickle=False)
     records = tf.data.FixedLengthRecordDataset(
-        str(file), record_bytes=pixels[0].nbytes, header_bytes=pixels.offset)
+      str(file), record_bytes=pixels[0].nbytes, header_bytes=pixels.offset
+    )
 
     def decode(batch):
       return tf.reshape(tf.io.decode_raw(batch, tf.uint8), (BATCH_SIZE, *pixels.shape[1:]))
 
     self._batches = iter(
-        records.repeat().shuffle(8 * BATCH_SIZE).batch(BATCH_SIZE, drop_remainder=True)
-        .map(decode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE))
+      records.repeat()
+      .shuffle(8 * BATCH_SIZE)
+      .batch(BATCH_SIZE, drop_remainder=True)
+      .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+      .prefetch(tf.data.AUTOTUNE)
+    )
     self._version = tf.__version__
 
   def versions(self) -> dict:
@@ -145,7 +163,8 @@ class DataLoaderFeed(Side):
   def run(self, batches: int) -> int:
     rows = self._random.integers(0, len(self._rows), batches * BATCH_SIZE).tolist()
     loader = self._torch.utils.data.DataLoader(
-        self._rows, BATCH_SIZE, sampler=rows, num_workers=len(os.sched_getaffinity(0)))
+      self._rows, BATCH_SIZE, sampler=rows, num_workers=len(os.sched_getaffinity(0))
+    )
     return sum(len(batch) for batch in loader)
 
 

@@ -33,7 +33,8 @@ class OurStep(Side):
     positions = np.arange(len(self._images), dtype=np.int32)
     self._labels = positions % len(self._experiment.classes)
     self._batch = self._devices.put_batch(
-        {'image': self._images, 'label': self._labels, 'position': positions})
+      {'image': self._images, 'label': self._labels, 'position': positions}
+    )
     self._initial = to_host(self._experiment.initial_state())
     self._state = self._step = self._metrics = None
 
@@ -51,19 +52,20 @@ class OurStep(Side):
     view = jnp.asarray(CENTRE_VIEW[0], jnp.float32)
     rates = experiment.recipe.rates.tree(weights, jnp.int32(0), jnp.float32(1))
     return Task(
-        table=experiment.table,
-        view_shape=experiment.view_shape,
-        platform=self._devices.platform,
-        compute_dtype=self._config.model.compute_dtype,
-        optimizer=optimizer.name,
-        momentum=optimizer.momentum,
-        views=np.asarray(jax.jit(preprocessing.test_view)(self._images, view)),
-        labels=self._labels,
-        weights=weights,
-        rates=jax.tree.map(float, rates),
-        decays=weight_decay_tree(
-            weights, optimizer.weight_decay, dict(optimizer.layer_weight_decay),
-            optimizer.decay_biases))
+      table=experiment.table,
+      view_shape=experiment.view_shape,
+      platform=self._devices.platform,
+      compute_dtype=self._config.model.compute_dtype,
+      optimizer=optimizer.name,
+      momentum=optimizer.momentum,
+      views=np.asarray(jax.jit(preprocessing.test_view)(self._images, view)),
+      labels=self._labels,
+      weights=weights,
+      rates=jax.tree.map(float, rates),
+      decays=weight_decay_tree(
+        weights, optimizer.weight_decay, dict(optimizer.layer_weight_decay), optimizer.decay_biases
+      ),
+    )
 
   def probe(self, weights: dict) -> Probe:
     """Loss and gradients at `weights` by the same step, its random parts switched off.
@@ -73,12 +75,14 @@ class OurStep(Side):
     experiment = self._experiment
     zeros = jax.tree.map(lambda _: 0.0, weights)
     recipe = dataclasses.replace(
-        experiment.recipe,
-        preprocessing=dataclasses.replace(
-            experiment.recipe.preprocessing, random_crop=False, mirror=False),
-        colour_noise=lambda step: jnp.float32(0),
-        rates=schedules.Rates(1.0, 1.0, schedules.constant(), schedules.constant(), {}),
-        optimizer=krizhevsky_momentum(0.0, zeros))
+      experiment.recipe,
+      preprocessing=dataclasses.replace(
+        experiment.recipe.preprocessing, random_crop=False, mirror=False
+      ),
+      colour_noise=lambda step: jnp.float32(0),
+      rates=schedules.Rates(1.0, 1.0, schedules.constant(), schedules.constant(), {}),
+      optimizer=krizhevsky_momentum(0.0, zeros),
+    )
     model = experiment.model.clone(table=without_dropout(experiment.table))
     state = self._initial.replace(params=weights, opt_state=recipe.optimizer.init(weights))
     step = self._devices.train_step(make_train_step(model, recipe, AXIS))
@@ -88,7 +92,8 @@ class OurStep(Side):
   def run(self, batches: int) -> int:
     if self._step is None:
       self._step = self._devices.train_step(
-          make_train_step(self._experiment.model, self._experiment.recipe, AXIS))
+        make_train_step(self._experiment.model, self._experiment.recipe, AXIS)
+      )
       self._state = self._devices.replicate(self._initial)
     for _ in range(batches):
       self._state, self._metrics = self._step(self._state, self._batch)
@@ -107,7 +112,13 @@ def make_up(config) -> tuple[Experiment, np.ndarray]:
   images = random.integers(0, 256, (config.batch_size, size, size, 3), np.uint8)
   split = Split(images, np.zeros(_EXAMPLES, np.int32))
   store = Store(
-      path=None, classes=tuple(map(str, range(classes))), train=split, eval=split,
-      mean_image=random.uniform(100, 150, (size, size, 3)).astype(np.float32),
-      colour_stdevs=np.array([20.0, 37.0, 122.0]), colour_eigenvectors=np.eye(3), meta={})
+    path=None,
+    classes=tuple(map(str, range(classes))),
+    train=split,
+    eval=split,
+    mean_image=random.uniform(100, 150, (size, size, 3)).astype(np.float32),
+    colour_stdevs=np.array([20.0, 37.0, 122.0]),
+    colour_eigenvectors=np.eye(3),
+    meta={},
+  )
   return make_experiment(config, store, AXIS), images

@@ -109,5 +109,5 @@ class Probe(NamedTuple):
 def without_dropout(table: layers.Table) -> layers.Table:
   """The same net, its dropout layers keeping every unit."""
   return tuple(
-      dataclasses.replace(row, keep=1.0) if isinstance(row, layers.Dropout) else row
-      for row in table)
+    dataclasses.replace(row, keep=1.0) if isinstance(row, layers.Dropout) else row for row in table
+  )

@@ -22,21 +22,28 @@ GRADIENT_TOLERANCE = 1e-2
 # glibc gives large blocks back and takes them again at every step, for XLA with fresh page faults
 # that huge pages make few; PyTorch does best when the memory is simply kept.
 _OURS = Contender(
-    OURS, 'alexnet_jax.benchmarks.our_step:OurStep', {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'})
+  OURS, 'alexnet_jax.benchmarks.our_step:OurStep', {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+)
 _KEEP_MEMORY = {
-    'GLIBC_TUNABLES':
-        'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296'}
+  'GLIBC_TUNABLES': 'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296'
+}
 
 
 def _torch(title: str, **arguments) -> Contender:
-  return Contender(title, 'alexnet_jax.benchmarks.torch_step:TorchStep', _KEEP_MEMORY, arguments,
-                   package='torch', extra='peers')
+  return Contender(
+    title,
+    'alexnet_jax.benchmarks.torch_step:TorchStep',
+    _KEEP_MEMORY,
+    arguments,
+    package='torch',
+    extra='peers',
+  )
 
 
 PEERS = {
-    'eager': _torch('torch eager', channels_last=False, compiled=False),
-    'channels_last': _torch('torch channels_last', channels_last=True, compiled=False),
-    'compiled': _torch('torch.compile', channels_last=True, compiled=True),
+  'eager': _torch('torch eager', channels_last=False, compiled=False),
+  'channels_last': _torch('torch channels_last', channels_last=True, compiled=False),
+  'compiled': _torch('torch.compile', channels_last=True, compiled=True),
 }
 
 
@@ -58,21 +65,31 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
     samples, sides = take_turns(workers, options)
     for side, worker in workers.items():
       if not math.isfinite(loss := worker.call('loss')):
-        raise UserError(f'the loss of {side} became {loss} while it was measured: lower'
-                        ' --config.optimizer.learning_rate')
+        raise UserError(
+          f'the loss of {side} became {loss} while it was measured: lower'
+          ' --config.optimizer.learning_rate'
+        )
     environment = ours.call('environment')
   return Comparison(
-      target='step', title=f'{name}, net {config.model.net}, batch {config.batch_size}',
-      batch_size=config.batch_size, measure='per_second',
-      notes=tuple(f'{PEERS[peer].title}: {found}' for peer, found in equality.items()),
-      samples=samples, sides=sides, absent=absent, environment=environment,
-      details={'config': configs.to_json(config), 'equality': {
-          peer: dataclasses.asdict(found) for peer, found in equality.items()}})
+    target='step',
+    title=f'{name}, net {config.model.net}, batch {config.batch_size}',
+    batch_size=config.batch_size,
+    measure='per_second',
+    notes=tuple(f'{PEERS[peer].title}: {found}' for peer, found in equality.items()),
+    samples=samples,
+    sides=sides,
+    absent=absent,
+    environment=environment,
+    details={
+      'config': configs.to_json(config),
+      'equality': {peer: dataclasses.asdict(found) for peer, found in equality.items()},
+    },
+  )
 
 
 def _start_peers(
-    stack: contextlib.ExitStack, workers: dict[str, Worker], absent: dict[str, str],
-    options: Options) -> dict[str, 'Equality']:
+  stack: contextlib.ExitStack, workers: dict[str, Worker], absent: dict[str, str], options: Options
+) -> dict[str, 'Equality']:
   """Adds the peers that can take part to `workers`, after showing that they compute the same."""
   task = workers[OURS].call('task')
   weights = lively_weights(task.weights, last=task.table[-1].name)
@@ -107,8 +124,10 @@ def lively_weights(initial: dict, last: str) -> dict:
       scale = math.sqrt(2 / fan_in) * (0.02 if layer == last else 1)
     return np.float32(scale) * random.standard_normal(shape, np.float32)
 
-  return {layer: {name: lively(layer, name, array.shape) for name, array in leaves.items()}
-          for layer, leaves in initial.items()}
+  return {
+    layer: {name: lively(layer, name, array.shape) for name, array in leaves.items()}
+    for layer, leaves in initial.items()
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +143,11 @@ class Equality:
 
   def __str__(self) -> str:
     loss = abs(self.loss / self.our_loss - 1)
-    return (f'at the same weights its loss differs by {loss:.1e} (allowed {self.loss_tolerance:g})'
-            f' and its gradients by at most {self.gradient_difference:.1e}, in {self.where}'
-            f' (allowed {self.gradient_tolerance:g})')
+    return (
+      f'at the same weights its loss differs by {loss:.1e} (allowed {self.loss_tolerance:g})'
+      f' and its gradients by at most {self.gradient_difference:.1e}, in {self.where}'
+      f' (allowed {self.gradient_tolerance:g})'
+    )
 
 
 def check_equal(name: str, ours: Probe, peer: Probe) -> Equality:
@@ -136,18 +157,25 @@ def check_equal(name: str, ours: Probe, peer: Probe) -> Equality:
     UserError: the peer computes something else, so that its speed would say nothing.
   """
   differences = {
-      f'{layer}/{leaf}': _distance(ours.gradients[layer][leaf], gradient)
-      for layer, leaves in peer.gradients.items() for leaf, gradient in leaves.items()}
-  where = max(differences, key=lambda key: math.inf if math.isnan(differences[key])
-              else differences[key])
+    f'{layer}/{leaf}': _distance(ours.gradients[layer][leaf], gradient)
+    for layer, leaves in peer.gradients.items()
+    for leaf, gradient in leaves.items()
+  }
+  where = max(
+    differences, key=lambda key: math.inf if math.isnan(differences[key]) else differences[key]
+  )
   result = Equality(ours.loss, peer.loss, differences[where], where)
   if not abs(peer.loss - ours.loss) <= LOSS_TOLERANCE * abs(ours.loss):
-    raise UserError(f'{name} is not the same computation: its loss is {peer.loss:.6f}, ours'
-                    f' {ours.loss:.6f}; no ratio is given')
+    raise UserError(
+      f'{name} is not the same computation: its loss is {peer.loss:.6f}, ours'
+      f' {ours.loss:.6f}; no ratio is given'
+    )
   if not result.gradient_difference <= GRADIENT_TOLERANCE:
-    raise UserError(f'{name} is not the same computation: its gradient of {where} differs from ours'
-                    f' by {result.gradient_difference:.1e} of its size (allowed:'
-                    f' {GRADIENT_TOLERANCE:g}); no ratio is given')
+    raise UserError(
+      f'{name} is not the same computation: its gradient of {where} differs from ours'
+      f' by {result.gradient_difference:.1e} of its size (allowed:'
+      f' {GRADIENT_TOLERANCE:g}); no ratio is given'
+    )
   return result
 
 

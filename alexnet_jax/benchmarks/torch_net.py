@@ -80,12 +80,19 @@ def _layouts(row: layers.Row, inputs: layers.Shape) -> dict[str, Layout]:
       rows, columns, height, width, channels, features = kernel
       places, fan_in = rows * columns, height * width * channels
       return {
-          'kernel': Layout(kernel, (places, height, width, channels, features), (0, 3, 1, 2, 4),
-                           (places, fan_in, features)),
-          'bias': Layout(bias, bias, (2, 0, 1), (features, rows, columns))}
+        'kernel': Layout(
+          kernel,
+          (places, height, width, channels, features),
+          (0, 3, 1, 2, 4),
+          (places, fan_in, features),
+        ),
+        'bias': Layout(bias, bias, (2, 0, 1), (features, rows, columns)),
+      }
     case layers.Conv():  # HWIO -> OIHW
-      return {'kernel': Layout(kernel, kernel, (3, 2, 0, 1), kernel[3:] + kernel[2:3] + kernel[:2]),
-              'bias': plain}
+      return {
+        'kernel': Layout(kernel, kernel, (3, 2, 0, 1), kernel[3:] + kernel[2:3] + kernel[:2]),
+        'bias': plain,
+      }
     case _:  # a flattened map is (H, W, C) in our net and (C, H, W) here
       order = (3, 2, 0, 1) if len(inputs) == 3 else (1, 0)
       return {'kernel': Layout(kernel, (*inputs, row.features), order, kernel[::-1]), 'bias': plain}
@@ -126,8 +133,13 @@ class _Convolution(nn.Conv2d):
     left, right = row.edge_padding(inputs[1])
     even = top == bottom and left == right
     super().__init__(
-        inputs[2], row.features, row.kernel, row.stride, padding=(top, left) if even else 0,
-        groups=row.groups)
+      inputs[2],
+      row.features,
+      row.kernel,
+      row.stride,
+      padding=(top, left) if even else 0,
+      groups=row.groups,
+    )
     self._edges = None if even else (left, right, top, bottom)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -23,16 +23,20 @@ class TorchStep(Side):
       Unavailable: the task has something that this side does not know.
     """
     if task.platform != 'cpu':
-      raise Unavailable(f'it computes on CPUs, and our side on a {task.platform}: set'
-                        ' JAX_PLATFORMS=cpu to compare')
+      raise Unavailable(
+        f'it computes on CPUs, and our side on a {task.platform}: set JAX_PLATFORMS=cpu to compare'
+      )
     if task.optimizer != 'momentum' or task.compute_dtype != 'float32':
-      raise Unavailable('it knows the 2012 update and float32 only, not optimizer.name='
-                        f'{task.optimizer} with model.compute_dtype={task.compute_dtype}')
+      raise Unavailable(
+        'it knows the 2012 update and float32 only, not optimizer.name='
+        f'{task.optimizer} with model.compute_dtype={task.compute_dtype}'
+      )
     self._task = task
     self._compiled = compiled
     self._format = torch.channels_last if channels_last else torch.contiguous_format
-    self._views = torch.tensor(task.views).permute(0, 3, 1, 2).contiguous(
-        memory_format=self._format)
+    self._views = (
+      torch.tensor(task.views).permute(0, 3, 1, 2).contiguous(memory_format=self._format)
+    )
     self._labels = torch.tensor(task.labels, dtype=torch.long)
     net, self._loss_of = self._build(task.table, task.weights)
     self._optimizer = make_optimizer(net, task)
@@ -88,6 +92,11 @@ def make_optimizer(net: TorchNet, task: Task) -> torch.optim.Optimizer:
   for layer, name, parameter in net.named():
     groups[task.rates[layer][name], task.decays[layer][name]].append(parameter)
   return torch.optim.SGD(
-      [{'params': members, 'lr': rate, 'weight_decay': decay}
-       for (rate, decay), members in groups.items()],
-      lr=0.0, momentum=task.momentum, fused=True)
+    [
+      {'params': members, 'lr': rate, 'weight_decay': decay}
+      for (rate, decay), members in groups.items()
+    ],
+    lr=0.0,
+    momentum=task.momentum,
+    fused=True,
+  )

@@ -58,9 +58,12 @@ class Worker:
     with theirs:
       descriptor = theirs.fileno()
       self._process = subprocess.Popen(
-          [sys.executable, '-c', f'from {__name__} import serve; serve({descriptor})'],
-          env={**os.environ, **contender.settings}, pass_fds=[descriptor],
-          stdin=subprocess.DEVNULL, stdout=2)  # what libraries print does not belong in our output
+        [sys.executable, '-c', f'from {__name__} import serve; serve({descriptor})'],
+        env={**os.environ, **contender.settings},
+        pass_fds=[descriptor],
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+      )  # what libraries print does not belong in our output
     try:
       self._ask((contender.side, arguments))
     except BaseException:
@@ -83,8 +86,9 @@ class Worker:
     except (EOFError, ConnectionError):
       code = self._process.wait()
       raise RuntimeError(
-          f'the process of {self.contender.title} ended with code {code}; perhaps the memory did'
-          ' not suffice: try a smaller --batch_sizes') from None
+        f'the process of {self.contender.title} ended with code {code}; perhaps the memory did'
+        ' not suffice: try a smaller --batch_sizes'
+      ) from None
     if error:
       raise error
     return result

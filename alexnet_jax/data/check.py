@@ -91,8 +91,11 @@ def _folder(
   if error is not None:
     report.add('image folder', f'{directory}: cannot be used')
     return None, []
-  report.add('image folder', f'{directory}: {len(source.train):,} training and '
-             f'{len(source.eval):,} held-out images, {_classes(source)}')
+  report.add(
+    'image folder',
+    f'{directory}: {len(source.train):,} training and '
+    f'{len(source.eval):,} held-out images, {_classes(source)}',
+  )
   if source.classes == imagenet.published_classes():
     counts = ' and '.join(f'{n:,}' for n in tfds_source.EXPECTED_COUNTS['imagenet2012'].values())
     report.add('', f'these are the classes of ILSVRC-2012, which has {counts}')
@@ -107,8 +110,11 @@ def _classes(source: Source) -> str:
 def _tfds(
   data_config: Any, directory: pathlib.Path, report: Report
 ) -> tuple[Source | None, list[Need]]:
-  origin = 'data.dir' if data_config.dir else (
-    '$TFDS_DATA_DIR' if os.environ.get('TFDS_DATA_DIR') else 'the default')
+  origin = (
+    'data.dir'
+    if data_config.dir
+    else ('$TFDS_DATA_DIR' if os.environ.get('TFDS_DATA_DIR') else 'the default')
+  )
   report.add('TFDS directory', f'{directory} ({origin}){"" if directory.is_dir() else ": absent"}')
   builder, error = _try(tfds_source.find_builder, data_config.name, directory)
   report.refuse(error)
@@ -120,16 +126,20 @@ def _tfds(
   if not tfds_source.is_prepared(builder):
     report.add('data set', f'{path}: absent')
     for other in sorted(path.parent.glob('*/dataset_info.json')):
-      report.add('', f'there is {other.parent}: --config.data.name={builder.name}:'
-                     f'{other.parent.name} would use it')
+      report.add(
+        '',
+        f'there is {other.parent}: --config.data.name={builder.name}:'
+        f'{other.parent.name} would use it',
+      )
     return None, _ingredients(builder, directory, report)
   prepared, error = _try(tfds_source.as_prepared, builder)
   report.refuse(error, f'rm -r {shlex.quote(str(path))}')
   if error is not None:
     report.add('data set', f'{path}: cannot be read')
     return None, []
-  report.add('data set', f'{path}: {" and ".join(tfds_source.formats(prepared))}, '
-             + _counts(prepared))
+  report.add(
+    'data set', f'{path}: {" and ".join(tfds_source.formats(prepared))}, ' + _counts(prepared)
+  )
   for check, remedy in (
     (tfds_source.check_counts, f'rm -r {shlex.quote(str(path))}'),
     (tfds_source.check_format, tfds_source.convert_command(prepared)),
@@ -146,8 +156,9 @@ def _counts(prepared: Any) -> str:
   """Split sizes, with what they should be."""
   found = {name: split.num_examples for name, split in prepared.info.splits.items()}
   expected = tfds_source.EXPECTED_COUNTS.get(prepared.name, {})
-  wrong = {name: f' (expected {count:,})' for name, count in expected.items()
-           if count != found.get(name)}
+  wrong = {
+    name: f' (expected {count:,})' for name, count in expected.items() if count != found.get(name)
+  }
   return ', '.join(
     f'{found.get(name, 0):,} {name}{wrong.get(name, "")}' for name in {**expected, **found}
   )
@@ -177,14 +188,18 @@ def _store(
 ) -> None:
   encoding = preparation.encoding(data_config)
   folder = path.with_name(path.name + '.tmp')
-  job = source and Job(source, folder, data_config.image_size, data_config.resize,
-                       writer.ROWS_PER_PART, encoding)
+  job = source and Job(
+    source, folder, data_config.image_size, data_config.resize, writer.ROWS_PER_PART, encoding
+  )
   if path.exists():
     found, error = _try(preparation.open_existing, path, data_config)
     if error is None:
       report.problem, report.complete = '', True
-      report.add('store', f'{path}: complete, {len(found.train):,} training and '
-                 f'{len(found.eval):,} held-out images, {encoding}')
+      report.add(
+        'store',
+        f'{path}: complete, {len(found.train):,} training and '
+        f'{len(found.eval):,} held-out images, {encoding}',
+      )
     else:
       report.add('store', f'{path}: cannot be used')
       report.refuse(error)

@@ -109,7 +109,10 @@ def train_batches(
   def make(step: int) -> Batch:
     rows = order.rows(seed, step, batch_size, len(split))[mine]
     return {
-      'image': gather(rows), 'label': split.labels[rows], 'row': rows, 'position': positions.copy()
+      'image': gather(rows),
+      'label': split.labels[rows],
+      'row': rows,
+      'position': positions.copy(),
     }
 
   return Batches(gather, make, itertools.count(start_step), depth)
@@ -136,8 +139,11 @@ def eval_batches(
     labels = np.zeros(len(rows), np.int32)
     labels[real] = split.labels[rows[real]]
     return {
-      'image': gather(rows[real], len(rows)), 'label': labels, 'row': np.where(real, rows, -1),
-      'position': positions.copy(), 'mask': real.astype(np.float32),
+      'image': gather(rows[real], len(rows)),
+      'label': labels,
+      'row': np.where(real, rows, -1),
+      'position': positions.copy(),
+      'mask': real.astype(np.float32),
     }
 
   return Batches(gather, make, range(-(-len(split) // batch_size)), depth)

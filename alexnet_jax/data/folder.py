@@ -83,8 +83,14 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
     return FolderSplit(str(root), names, labels)
 
   train_split, eval_split = split(train), split(held_out)
-  return Source(root.resolve().name, classes, train_split, eval_split,
-                _fingerprint(train_split, eval_split, facts), imagenet.class_names(classes, [root]))
+  return Source(
+    root.resolve().name,
+    classes,
+    train_split,
+    eval_split,
+    _fingerprint(train_split, eval_split, facts),
+    imagenet.class_names(classes, [root]),
+  )
 
 
 def is_flat(folder: pathlib.Path) -> bool:

@@ -115,8 +115,10 @@ def _read_devkit(file: pathlib.Path) -> list[tuple[int, str, str]]:
     raise UserError(f'reading {file} needs scipy: pip install scipy') from error
   try:
     synsets = io.loadmat(file, squeeze_me=True)['synsets']
-    return [(int(synset['ILSVRC2012_ID']), str(synset['WNID']), str(synset['words']))
-            for synset in synsets]
+    return [
+      (int(synset['ILSVRC2012_ID']), str(synset['WNID']), str(synset['words']))
+      for synset in synsets
+    ]
   except Exception as error:  # the parser fails in many ways on damaged bytes
     raise UserError(
       f'{file} is not the {DEVKIT} of ILSVRC-2012 ({type(error).__name__}): fetch it again'

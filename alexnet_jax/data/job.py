@@ -154,6 +154,9 @@ class Job:
 
   def _read_row(self, split: str, row: int) -> tuple[np.ndarray, int]:
     return store.read_row(
-      getattr(self.source, split), int(self.indices[split][row]), len(self.source.classes),
-      self.image_size, self.resize,
+      getattr(self.source, split),
+      int(self.indices[split][row]),
+      len(self.source.classes),
+      self.image_size,
+      self.resize,
     )

@@ -35,9 +35,7 @@ def commit(job: Job, unreadable: str) -> None:
   bad = {split: _unreadable_rows(job, split) for split in store.SPLITS}
   if unreadable == 'error' and any(bad.values()):
     raise _unreadable_error(job, bad)
-  meta = job.describe() | {
-    'class_names': list(job.source.class_names), 'counts': {}, 'crc32': {}
-  }
+  meta = job.describe() | {'class_names': list(job.source.class_names), 'counts': {}, 'crc32': {}}
   for split, reasons in bad.items():
     count = len(job.indices[split]) - len(reasons)
     if not count:
@@ -56,8 +54,9 @@ def commit(job: Job, unreadable: str) -> None:
   meta |= {
     'colour_stdevs': stdevs.tolist(),
     'colour_eigenvectors': eigenvectors.tolist(),
-    'unreadable': {split: [reasons[row] for row in sorted(reasons)]
-                   for split, reasons in bad.items()},
+    'unreadable': {
+      split: [reasons[row] for row in sorted(reasons)] for split, reasons in bad.items()
+    },
     'versions': {'numpy': np.__version__, 'pillow': PIL.__version__},
   }
   atomic.write_json(job.folder / 'meta.json', meta)

@@ -64,9 +64,7 @@ def encoding(data_config: Any) -> str:
   return f'{store.JPEG}{data_config.jpeg_quality}'
 
 
-def _write(
-  path: pathlib.Path, data_config: Any, progress: Progress, workers: int
-) -> store.Store:
+def _write(path: pathlib.Path, data_config: Any, progress: Progress, workers: int) -> store.Store:
   if data_config.source == 'tfds':
     from alexnet_jax.data import tfds_prepare
 
@@ -78,8 +76,13 @@ def _write(
     f'{len(source.classes):,} classes'
   )
   written = writer.write_store(
-    source, path, image_size=data_config.image_size, resize=data_config.resize,
-    unreadable=data_config.unreadable, workers=workers, progress=progress,
+    source,
+    path,
+    image_size=data_config.image_size,
+    resize=data_config.resize,
+    unreadable=data_config.unreadable,
+    workers=workers,
+    progress=progress,
     encoding=encoding(data_config),
   )
   if skipped := sum(len(names) for names in written.meta['unreadable'].values()):
@@ -95,8 +98,11 @@ def open_existing(path: pathlib.Path, data_config: Any) -> store.Store:
   """
   found = store.open_store(path)
   sources.check_classes(data_config, str(path), len(found.classes))
-  made = {'image_size': data_config.image_size, 'resize': data_config.resize,
-          'encoding': encoding(data_config)}
+  made = {
+    'image_size': data_config.image_size,
+    'resize': data_config.resize,
+    'encoding': encoding(data_config),
+  }
   expected = made
   if _is_present(data_config):
     expected = store.describe(sources.open_source(data_config), **made)

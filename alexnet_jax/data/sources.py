@@ -78,7 +78,9 @@ def open_source(data_config: Any) -> Source:
       from alexnet_jax.data import tfds_source
 
       source = tfds_source.open_tfds(
-        data_config.name, data_directory(data_config), data_config.train_split,
+        data_config.name,
+        data_directory(data_config),
+        data_config.train_split,
         data_config.eval_split,
       )
     case 'folder':

@@ -55,10 +55,12 @@ def colour_components(totals: Sums) -> tuple[np.ndarray, np.ndarray]:
   """
   n = totals.count * totals.pixels.shape[0] * totals.pixels.shape[1]
   total = [int(x) for x in totals.pixels.sum(axis=(0, 1))]
-  covariance = np.array([
-    [(n * int(totals.products[i, j]) - total[i] * total[j]) / n**2 for j in range(3)]
-    for i in range(3)
-  ])
+  covariance = np.array(
+    [
+      [(n * int(totals.products[i, j]) - total[i] * total[j]) / n**2 for j in range(3)]
+      for i in range(3)
+    ]
+  )
   eigenvalues, eigenvectors = np.linalg.eigh(covariance)
   largest = eigenvectors[np.abs(eigenvectors).argmax(axis=0), range(3)]
   return np.sqrt(np.maximum(eigenvalues, 0)), eigenvectors * np.sign(largest)

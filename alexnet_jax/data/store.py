@@ -151,8 +151,11 @@ def image_files(folder: pathlib.Path, image_size: int, encoding: str) -> RawImag
 def _checksums(meta: dict[str, Any], split: str) -> dict[str, Any]:
   """Checksums of the files of one split, by name."""
   prefix = f'{split}/'
-  return {name.removeprefix(prefix): value for name, value in meta['crc32'].items()
-          if name.startswith(prefix)}
+  return {
+    name.removeprefix(prefix): value
+    for name, value in meta['crc32'].items()
+    if name.startswith(prefix)
+  }
 
 
 def verify_store(path: pathlib.Path | str, progress: Progress | None = None) -> None:
@@ -198,15 +201,21 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
   stdevs, eigenvectors = statistics.colour_components(totals)
   meta = describe(source, image_size, resize) | {
     'class_names': [],
-    'counts': {name: len(split) for name, split in splits.items()}
+    'counts': {name: len(split) for name, split in splits.items()},
   }
-  return Store(None, source.classes, splits['train'], splits['eval'],
-               statistics.mean_image(totals), stdevs, eigenvectors, meta)
+  return Store(
+    None,
+    source.classes,
+    splits['train'],
+    splits['eval'],
+    statistics.mean_image(totals),
+    stdevs,
+    eigenvectors,
+    meta,
+  )
 
 
-def describe(
-  source: Source, image_size: int, resize: str, encoding: str = RAW
-) -> dict[str, Any]:
+def describe(source: Source, image_size: int, resize: str, encoding: str = RAW) -> dict[str, Any]:
   """What a store is made from; two stores agree if and only if these do."""
   return {
     'format_version': FORMAT_VERSION,

@@ -66,9 +66,7 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
     )
 
 
-def archives(
-  builder: tfds.core.DatasetBuilder, directory: pathlib.Path
-) -> dict[pathlib.Path, int]:
+def archives(builder: tfds.core.DatasetBuilder, directory: pathlib.Path) -> dict[pathlib.Path, int]:
   """Archives that are to be fetched by hand, if any: where they must be, and how many bytes."""
   if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return {}

@@ -162,8 +162,9 @@ def formats(builder: tfds.core.DatasetBuilder) -> list[str]:
 
 def convert_command(builder: tfds.core.DatasetBuilder) -> str:
   """The command that adds the ArrayRecord format."""
-  return (f'tfds convert_format --dataset_version_dir={builder.data_path} '
-          '--out_file_format=array_record')
+  return (
+    f'tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record'
+  )
 
 
 def check_format(builder: tfds.core.DatasetBuilder) -> None:

@@ -55,9 +55,7 @@ def write_store(
     UserError: the disk is too small, images are unreadable, a label is no class, a worker died, or
       another store is there.
   """
-  for name, value, allowed in (
-    ('resize', resize, RESIZES), ('unreadable', unreadable, UNREADABLE)
-  ):
+  for name, value, allowed in (('resize', resize, RESIZES), ('unreadable', unreadable, UNREADABLE)):
     if value not in allowed:
       raise UserError(f'data.{name}={value!r} is unknown: choose one of {", ".join(allowed)}')
   path, progress = pathlib.Path(path), progress or Silent()
@@ -171,7 +169,9 @@ def _finish(process: multiprocessing.Process) -> None:
 
 
 def _work(
-  job: Job, parts: list[Part], writer: multiprocessing.connection.Connection,
+  job: Job,
+  parts: list[Part],
+  writer: multiprocessing.connection.Connection,
   held: multiprocessing.connection.Connection,
 ) -> None:
   """Body of a worker: sends counts of rows done, or the error that ended it."""

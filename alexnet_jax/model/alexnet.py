@@ -33,7 +33,7 @@ class AlexNet(nn.Module):
 
   @nn.compact
   def __call__(
-      self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None
+    self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None
   ) -> jax.Array:
     """Maps images to logits.
 
@@ -68,12 +68,14 @@ class AlexNet(nn.Module):
         return max_pool(x, row.window, row.stride)
       case layers.ResponseNorm():
         return local_response_norm(
-            x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k, groups=row.groups)
+          x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k, groups=row.groups
+        )
       case layers.SpatialNorm():
         return spatial_response_norm(x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k)
       case layers.BatchNorm():
         return BatchNormalization(
-            row.decay, row.epsilon, self.axis_name, self.ghost_batch, name=row.name)(x, train)
+          row.decay, row.epsilon, self.axis_name, self.ghost_batch, name=row.name
+        )(x, train)
       case layers.Dropout():
         return dropout(x, row.keep, row.inverted, train, keys, index)
     raise TypeError(f'no computation for layer {row}')
@@ -123,7 +125,7 @@ def _uniform(shape, fan_in: int):
 
 
 def dropout(
-    x: jax.Array, keep: float, inverted: bool, train: bool, keys: jax.Array | None, layer: int
+  x: jax.Array, keep: float, inverted: bool, train: bool, keys: jax.Array | None, layer: int
 ) -> jax.Array:
   """Drops units of each image by a mask that depends on the image's key and the layer alone.
 

@@ -194,24 +194,27 @@ def walk(table: Table, shape: Shape):
       raise ValueError(f'layer {row.name} needs a feature map, but its input has shape {shape}')
     if isinstance(row, Conv) and (shape[2] % row.groups or row.features % row.groups):
       raise ValueError(
-          f'layer {row.name}: {shape[2]} input and {row.features} output channels must both be'
-          f' divisible by groups={row.groups}')
+        f'layer {row.name}: {shape[2]} input and {row.features} output channels must both be'
+        f' divisible by groups={row.groups}'
+      )
     if isinstance(row, ResponseNorm) and shape[-1] % row.groups:
       raise ValueError(f'layer {row.name}: {shape[-1]} channels are not divisible by {row.groups}')
     output = row.output_shape(shape)
     if min(output) < 1:
       raise ValueError(
-          f'layer {row.name} would have output shape {output}: its input {shape} is too small;'
-          ' use a larger image')
+        f'layer {row.name} would have output shape {output}: its input {shape} is too small;'
+        ' use a larger image'
+      )
     yield row, shape, output
     shape = output
 
 
 def count_parameters(table: Table, shape: Shape) -> int:
   return sum(
-      math.prod(parameter)
-      for row, inputs, _ in walk(table, shape)
-      for parameter in row.parameters(inputs).values())
+    math.prod(parameter)
+    for row, inputs, _ in walk(table, shape)
+    for parameter in row.parameters(inputs).values()
+  )
 
 
 def count_macs(table: Table, shape: Shape) -> int:

@@ -32,38 +32,38 @@ def krizhevsky2012(classes: int = 1000) -> layers.Table:
   60,965,224 parameters at 1,000 classes.
   """
   return (
-      Conv('conv1', 96, 11, stride=4, ceil=True, init=0.01, bias=0.0),
-      ResponseNorm('norm1', groups=2),
-      MaxPool('pool1'),
-      Relu('relu1'),
-      Conv('conv2', 256, 5, padding=2, groups=2, init=0.01, bias=1.0),
-      Relu('relu2'),
-      ResponseNorm('norm2', groups=2),
-      SpatialNorm('spatial_norm2'),
-      MaxPool('pool2'),
-      Conv('conv3', 384, 3, padding=1, init=0.03, bias=0.0),
-      Relu('relu3'),
-      Conv('conv4', 384, 3, padding=1, groups=2, init=0.03, bias=1.0),
-      Relu('relu4'),
-      Conv('conv5', 256, 3, padding=1, groups=2, init=0.03, bias=1.0),
-      MaxPool('pool5'),
-      Relu('relu5'),
-      *_dense_layers(classes, bias=1.0),
+    Conv('conv1', 96, 11, stride=4, ceil=True, init=0.01, bias=0.0),
+    ResponseNorm('norm1', groups=2),
+    MaxPool('pool1'),
+    Relu('relu1'),
+    Conv('conv2', 256, 5, padding=2, groups=2, init=0.01, bias=1.0),
+    Relu('relu2'),
+    ResponseNorm('norm2', groups=2),
+    SpatialNorm('spatial_norm2'),
+    MaxPool('pool2'),
+    Conv('conv3', 384, 3, padding=1, init=0.03, bias=0.0),
+    Relu('relu3'),
+    Conv('conv4', 384, 3, padding=1, groups=2, init=0.03, bias=1.0),
+    Relu('relu4'),
+    Conv('conv5', 256, 3, padding=1, groups=2, init=0.03, bias=1.0),
+    MaxPool('pool5'),
+    Relu('relu5'),
+    *_dense_layers(classes, bias=1.0),
   )
 
 
 def _dense_layers(
-    classes: int, *, bias: float, hidden_init: float = 0.01, inverted: bool = False
+  classes: int, *, bias: float, hidden_init: float = 0.01, inverted: bool = False
 ) -> layers.Table:
   """fc6, fc7 and the classifier; dropout on the outputs of fc6 and fc7 (paper section 4.2)."""
   return (
-      Dense('fc6', 4096, init=hidden_init, bias=bias),
-      Relu('relu6'),
-      Dropout('drop6', inverted=inverted),
-      Dense('fc7', 4096, init=hidden_init, bias=bias),
-      Relu('relu7'),
-      Dropout('drop7', inverted=inverted),
-      Dense('fc8', classes, init=0.01, bias=0.0),
+    Dense('fc6', 4096, init=hidden_init, bias=bias),
+    Relu('relu6'),
+    Dropout('drop6', inverted=inverted),
+    Dense('fc7', 4096, init=hidden_init, bias=bias),
+    Relu('relu7'),
+    Dropout('drop7', inverted=inverted),
+    Dense('fc8', classes, init=0.01, bias=0.0),
   )
 
 
@@ -76,29 +76,29 @@ def paper(classes: int = 1000) -> layers.Table:
   """
   norm = {'alpha': 1e-4, 'k': 2.0}
   return (
-      Conv('conv1', 96, 11, stride=4, ceil=True),
-      Relu('relu1'),
-      ResponseNorm('norm1', **norm),
-      MaxPool('pool1'),
-      Conv('conv2', 256, 5, padding=2, groups=2, bias=1.0),
-      Relu('relu2'),
-      ResponseNorm('norm2', **norm),
-      MaxPool('pool2'),
-      *_upper_convolutions(init=0.01, bias=1.0),
-      *_dense_layers(classes, bias=1.0),
+    Conv('conv1', 96, 11, stride=4, ceil=True),
+    Relu('relu1'),
+    ResponseNorm('norm1', **norm),
+    MaxPool('pool1'),
+    Conv('conv2', 256, 5, padding=2, groups=2, bias=1.0),
+    Relu('relu2'),
+    ResponseNorm('norm2', **norm),
+    MaxPool('pool2'),
+    *_upper_convolutions(init=0.01, bias=1.0),
+    *_dense_layers(classes, bias=1.0),
   )
 
 
 def _upper_convolutions(*, init: float, bias: float) -> layers.Table:
   """conv3 to pool5, with a ReLU directly after every convolution."""
   return (
-      Conv('conv3', 384, 3, padding=1, init=init, bias=0.0),
-      Relu('relu3'),
-      Conv('conv4', 384, 3, padding=1, groups=2, init=init, bias=bias),
-      Relu('relu4'),
-      Conv('conv5', 256, 3, padding=1, groups=2, init=init, bias=bias),
-      Relu('relu5'),
-      MaxPool('pool5'),
+    Conv('conv3', 384, 3, padding=1, init=init, bias=0.0),
+    Relu('relu3'),
+    Conv('conv4', 384, 3, padding=1, groups=2, init=init, bias=bias),
+    Relu('relu4'),
+    Conv('conv5', 256, 3, padding=1, groups=2, init=init, bias=bias),
+    Relu('relu5'),
+    MaxPool('pool5'),
   )
 
 
@@ -109,32 +109,32 @@ def caffe(classes: int = 1000) -> layers.Table:
   dropout, LRN across the seam of the towers.
   """
   return (
-      Conv('conv1', 96, 11, stride=4),
-      Relu('relu1'),
-      ResponseNorm('norm1', k=1.0),
-      MaxPool('pool1'),
-      Conv('conv2', 256, 5, padding=2, groups=2, bias=0.1),
-      Relu('relu2'),
-      ResponseNorm('norm2', k=1.0),
-      MaxPool('pool2'),
-      *_upper_convolutions(init=0.01, bias=0.1),
-      *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
+    Conv('conv1', 96, 11, stride=4),
+    Relu('relu1'),
+    ResponseNorm('norm1', k=1.0),
+    MaxPool('pool1'),
+    Conv('conv2', 256, 5, padding=2, groups=2, bias=0.1),
+    Relu('relu2'),
+    ResponseNorm('norm2', k=1.0),
+    MaxPool('pool2'),
+    *_upper_convolutions(init=0.01, bias=0.1),
+    *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
   )
 
 
 def caffenet(classes: int = 1000) -> layers.Table:
   """BVLC's bvlc_reference_caffenet: pools before it normalizes, biases 1; 227-pixel crops."""
   return (
-      Conv('conv1', 96, 11, stride=4),
-      Relu('relu1'),
-      MaxPool('pool1'),
-      ResponseNorm('norm1', k=1.0),
-      Conv('conv2', 256, 5, padding=2, groups=2, bias=1.0),
-      Relu('relu2'),
-      MaxPool('pool2'),
-      ResponseNorm('norm2', k=1.0),
-      *_upper_convolutions(init=0.01, bias=1.0),
-      *_dense_layers(classes, bias=1.0, hidden_init=0.005, inverted=True),
+    Conv('conv1', 96, 11, stride=4),
+    Relu('relu1'),
+    MaxPool('pool1'),
+    ResponseNorm('norm1', k=1.0),
+    Conv('conv2', 256, 5, padding=2, groups=2, bias=1.0),
+    Relu('relu2'),
+    MaxPool('pool2'),
+    ResponseNorm('norm2', k=1.0),
+    *_upper_convolutions(init=0.01, bias=1.0),
+    *_dense_layers(classes, bias=1.0, hidden_init=0.005, inverted=True),
   )
 
 
@@ -145,26 +145,26 @@ def owt(classes: int = 1000) -> layers.Table:
   """
   init = 'torch'
   return (
-      Conv('conv1', 64, 11, stride=4, padding=2, init=init),
-      Relu('relu1'),
-      MaxPool('pool1'),
-      Conv('conv2', 192, 5, padding=2, init=init),
-      Relu('relu2'),
-      MaxPool('pool2'),
-      Conv('conv3', 384, 3, padding=1, init=init),
-      Relu('relu3'),
-      Conv('conv4', 256, 3, padding=1, init=init),
-      Relu('relu4'),
-      Conv('conv5', 256, 3, padding=1, init=init),
-      Relu('relu5'),
-      MaxPool('pool5'),
-      Dropout('drop5', inverted=True),
-      Dense('fc6', 4096, init=init),
-      Relu('relu6'),
-      Dropout('drop6', inverted=True),
-      Dense('fc7', 4096, init=init),
-      Relu('relu7'),
-      Dense('fc8', classes, init=init),
+    Conv('conv1', 64, 11, stride=4, padding=2, init=init),
+    Relu('relu1'),
+    MaxPool('pool1'),
+    Conv('conv2', 192, 5, padding=2, init=init),
+    Relu('relu2'),
+    MaxPool('pool2'),
+    Conv('conv3', 384, 3, padding=1, init=init),
+    Relu('relu3'),
+    Conv('conv4', 256, 3, padding=1, init=init),
+    Relu('relu4'),
+    Conv('conv5', 256, 3, padding=1, init=init),
+    Relu('relu5'),
+    MaxPool('pool5'),
+    Dropout('drop5', inverted=True),
+    Dense('fc6', 4096, init=init),
+    Relu('relu6'),
+    Dropout('drop6', inverted=True),
+    Dense('fc7', 4096, init=init),
+    Relu('relu7'),
+    Dense('fc8', classes, init=init),
   )
 
 
@@ -174,23 +174,23 @@ def one_tower(classes: int = 1000) -> layers.Table:
   Half the kernels of conv1-4; conv5 and the dense layers are not halved.  59,798,312 parameters.
   """
   return (
-      Conv('conv1', 48, 11, stride=4, ceil=True),
-      ResponseNorm('norm1'),
-      MaxPool('pool1'),
-      Relu('relu1'),
-      Conv('conv2', 128, 5, padding=2, bias=1.0),
-      Relu('relu2'),
-      ResponseNorm('norm2'),
-      SpatialNorm('spatial_norm2'),
-      MaxPool('pool2'),
-      Conv('conv3', 192, 3, padding=1, init=0.03),
-      Relu('relu3'),
-      Conv('conv4', 192, 3, padding=1, init=0.03, bias=1.0),
-      Relu('relu4'),
-      Conv('conv5', 256, 3, padding=1, init=0.03, bias=1.0),
-      MaxPool('pool5'),
-      Relu('relu5'),
-      *_dense_layers(classes, bias=1.0),
+    Conv('conv1', 48, 11, stride=4, ceil=True),
+    ResponseNorm('norm1'),
+    MaxPool('pool1'),
+    Relu('relu1'),
+    Conv('conv2', 128, 5, padding=2, bias=1.0),
+    Relu('relu2'),
+    ResponseNorm('norm2'),
+    SpatialNorm('spatial_norm2'),
+    MaxPool('pool2'),
+    Conv('conv3', 192, 3, padding=1, init=0.03),
+    Relu('relu3'),
+    Conv('conv4', 192, 3, padding=1, init=0.03, bias=1.0),
+    Relu('relu4'),
+    Conv('conv5', 256, 3, padding=1, init=0.03, bias=1.0),
+    MaxPool('pool5'),
+    Relu('relu5'),
+    *_dense_layers(classes, bias=1.0),
   )
 
 
@@ -198,8 +198,7 @@ def conv6(classes: int = 1000) -> layers.Table:
   """CNN* of the paper (section 6, Table 2): #145 with a sixth convolution on pool5 (CHM #146)."""
   rows = list(krizhevsky2012(classes))
   after = [row.name for row in rows].index('relu5') + 1
-  rows[after:after] = [
-      Conv('conv6', 256, 3, padding=1, init=0.03, bias=1.0), Relu('relu_conv6')]
+  rows[after:after] = [Conv('conv6', 256, 3, padding=1, init=0.03, bias=1.0), Relu('relu_conv6')]
   return tuple(rows)
 
 
@@ -209,53 +208,56 @@ def bn(classes: int = 1000) -> layers.Table:
   conv-BN-ReLU in place of LRN, dense layers without BN, inverted dropout; for 227-pixel crops.
   Unlike theirs every convolution keeps its bias, which batch normalization makes idle.
   """
+
   def block(name: str, features: int, kernel: int, **geometry) -> layers.Table:
     number = name.removeprefix('conv')
     return (
-        Conv(name, features, kernel, **geometry),
-        BatchNorm(f'bn{number}', epsilon=1e-4),
-        Relu(f'relu{number}'))
+      Conv(name, features, kernel, **geometry),
+      BatchNorm(f'bn{number}', epsilon=1e-4),
+      Relu(f'relu{number}'),
+    )
 
   return (
-      *block('conv1', 96, 11, stride=4),
-      MaxPool('pool1'),
-      *block('conv2', 256, 5, padding=2, groups=2),
-      MaxPool('pool2'),
-      *block('conv3', 384, 3, padding=1),
-      *block('conv4', 384, 3, padding=1, groups=2),
-      *block('conv5', 256, 3, padding=1, groups=2),
-      MaxPool('pool5'),
-      *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
+    *block('conv1', 96, 11, stride=4),
+    MaxPool('pool1'),
+    *block('conv2', 256, 5, padding=2, groups=2),
+    MaxPool('pool2'),
+    *block('conv3', 384, 3, padding=1),
+    *block('conv4', 384, 3, padding=1, groups=2),
+    *block('conv5', 256, 3, padding=1, groups=2),
+    MaxPool('pool5'),
+    *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
   )
 
 
 def cifar_80sec(classes: int = 10) -> layers.Table:
   """cuda-convnet example-layers/layers-80sec.cfg: 145,578 parameters, documented error 26 %."""
   return (
-      *_quick_convolutions(),
-      Dense('fc64', 64, init=0.1),
-      Dense('fc10', classes, init=0.1),
+    *_quick_convolutions(),
+    Dense('fc64', 64, init=0.1),
+    Dense('fc10', classes, init=0.1),
   )
 
 
 def _quick_convolutions(norm: bool = False) -> layers.Table:
   """The three convolutions shared by the 80sec, 19pct and 18pct nets."""
+
   # example-layers/layers-18pct.cfg: `rnorm` of size 3, scale 5e-5, divided by size squared.
   def spatial(name):
     return (SpatialNorm(name, size=3, alpha=5e-5 / 9),) if norm else ()
 
   return (
-      Conv('conv1', 32, 5, padding=2, init=0.0001),
-      MaxPool('pool1'),
-      Relu('relu1'),
-      *spatial('spatial_norm1'),
-      Conv('conv2', 32, 5, padding=2, init=0.01),
-      Relu('relu2'),
-      AvgPool('pool2'),
-      *spatial('spatial_norm2'),
-      Conv('conv3', 64, 5, padding=2, init=0.01),
-      Relu('relu3'),
-      AvgPool('pool3'),
+    Conv('conv1', 32, 5, padding=2, init=0.0001),
+    MaxPool('pool1'),
+    Relu('relu1'),
+    *spatial('spatial_norm1'),
+    Conv('conv2', 32, 5, padding=2, init=0.01),
+    Relu('relu2'),
+    AvgPool('pool2'),
+    *spatial('spatial_norm2'),
+    Conv('conv3', 64, 5, padding=2, init=0.01),
+    Relu('relu3'),
+    AvgPool('pool3'),
   )
 
 
@@ -272,24 +274,24 @@ def cifar_18pct(classes: int = 10) -> layers.Table:
 def cifar_13pct(classes: int = 10) -> layers.Table:
   """cuda-convnet layers-conv-local-13pct.cfg on 24x24 crops: 1,116,490 parameters, 13 %."""
   return (
-      Conv('conv1', 64, 5, padding=2, init=0.0001),
-      Relu('relu1'),
-      MaxPool('pool1'),
-      Conv('conv2', 64, 5, padding=2, init=0.01),
-      Relu('relu2'),
-      MaxPool('pool2'),
-      *_local_layers(32, classes),
+    Conv('conv1', 64, 5, padding=2, init=0.0001),
+    Relu('relu1'),
+    MaxPool('pool1'),
+    Conv('conv2', 64, 5, padding=2, init=0.01),
+    Relu('relu2'),
+    MaxPool('pool2'),
+    *_local_layers(32, classes),
   )
 
 
 def _local_layers(first: int, classes: int) -> layers.Table:
   """The two locally connected layers and the classifier of the 13pct and 11pct nets."""
   return (
-      Local('local3', first, 3, padding=1, init=0.04),
-      Relu('relu3'),
-      Local('local4', 32, 3, padding=1, init=0.04),
-      Relu('relu4'),
-      Dense('fc10', classes, init=0.01),
+    Local('local3', first, 3, padding=1, init=0.04),
+    Relu('relu3'),
+    Local('local4', 32, 3, padding=1, init=0.04),
+    Relu('relu4'),
+    Dense('fc10', classes, init=0.01),
   )
 
 
@@ -297,15 +299,15 @@ def cifar_11pct(classes: int = 10) -> layers.Table:
   """cuda-convnet2 layers-cifar10-11pct.cfg: 2,112,970 parameters on 24x24 crops, 11 %."""
   norm = {'size': 9, 'alpha': 0.001 / 9, 'k': 1.0}
   return (
-      Conv('conv1', 64, 5, padding=2, init=0.0001),
-      Relu('relu1'),
-      MaxPool('pool1'),
-      ResponseNorm('norm1', **norm),
-      Conv('conv2', 64, 5, padding=2, init=0.01),
-      Relu('relu2'),
-      ResponseNorm('norm2', **norm),
-      MaxPool('pool2'),
-      *_local_layers(64, classes),
+    Conv('conv1', 64, 5, padding=2, init=0.0001),
+    Relu('relu1'),
+    MaxPool('pool1'),
+    ResponseNorm('norm1', **norm),
+    Conv('conv2', 64, 5, padding=2, init=0.01),
+    Relu('relu2'),
+    ResponseNorm('norm2', **norm),
+    MaxPool('pool2'),
+    *_local_layers(64, classes),
   )
 
 
@@ -316,45 +318,66 @@ def cifar_bn(classes: int = 10) -> layers.Table:
   here: keep 0.9, 0.8, 0.7, 0.6 down the dense layers, He initialization, zero biases.
   """
   convolutions = [
-      row for i, features in enumerate((64, 128, 256, 512), start=1) for row in (
-          Conv(f'conv{i}', features, 3, padding=1, init='he'),
-          Relu(f'relu{i}'),
-          MaxPool(f'pool{i}', window=2, stride=2),
-          BatchNorm(f'bn{i}'))]
+    row
+    for i, features in enumerate((64, 128, 256, 512), start=1)
+    for row in (
+      Conv(f'conv{i}', features, 3, padding=1, init='he'),
+      Relu(f'relu{i}'),
+      MaxPool(f'pool{i}', window=2, stride=2),
+      BatchNorm(f'bn{i}'),
+    )
+  ]
   dense = [
-      row for i, (features, keep) in enumerate(
-          ((128, 0.9), (256, 0.8), (512, 0.7), (1024, 0.6)), start=5) for row in (
-              Dense(f'fc{i}', features, init='he'),
-              Relu(f'relu{i}'),
-              Dropout(f'drop{i}', keep=keep, inverted=True),
-              BatchNorm(f'bn{i}'))]
+    row
+    for i, (features, keep) in enumerate(((128, 0.9), (256, 0.8), (512, 0.7), (1024, 0.6)), start=5)
+    for row in (
+      Dense(f'fc{i}', features, init='he'),
+      Relu(f'relu{i}'),
+      Dropout(f'drop{i}', keep=keep, inverted=True),
+      BatchNorm(f'bn{i}'),
+    )
+  ]
   return (*convolutions, *dense, Dense('fc9', classes, init='he'))
 
 
 def digits(classes: int = 10) -> layers.Table:
   """A small AlexNet for 28x28 crops: overlapping max pools, LRN, dropout; learns in a minute."""
   return (
-      Conv('conv1', 32, 5, padding=2, init=0.03),
-      Relu('relu1'),
-      ResponseNorm('norm1'),
-      MaxPool('pool1'),
-      Conv('conv2', 64, 5, padding=2, init='he'),
-      Relu('relu2'),
-      ResponseNorm('norm2'),
-      MaxPool('pool2'),
-      Conv('conv3', 64, 3, padding=1, init='he'),
-      Relu('relu3'),
-      MaxPool('pool3'),
-      Dense('fc4', 128, init='he'),
-      Relu('relu4'),
-      Dropout('drop4'),
-      Dense('fc5', classes, init='he'),
+    Conv('conv1', 32, 5, padding=2, init=0.03),
+    Relu('relu1'),
+    ResponseNorm('norm1'),
+    MaxPool('pool1'),
+    Conv('conv2', 64, 5, padding=2, init='he'),
+    Relu('relu2'),
+    ResponseNorm('norm2'),
+    MaxPool('pool2'),
+    Conv('conv3', 64, 3, padding=1, init='he'),
+    Relu('relu3'),
+    MaxPool('pool3'),
+    Dense('fc4', 128, init='he'),
+    Relu('relu4'),
+    Dropout('drop4'),
+    Dense('fc5', classes, init='he'),
   )
 
 
 NETS: dict[str, Callable[[int], layers.Table]] = {
-    net.__name__: net
-    for net in (
-        krizhevsky2012, paper, caffe, caffenet, owt, one_tower, conv6, bn, cifar_80sec, cifar_19pct,
-        cifar_18pct, cifar_13pct, cifar_11pct, cifar_bn, digits)
+  net.__name__: net
+  for net in (
+    krizhevsky2012,
+    paper,
+    caffe,
+    caffenet,
+    owt,
+    one_tower,
+    conv6,
+    bn,
+    cifar_80sec,
+    cifar_19pct,
+    cifar_18pct,
+    cifar_13pct,
+    cifar_11pct,
+    cifar_bn,
+    digits,
+  )
 }

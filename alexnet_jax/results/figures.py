@@ -206,9 +206,7 @@ def _label_ends(axes, ends: list, number: str) -> None:
     above = place[0] = min(place[0], above - gap)
   for height, value, label, colour in placed:
     text = f'{label} {value:{number}}'
-    axes.text(
-      1.02, height, text, transform=axes.transAxes, fontsize=10, color=colour, va='center'
-    )
+    axes.text(1.02, height, text, transform=axes.transAxes, fontsize=10, color=colour, va='center')
 
 
 def _mark_rates(axes, rates: np.ndarray) -> None:

@@ -28,9 +28,7 @@ class MetricWriter:
   * TensorBoard event files.
   """
 
-  def __init__(
-    self, workdir: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True
-  ):
+  def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True):
     """Opens the record of a run that continues after `start_step`.
 
     Lines of later steps, and a last line torn by a kill, are dropped: the run will write them

@@ -29,15 +29,16 @@ def errors(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
   """loss (nats per image), top1_error and, with more than 5 classes, top5_error (fractions)."""
   own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
   result = {
-      'loss': float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean()),
-      'top1_error': float(wrong(probabilities, labels, 1).mean())}
+    'loss': float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean()),
+    'top1_error': float(wrong(probabilities, labels, 1).mean()),
+  }
   if probabilities.shape[1] > 5:
     result['top5_error'] = float(wrong(probabilities, labels, 5).mean())
   return result
 
 
 def bootstrap_interval(
-    wrongs: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+  wrongs: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
   """Percentile bootstrap interval of an error rate (Efron 1979).
 
@@ -60,7 +61,7 @@ def bootstrap_interval(
 
 
 def worst_classes(
-    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], count: int = 10
+  probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], count: int = 10
 ) -> list[tuple[str, int, float, str]]:
   """The classes with the highest top-1 error, as (name, images, error, most often taken for)."""
   missed, guesses = wrong(probabilities, labels, 1), probabilities.argmax(1)
@@ -80,7 +81,7 @@ def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
 
 
 def search_weights(
-    members: Sequence[np.ndarray], labels: np.ndarray, step: float = 0.05
+  members: Sequence[np.ndarray], labels: np.ndarray, step: float = 0.05
 ) -> list[float]:
   """Weights in [0, 1] with the least top-5 error, by coordinate search from 0.5 each.
 
@@ -106,7 +107,7 @@ def search_weights(
     before = best
     for i in range(len(members)):
       for value in grid:
-        candidate = [*weights[:i], float(value), *weights[i + 1:]]
+        candidate = [*weights[:i], float(value), *weights[i + 1 :]]
         if (found := error(candidate)) < best:
           best, weights = found, candidate
     if best == before:

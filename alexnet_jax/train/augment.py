@@ -16,9 +16,10 @@ import numpy as np
 # standard deviations (not eigenvalues) and, as columns, the eigenvectors they belong to.
 COLOUR_STDEVS_2012 = (19.7208, 37.0939, 121.7801)
 COLOUR_EIGENVECTORS_2012 = (
-    (0.417955, -0.712579, -0.563510),
-    (-0.816981, -0.023542, -0.576184),
-    (0.397311, 0.701196, -0.592003))
+  (0.417955, -0.712579, -0.563510),
+  (-0.816981, -0.023542, -0.576184),
+  (0.397311, 0.701196, -0.592003),
+)
 
 # torchvision's constants for [0, 1] inputs, times 255.
 TORCHVISION_MEAN = tuple(255 * x for x in (0.485, 0.456, 0.406))
@@ -29,9 +30,9 @@ _CORNERS_AND_CENTRE = ((0, 0), (0, 1), (0.5, 0.5), (1, 0), (1, 1))
 # The ten views of paper section 4.1 and the nine of the cropped CIFAR nets (cuda-convnet
 # convdata.py), as (row, column, mirrored) with places in fractions of the free border.
 VIEWS = {
-    1: CENTRE_VIEW,
-    9: tuple((y, x, 0) for y in (0, 0.5, 1) for x in (0, 0.5, 1)),
-    10: tuple((y, x, mirrored) for mirrored in (0, 1) for y, x in _CORNERS_AND_CENTRE),
+  1: CENTRE_VIEW,
+  9: tuple((y, x, 0) for y in (0, 0.5, 1) for x in (0, 0.5, 1)),
+  10: tuple((y, x, mirrored) for mirrored in (0, 1) for y, x in _CORNERS_AND_CENTRE),
 }
 
 
@@ -62,7 +63,7 @@ class Preprocessing:
     return enlarge(images, self.resize_to) if self.resize_to else images
 
   def training_views(
-      self, images: jax.Array, keys: jax.Array, colour_noise: jax.Array
+    self, images: jax.Array, keys: jax.Array, colour_noise: jax.Array
   ) -> jax.Array:
     """Random views.
 
@@ -122,7 +123,7 @@ def enlarge(images: jax.Array, size: int) -> jax.Array:
 def central(image: np.ndarray, crop: int) -> np.ndarray:
   """The central (crop, crop, 3) of a larger square image."""
   start = (image.shape[0] - crop) // 2
-  return image[start:start + crop, start:start + crop]
+  return image[start : start + crop, start : start + crop]
 
 
 def example_keys(seed: int, step: jax.Array, position: jax.Array) -> jax.Array:

@@ -52,8 +52,10 @@ class Checkpoints:
       UserError: the folder cannot be made, or is an object store.
     """
     if '://' in os.fspath(directory):
-      raise UserError(f'checkpoints cannot live at {directory}: an object store cannot rename '
-                      'folders; give a --workdir on a disk, and copy it afterwards')
+      raise UserError(
+        f'checkpoints cannot live at {directory}: an object store cannot rename '
+        'folders; give a --workdir on a disk, and copy it afterwards'
+      )
     self._directory = Path(directory).absolute()
     self._keep = {'last': keep, 'best': 1}
     self._primary = primary
@@ -64,8 +66,10 @@ class Checkpoints:
       try:
         folder.mkdir(parents=True, exist_ok=True)
       except OSError as error:
-        raise UserError(f'the checkpoint folder {folder} cannot be made ({error.strerror}); '
-                        'choose another --workdir') from error
+        raise UserError(
+          f'the checkpoint folder {folder} cannot be made ({error.strerror}); '
+          'choose another --workdir'
+        ) from error
       _sweep(folder)
 
   def save(self, step: int, state: Any, meta: dict, *, kind: str = 'last') -> None:
@@ -86,8 +90,9 @@ class Checkpoints:
       return
     self.wait()
     meta = json.loads(json.dumps(meta))  # a copy, and an error here instead of in the thread
-    leaves = {name: _snapshot(name, leaf)
-              for name, leaf in checkpoint_files.named_leaves(state).items()}
+    leaves = {
+      name: _snapshot(name, leaf) for name, leaf in checkpoint_files.named_leaves(state).items()
+    }
     self._pending = self._thread.submit(self._write, self._directory / kind, step, leaves, meta)
 
   def restore(self, target: Any, *, kind: str = 'last') -> tuple[int, Any, dict] | None:
@@ -127,8 +132,10 @@ class Checkpoints:
       return step, jax.tree.unflatten(jax.tree.structure(target), ordered), record['meta']
     if damaged:
       reasons = '; '.join(f'{step}: {error}' for step, error in damaged.items())
-      raise UserError(f'every checkpoint in {self._directory / kind} is damaged ({reasons}): '
-                      'put back a copy, or remove the folder to start from the beginning')
+      raise UserError(
+        f'every checkpoint in {self._directory / kind} is damaged ({reasons}): '
+        'put back a copy, or remove the folder to start from the beginning'
+      )
     return None
 
   def steps(self, kind: str = 'last') -> list[int]:
@@ -164,9 +171,15 @@ class Checkpoints:
         raise
       self.failed_saves += 1
       free = shutil.disk_usage(folder).free
-      _log.error('checkpoint %s/%d is not saved: the disk or quota is full (%.0f MB needed, '
-                 '%.0f MB free on the disk); older ones are intact, training goes on, the next '
-                 'save tries again', folder, step, size / 1e6, free / 1e6)
+      _log.error(
+        'checkpoint %s/%d is not saved: the disk or quota is full (%.0f MB needed, '
+        '%.0f MB free on the disk); older ones are intact, training goes on, the next '
+        'save tries again',
+        folder,
+        step,
+        size / 1e6,
+        free / 1e6,
+      )
 
 
 def _steps(folder: Path) -> list[int]:
@@ -186,8 +199,9 @@ def _retire(folder: Path, step: int, keep: int) -> None:
   """Removes all but the newest `keep` checkpoints up to the step just saved."""
   later = [old for old in _steps(folder) if old > step]
   if later:
-    _log.warning('removing checkpoints %s in %s: later than step %d just saved',
-                 later, folder, step)
+    _log.warning(
+      'removing checkpoints %s in %s: later than step %d just saved', later, folder, step
+    )
   for old in later + [old for old in _steps(folder) if old <= step][:-keep]:
     (folder / str(old)).rename(folder / f'.deleting-{old}')
   _sweep(folder)
@@ -234,8 +248,10 @@ def _require_fit(leaves: dict[str, list], target: Any, path: Path) -> None:
     leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
     shape, dtype = leaves[name][:2]
     if list(leaf.shape) != shape or str(leaf.dtype) != dtype:
-      raise UserError(f'checkpoint {path} does not fit: {name} is {dtype}{shape} in it and '
-                      f'{leaf.dtype}{list(leaf.shape)} in this run; {advice}')
+      raise UserError(
+        f'checkpoint {path} does not fit: {name} is {dtype}{shape} in it and '
+        f'{leaf.dtype}{list(leaf.shape)} in this run; {advice}'
+      )
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -65,8 +65,11 @@ def read_record(path: Path, *, checksums: bool = True) -> dict:
         raise DamagedError(f'{name} has {sizes.get(name, "no")} bytes instead of {size}')
       if checksums and _file_crc32(path / name) != crc32:
         raise DamagedError(f'the checksum of {name} does not agree')
-    return {'meta': dict(record['meta']), 'files': record['files'],
-            'leaves': {name: [*leaf] for name, leaf in record['leaves'].items()}}
+    return {
+      'meta': dict(record['meta']),
+      'files': record['files'],
+      'leaves': {name: [*leaf] for name, leaf in record['leaves'].items()},
+    }
   except OSError as error:
     raise DamagedError(f'{Path(error.filename or path).name}: {error.strerror}') from error
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -153,8 +156,11 @@ def _leaf_record(leaf: np.ndarray) -> list:
 
 def _file_sizes(path: Path) -> dict[str, int]:
   """Bytes of each plain file below state/: a device or a pipe is never read."""
-  return {str(file.relative_to(path)): file.stat().st_size
-          for file in sorted((path / 'state').rglob('*')) if file.is_file()}
+  return {
+    str(file.relative_to(path)): file.stat().st_size
+    for file in sorted((path / 'state').rglob('*'))
+    if file.is_file()
+  }
 
 
 def _file_crc32(path: Path) -> int:
@@ -171,7 +177,7 @@ def _sealed(body: bytes) -> bytes:
 
 
 def _unsealed(text: bytes) -> dict:
-  body = text[len(_sealed(b'')) - 1:-1]
+  body = text[len(_sealed(b'')) - 1 : -1]
   if text != _sealed(body):
     raise DamagedError('the checksum of meta.json does not agree')
   return json.loads(body)

@@ -67,7 +67,8 @@ class Step:
 
 
 def one_batch_experiment(
-    config: ml_collections.ConfigDict, store: Store, batch_size: int) -> Experiment:
+  config: ml_collections.ConfigDict, store: Store, batch_size: int
+) -> Experiment:
   """The run of `config` without what would hide whether a net can learn a single batch.
 
   Central crops, no mirror, no colour noise, no label smoothing; batch-norm moments of the whole
@@ -99,8 +100,7 @@ def one_batch_experiment(
   return with_table(experiment, experiment.table)
 
 
-def single_batch_rate(
-    config: ml_collections.ConfigDict, batch_size: int, classes: int) -> float:
+def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classes: int) -> float:
   """The initial rate of a run, made fit for a batch of few images.
 
   At first a net learns how often each label occurs, whatever the image.  The fewer labels there
@@ -109,8 +109,9 @@ def single_batch_rate(
   warm-up starts (Goyal et al., arXiv 1706.02677).
   """
   optimizer = config.optimizer
-  rate = optimizer.learning_rate * config.batch_size / (
-      optimizer.base_batch_size or config.batch_size)
+  rate = (
+    optimizer.learning_rate * config.batch_size / (optimizer.base_batch_size or config.batch_size)
+  )
   if optimizer.warmup_epochs:
     return rate * batch_size / config.batch_size
   return rate * min(batch_size, classes) / min(config.batch_size, classes)
@@ -123,8 +124,7 @@ def with_table(experiment: Experiment, table: layers.Table) -> Experiment:
   return dataclasses.replace(experiment, table=table, model=model)
 
 
-def activations(
-    experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Activations]:
+def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Activations]:
   """Statistics of every layer, from the input down to the logits.
 
   Dropout rows are left out (every unit passes at its full size), and batch normalization takes the
@@ -142,8 +142,11 @@ def activations(
   def outputs(params, batch_stats, images):
     views = experiment.recipe.preprocessing.test_view(images, np.array(augment.CENTRE_VIEW[0]))
     _, found = model.apply(
-        {'params': params, 'batch_stats': batch_stats}, views, train=True,
-        mutable=['batch_stats', 'intermediates'])
+      {'params': params, 'batch_stats': batch_stats},
+      views,
+      train=True,
+      mutable=['batch_stats', 'intermediates'],
+    )
     return {'input': views, **found['intermediates']['outputs']}
 
   found = outputs(state.params, state.batch_stats, images)
@@ -154,17 +157,18 @@ def activations(
 def _statistics(row: layers.Row, x: np.ndarray) -> Activations:
   """Statistics of the outputs x, (N, ...), of a row."""
   return Activations(
-      name=row.name,
-      kind='' if type(row) is layers.Row else type(row).__name__,
-      shape=x.shape[1:],
-      mean=float(x.mean(dtype=np.float64)),
-      std=float(x.std(dtype=np.float64)),
-      active=float((x > 0).mean()) if isinstance(row, layers.Relu) else None,
-      signal=float(x.std(axis=0, dtype=np.float64).mean()))
+    name=row.name,
+    kind='' if type(row) is layers.Row else type(row).__name__,
+    shape=x.shape[1:],
+    mean=float(x.mean(dtype=np.float64)),
+    std=float(x.std(dtype=np.float64)),
+    active=float((x > 0).mean()) if isinstance(row, layers.Relu) else None,
+    signal=float(x.std(axis=0, dtype=np.float64).mean()),
+  )
 
 
 def overfit(
-    experiment: Experiment, state: TrainState, images: np.ndarray, labels: np.ndarray, steps: int
+  experiment: Experiment, state: TrainState, images: np.ndarray, labels: np.ndarray, steps: int
 ) -> Iterator[Step]:
   """Trains on the same batch again and again, with the train step of a run, on one device.
 
@@ -182,9 +186,13 @@ def overfit(
   devices = Devices(jax.local_devices()[:1])
   train_step = devices.train_step(make_train_step(experiment.model, experiment.recipe, AXIS))
   state = devices.replicate(to_host(state))
-  batch = devices.put_batch({
-      'image': images, 'label': labels.astype(np.int32),
-      'position': np.arange(len(labels), dtype=np.int32)})
+  batch = devices.put_batch(
+    {
+      'image': images,
+      'label': labels.astype(np.int32),
+      'position': np.arange(len(labels), dtype=np.int32),
+    }
+  )
   for step in range(steps + 1):
     state, metrics = train_step(state, batch)
     seen = Step(step, float(metrics['loss']), float(metrics['top1_error']))
@@ -224,10 +232,13 @@ def verdict(course: list[Step], classes: int, blind: float) -> tuple[str, str]:
     return 'diverged', f'the loss is {last.loss:.3g} at step {last.step:,}'
   if is_learned(last, classes):
     return 'learned', (
-        f'after {last.step:,} steps no image is mistaken and the loss is below'
-        f' {LEARNED * math.log(classes):.3f}, a tenth of ln({classes:,})')
-  known = (f'after {last.step:,} steps the loss is {last.loss:.3f}; {blind:.3f} can be reached by'
-           ' knowing which labels occur.')
+      f'after {last.step:,} steps no image is mistaken and the loss is below'
+      f' {LEARNED * math.log(classes):.3f}, a tenth of ln({classes:,})'
+    )
+  known = (
+    f'after {last.step:,} steps the loss is {last.loss:.3f}; {blind:.3f} can be reached by'
+    ' knowing which labels occur.'
+  )
   if min(step.loss for step in course) > BLIND * blind:
     return 'plateau', f'{known}  The net hardly tells the images apart'
   return 'unfinished', f'{known}  The net tells images apart, but needs more steps or a lower rate'

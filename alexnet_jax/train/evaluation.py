@@ -46,15 +46,16 @@ class Evaluator:
     self._devices = devices
     self._batch_size = experiment.config.eval.batch_size
     self._view_probabilities = devices.view_probabilities(
-        make_view_probabilities(experiment.model, experiment.recipe.preprocessing))
+      make_view_probabilities(experiment.model, experiment.recipe.preprocessing)
+    )
     self._score = devices.score(make_score(AXIS))
 
   def __call__(
-      self,
-      params: dict,
-      batch_stats: dict,
-      views: int,
-      advance: Callable[[int], None] = lambda images: None,
+    self,
+    params: dict,
+    batch_stats: dict,
+    views: int,
+    advance: Callable[[int], None] = lambda images: None,
   ) -> dict[str, float]:
     """Evaluates.
 
@@ -83,11 +84,11 @@ class Evaluator:
     return {**results, 'count': int(count)}
 
   def predictions(
-      self,
-      params: dict,
-      batch_stats: dict,
-      views: int,
-      advance: Callable[[int], None] = lambda images: None,
+    self,
+    params: dict,
+    batch_stats: dict,
+    views: int,
+    advance: Callable[[int], None] = lambda images: None,
   ) -> Predictions:
     """The probabilities of every image, in the order of the split's rows; arguments as above."""
     found = []
@@ -105,13 +106,20 @@ class Evaluator:
     """Yields (batch, mean probabilities over the views) with a device axis."""
     places = jnp.asarray(augment.VIEWS[views], jnp.float32)
     batches = eval_batches(
-        self._split, batch_size=self._batch_size,
-        process_index=self._devices.process_index, process_count=self._devices.process_count)
+      self._split,
+      batch_size=self._batch_size,
+      process_index=self._devices.process_index,
+      process_count=self._devices.process_count,
+    )
     with batches:
       for batch in self._devices.stream(batches):
-        yield batch, sum(
-            self._view_probabilities(params, batch_stats, batch['image'], place)
-            for place in places) / views
+        yield (
+          batch,
+          sum(
+            self._view_probabilities(params, batch_stats, batch['image'], place) for place in places
+          )
+          / views,
+        )
 
   def _check_count(self, count: float) -> None:
     if count != len(self._split.labels):

@@ -63,7 +63,8 @@ class Experiment:
 
 
 def make_experiment(
-    config: ml_collections.ConfigDict, store: Store, axis_name: str | None) -> Experiment:
+  config: ml_collections.ConfigDict, store: Store, axis_name: str | None
+) -> Experiment:
   """Builds a run from its config and its prepared data.
 
   Args:
@@ -78,25 +79,26 @@ def make_experiment(
     raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
   table = NETS[config.model.net](len(store.classes))
-  model = AlexNet(
-      table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
+  model = AlexNet(table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
   shapes = {
-      row.name: row.parameters(inputs)
-      for row, inputs, _ in layers.walk(table, (config.input.crop, config.input.crop, 3))
-      if row.parameters(inputs)}
+    row.name: row.parameters(inputs)
+    for row, inputs, _ in layers.walk(table, (config.input.crop, config.input.crop, 3))
+    if row.parameters(inputs)
+  }
   schedule = config.optimizer.schedule
   plateau = None
   if schedule.kind == 'plateau':
     plateau = schedules.Plateau(schedule.factor, schedule.patience)
   recipe = Recipe(
-      seed=config.seed,
-      preprocessing=make_preprocessing(config, store),
-      colour_noise=make_colour_noise(config.input, calendar),
-      rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
-      optimizer=make_optimizer(config, shapes),
-      label_smoothing=config.label_smoothing,
-      ema_decay=config.ema_decay,
-      micro_batches=config.micro_batches)
+    seed=config.seed,
+    preprocessing=make_preprocessing(config, store),
+    colour_noise=make_colour_noise(config.input, calendar),
+    rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
+    optimizer=make_optimizer(config, shapes),
+    label_smoothing=config.label_smoothing,
+    ema_decay=config.ema_decay,
+    micro_batches=config.micro_batches,
+  )
   return Experiment(config, store.classes, table, model, recipe, calendar, plateau)
 
 
@@ -115,11 +117,11 @@ def make_preprocessing(config, store: Store) -> augment.Preprocessing:
   covariance = store.colour_eigenvectors * store.colour_stdevs**2 @ store.colour_eigenvectors.T
   ones = np.ones(3)
   mean, scale = {
-      'mean_image': (_mean_view(store.mean_image, settings), ones),
-      'mean_pixel': (pixel, ones),
-      'standardize': (pixel, 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))),
-      'torchvision': (augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)),
-      'none': (0 * ones, ones),
+    'mean_image': (_mean_view(store.mean_image, settings), ones),
+    'mean_pixel': (pixel, ones),
+    'standardize': (pixel, 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))),
+    'torchvision': (augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)),
+    'none': (0 * ones, ones),
   }[settings.normalization]
   if settings.colour_statistics == '2012':
     stdevs = np.array(augment.COLOUR_STDEVS_2012)
@@ -127,13 +129,14 @@ def make_preprocessing(config, store: Store) -> augment.Preprocessing:
   else:
     stdevs, eigenvectors = store.colour_stdevs, store.colour_eigenvectors
   return augment.Preprocessing(
-      crop=settings.crop,
-      mean=np.asarray(mean, np.float32),
-      scale=np.asarray(scale * settings.scale, np.float32),
-      colour_basis=np.asarray((eigenvectors * stdevs).T, np.float32),
-      resize_to=settings.resize_to,
-      random_crop=settings.random_crop,
-      mirror=settings.mirror)
+    crop=settings.crop,
+    mean=np.asarray(mean, np.float32),
+    scale=np.asarray(scale * settings.scale, np.float32),
+    colour_basis=np.asarray((eigenvectors * stdevs).T, np.float32),
+    resize_to=settings.resize_to,
+    random_crop=settings.random_crop,
+    mirror=settings.mirror,
+  )
 
 
 def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:

@@ -62,7 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
 
   # State: the newest good checkpoint, or the beginning.
   checkpoints = Checkpoints(
-      workdir / 'checkpoints', keep=config.checkpoint.keep, primary=devices.process_index == 0)
+    workdir / 'checkpoints', keep=config.checkpoint.keep, primary=devices.process_index == 0
+  )
   state = experiment.initial_state()
   restored = checkpoints.restore(flax.serialization.to_state_dict(state))
   start = 0
@@ -71,8 +72,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
     state = flax.serialization.from_state_dict(state, tree)
   state = devices.replicate(to_host(state))
 
-  with Console(
-      calendar.total_steps, config.epochs, start, log=workdir / 'train.log') as console:
+  with Console(calendar.total_steps, config.epochs, start, log=workdir / 'train.log') as console:
     console.message(devices.describe())
     if restored:
       console.message(f'resuming from step {start:,} (epoch {calendar.epoch_of(start):.2f})')
@@ -100,8 +100,7 @@ class Run:
     self.start = start
     config, calendar = experiment.config, experiment.calendar
     self.evaluate = Evaluator(experiment, store.eval, devices)
-    self.metrics = MetricWriter(
-        workdir, start_step=start, tensorboard=config.log.tensorboard)
+    self.metrics = MetricWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
     self.evaluation_steps = calendar.every(config.eval.every_epochs)
     self.save_steps = calendar.every(config.checkpoint.every_epochs)
     history = [r for r in read_metrics(workdir) if 'eval/top1_error' in r]
@@ -113,17 +112,24 @@ class Run:
     """Runs to the end; returns the last state."""
     config, total = self.experiment.config, self.experiment.calendar.total_steps
     train_step = self.devices.train_step(
-        make_train_step(self.experiment.model, self.experiment.recipe, AXIS))
+      make_train_step(self.experiment.model, self.experiment.recipe, AXIS)
+    )
     batches = train_batches(
-        self.store.train, seed=config.seed, start_step=self.start, batch_size=config.batch_size,
-        process_index=self.devices.process_index, process_count=self.devices.process_count)
+      self.store.train,
+      seed=config.seed,
+      start_step=self.start,
+      batch_size=config.batch_size,
+      process_index=self.devices.process_index,
+      process_count=self.devices.process_count,
+    )
     stop = StopSignal()
     interval = Interval(batches)
     if self.start < total:
       self.console.message('compiling the training step')
     with batches, stop:
       for step, batch in zip(
-          range(self.start + 1, total + 1), self.devices.stream(batches), strict=False):
+        range(self.start + 1, total + 1), self.devices.stream(batches), strict=False
+      ):
         state, metrics = train_step(state, batch)
         interval.add(metrics)
         pause = step in self.evaluation_steps or step in self.save_steps or stop.requested
@@ -135,8 +141,10 @@ class Run:
           self.save(step, state)
         if stop.requested and step < total:
           self.checkpoints.wait()
-          raise Interrupted(f'stopped by {stop.requested} at step {step:,}, which is saved;'
-                            ' the same command goes on from there')
+          raise Interrupted(
+            f'stopped by {stop.requested} at step {step:,}, which is saved;'
+            ' the same command goes on from there'
+          )
         if pause:
           interval.restart()
     return state
@@ -155,14 +163,19 @@ class Run:
       scalars.update({'images_per_second': speed, 'data_wait': wait / seconds})
     self.metrics.write(step, scalars)
     self.console.update(
-        step, epoch=scalars['epoch'], loss=means['loss'], images_per_second=speed,
-        data_wait=None if speed is None else wait / seconds)
+      step,
+      epoch=scalars['epoch'],
+      loss=means['loss'],
+      images_per_second=speed,
+      data_wait=None if speed is None else wait / seconds,
+    )
     if skipped >= config.guard.skipped_steps:
       self.metrics.close()
       raise Diverged(
-          f'{skipped} steps in a row up to step {step:,} had a loss or gradient that is not finite;'
-          ' none was applied. Lower --config.optimizer.learning_rate, check that labels and'
-          ' input.normalization fit the net, or try --config.model.compute_dtype=float32')
+        f'{skipped} steps in a row up to step {step:,} had a loss or gradient that is not finite;'
+        ' none was applied. Lower --config.optimizer.learning_rate, check that labels and'
+        ' input.normalization fit the net, or try --config.model.compute_dtype=float32'
+      )
     self._watch_flat_loss(step, means['loss'])
 
   def _watch_flat_loss(self, step: int, loss: float) -> None:
@@ -172,25 +185,26 @@ class Run:
     self.warned_flat = True
     if abs(loss - chance) < 0.01 * chance:
       self.console.message(
-          f'warning: the loss is still {loss:.3f}, that of guessing (ln {math.exp(chance):.0f} ='
-          f' {chance:.3f}), after {step:,} steps. Usual causes: initial weights too small (the'
-          ' "paper", "caffe" and "caffenet" nets stay flat for long), inputs scaled to [0, 1] or'
-          ' unit variance where the net expects 0-255, biases of 1 with small weights, shuffled'
-          ' labels')
+        f'warning: the loss is still {loss:.3f}, that of guessing (ln {math.exp(chance):.0f} ='
+        f' {chance:.3f}), after {step:,} steps. Usual causes: initial weights too small (the'
+        ' "paper", "caffe" and "caffenet" nets stay flat for long), inputs scaled to [0, 1] or'
+        ' unit variance where the net expects 0-255, biases of 1 with small weights, shuffled'
+        ' labels'
+      )
 
   def evaluation(self, step: int, state: TrainState) -> TrainState:
     """Evaluates, keeps the best state, and lets a plateau schedule act."""
-    results = self.evaluate(
-        state.eval_params, state.batch_stats, self.experiment.config.eval.views)
+    results = self.evaluate(state.eval_params, state.batch_stats, self.experiment.config.eval.views)
     scalars = {f'eval/{name}': value for name, value in results.items() if name != 'count'}
     self.metrics.write(step, {'epoch': self.experiment.calendar.epoch_of(step), **scalars})
     self.console.evaluation(scalars)
-    self.console.message(f'epoch {self.experiment.calendar.epoch_of(step):.2f}: '
-                         + ', '.join(f'{n} {v:.4f}' for n, v in scalars.items())
-                         + f' ({results["count"]:,} images)')
+    self.console.message(
+      f'epoch {self.experiment.calendar.epoch_of(step):.2f}: '
+      + ', '.join(f'{n} {v:.4f}' for n, v in scalars.items())
+      + f' ({results["count"]:,} images)'
+    )
     if self.experiment.plateau:
-      plateau = self.experiment.plateau.after(
-          to_host(state.plateau), results['top1_error'])
+      plateau = self.experiment.plateau.after(to_host(state.plateau), results['top1_error'])
       state = state.replace(plateau=self.devices.replicate(plateau))
     if results['top1_error'] < self.best_error:
       self.best_error = results['top1_error']
@@ -199,8 +213,10 @@ class Run:
 
   def save(self, step: int, state: TrainState, kind: str = 'last') -> None:
     meta = {
-        'config': to_json(self.experiment.config), 'classes': self.experiment.classes,
-        'top1_error': self.best_error if kind == 'best' else None}
+      'config': to_json(self.experiment.config),
+      'classes': self.experiment.classes,
+      'top1_error': self.best_error if kind == 'best' else None,
+    }
     self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)
 
   def finish(self, state: TrainState, command: str) -> dict:
@@ -218,18 +234,19 @@ class Run:
       results.update({f'{name}/{key}': value for key, value in final.items()})
     speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
     results |= {
-        'views': config.eval.views,
-        'evaluated_images': len(self.store.eval.labels),
-        'epoch': self.experiment.calendar.epoch_of(int(state.step)),
-        'steps': int(state.step),
-        'seed': config.seed,
-        'seconds': max((r.get('seconds', 0.0) for r in records), default=0.0),
-        'images_per_second': float(np.median(speeds)) if speeds else None,
-        'parameters': layers.count_parameters(self.experiment.table, self.experiment.view_shape),
-        'command': command,
-        'workdir': str(workdir),
-        'figures': str(workdir / 'figures'),
-        **environment(self.devices)}
+      'views': config.eval.views,
+      'evaluated_images': len(self.store.eval.labels),
+      'epoch': self.experiment.calendar.epoch_of(int(state.step)),
+      'steps': int(state.step),
+      'seed': config.seed,
+      'seconds': max((r.get('seconds', 0.0) for r in records), default=0.0),
+      'images_per_second': float(np.median(speeds)) if speeds else None,
+      'parameters': layers.count_parameters(self.experiment.table, self.experiment.view_shape),
+      'command': command,
+      'workdir': str(workdir),
+      'figures': str(workdir / 'figures'),
+      **environment(self.devices),
+    }
     if self.devices.process_index == 0:
       draw(self.experiment, records, to_host(state.params), workdir)
       write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
@@ -247,5 +264,8 @@ def draw(experiment: Experiment, records: list[dict], params: dict, workdir: Pat
   # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.
   towers = max((row.groups for row in experiment.table if isinstance(row, layers.Conv)), default=1)
   figures.filter_grid(
-      params[first.name]['kernel'], folder / 'first_layer_kernels.png', towers=towers,
-      title=f'{workdir.name}: kernels of {first.name}')
+    params[first.name]['kernel'],
+    folder / 'first_layer_kernels.png',
+    towers=towers,
+    title=f'{workdir.name}: kernels of {first.name}',
+  )

@@ -22,6 +22,7 @@ def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTr
   Returns:
     A transformation whose `update` needs `params` and `rates` (scalars in the shape of params).
   """
+
   def init(params):
     return jax.tree.map(jnp.zeros_like, params)
 
@@ -37,7 +38,7 @@ def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTr
 
 
 def lars(
-    momentum: float, weight_decay: dict, trust_coefficient: float
+  momentum: float, weight_decay: dict, trust_coefficient: float
 ) -> optax.GradientTransformationExtraArgs:
   """The 2012 update with layer-wise rates for very large batches (You et al., arXiv 1708.03888).
 
@@ -67,7 +68,8 @@ def adam(beta1: float, beta2: float, epsilon: float, weight_decay: dict):
   def update(gradients, state, params, *, rates):
     directions, state = moments.update(gradients, state, params)
     updates = jax.tree.map(
-        lambda d, w, rate, decay: -rate * (d + decay * w), directions, params, rates, weight_decay)
+      lambda d, w, rate, decay: -rate * (d + decay * w), directions, params, rates, weight_decay
+    )
     return updates, state
 
   return optax.GradientTransformationExtraArgs(moments.init, update)
@@ -83,17 +85,20 @@ def weight_decay_tree(params: dict, weight_decay: float, layers: dict, biases: b
     biases: whether biases (and batch-norm scales) decay too; in 2012 they did not (layer.cu).
   """
   return {
-      layer: {
-          name: layers.get(layer, weight_decay) if name == 'kernel' or biases else 0.0
-          for name in leaves}
-      for layer, leaves in params.items()}
+    layer: {
+      name: layers.get(layer, weight_decay) if name == 'kernel' or biases else 0.0
+      for name in leaves
+    }
+    for layer, leaves in params.items()
+  }
 
 
 def make_optimizer(config, params: dict) -> optax.GradientTransformationExtraArgs:
   """The transformation that config.optimizer describes, for these parameters."""
   optimizer = config.optimizer
   decay = weight_decay_tree(
-      params, optimizer.weight_decay, optimizer.layer_weight_decay, optimizer.decay_biases)
+    params, optimizer.weight_decay, optimizer.layer_weight_decay, optimizer.decay_biases
+  )
   if optimizer.name == 'adam':
     return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
   if optimizer.name == 'lars':

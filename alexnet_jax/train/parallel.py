@@ -40,8 +40,10 @@ class Devices:
     self.process_count = jax.process_count()
 
   def describe(self) -> str:
-    return (f'process {self.process_index + 1}/{self.process_count}, {self.local_count} of'
-            f' {self.global_count} devices, {self.platform} ({self.kind})')
+    return (
+      f'process {self.process_index + 1}/{self.process_count}, {self.local_count} of'
+      f' {self.global_count} devices, {self.platform} ({self.kind})'
+    )
 
   def check_batch(self, name: str, size: int, multiple: int = 1) -> None:
     """Raises UserError unless a global batch divides over the devices."""
@@ -61,8 +63,9 @@ class Devices:
     if ghost_batch and (images != ghost_batch if whole else images % ghost_batch):
       part = f'{images} images of a {"micro-" * whole}batch on a device'
       raise UserError(
-          f'model.ghost_batch={ghost_batch} {"is not" if whole else "does not divide"} the {part}:'
-          f' use --config.model.ghost_batch={images}')
+        f'model.ghost_batch={ghost_batch} {"is not" if whole else "does not divide"} the {part}:'
+        f' use --config.model.ghost_batch={images}'
+      )
 
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Spreads (n, ...) host arrays over the devices as (local_count, n / local_count, ...)."""
@@ -101,5 +104,3 @@ class Devices:
 def to_host(tree):
   """The same pytree as NumPy arrays."""
   return jax.tree.map(np.asarray, jax.device_get(tree))
-
-

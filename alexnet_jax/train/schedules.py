@@ -117,8 +117,9 @@ class Rates:
     def layer_rates(layer: str) -> dict:
       factor = self.layers[layer](step) if layer in self.layers else jnp.float32(1)
       return {
-          name: kernel_rate * factor if name == 'kernel' else bias_rate * (factor > 0)
-          for name in params[layer]}
+        name: kernel_rate * factor if name == 'kernel' else bias_rate * (factor > 0)
+        for name in params[layer]
+      }
 
     return {layer: layer_rates(layer) for layer in params}
 
@@ -137,8 +138,7 @@ class Plateau:
 
   @staticmethod
   def initial() -> dict[str, np.ndarray]:
-    return {
-        'scale': np.float32(1), 'best': np.float32(np.inf), 'waited': np.int32(0)}
+    return {'scale': np.float32(1), 'best': np.float32(np.inf), 'waited': np.int32(0)}
 
   def after(self, state: dict, error: float) -> dict[str, np.ndarray]:
     """The state after an evaluation that found `error`."""
@@ -147,8 +147,7 @@ class Plateau:
     waited = int(state['waited']) + 1
     if waited < self.patience:
       return {**state, 'waited': np.int32(waited)}
-    return {
-        **state, 'scale': np.float32(state['scale'] * self.factor), 'waited': np.int32(0)}
+    return {**state, 'scale': np.float32(state['scale'] * self.factor), 'waited': np.int32(0)}
 
 
 def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rates:
@@ -167,9 +166,10 @@ def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rat
     bias_schedule = optimizer.schedule
   scale = config.batch_size / (optimizer.base_batch_size or config.batch_size)
   return Rates(
-      learning_rate=optimizer.learning_rate * scale,
-      bias_multiplier=optimizer.bias_multiplier,
-      kernel=curve(optimizer.schedule),
-      bias=curve(bias_schedule),
-      layers={name: layer_curve(changes) for name, changes in optimizer.layer_factors.items()},
-      plateau_of_biases=optimizer.bias_schedule.kind == 'same')
+    learning_rate=optimizer.learning_rate * scale,
+    bias_multiplier=optimizer.bias_multiplier,
+    kernel=curve(optimizer.schedule),
+    bias=curve(bias_schedule),
+    layers={name: layer_curve(changes) for name, changes in optimizer.layer_factors.items()},
+    plateau_of_biases=optimizer.bias_schedule.kind == 'same',
+  )

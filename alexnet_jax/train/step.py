@@ -1,8 +1,8 @@
 """One training step and one evaluation step: pure functions that know an axis name, no devices.
 
-  train_step: (state, batch) -> (state, metrics)       everything random from (seed, step, position)
-  view_probabilities: (state, batch, view) -> probabilities
-  score: (probabilities, batch) -> sums over the valid images of all devices
+train_step: (state, batch) -> (state, metrics)       everything random from (seed, step, position)
+view_probabilities: (state, batch, view) -> probabilities
+score: (probabilities, batch) -> sums over the valid images of all devices
 """
 
 import dataclasses
@@ -81,13 +81,14 @@ def init_variables(model: AlexNet, seed: int, crop: int) -> dict:
 def init_state(variables: dict, recipe: Recipe, plateau: dict) -> TrainState:
   """The state before the first step."""
   return TrainState(
-      step=jnp.int32(0),
-      params=variables['params'],
-      batch_stats=variables['batch_stats'],
-      opt_state=recipe.optimizer.init(variables['params']),
-      ema=variables['params'] if recipe.ema_decay else {},
-      plateau=plateau,
-      skipped_steps=jnp.int32(0))
+    step=jnp.int32(0),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=recipe.optimizer.init(variables['params']),
+    ema=variables['params'] if recipe.ema_decay else {},
+    plateau=plateau,
+    skipped_steps=jnp.int32(0),
+  )
 
 
 def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
@@ -103,13 +104,18 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     position int32 (b,).  metrics are float32 scalars, equal on all devices: loss, top1_error,
     gradient_norm, learning_rate, skipped_steps (non-finite steps in a row up to this one).
   """
+
   def mean(tree):
     return lax.pmean(tree, axis_name) if axis_name else tree
 
   def loss_function(params, batch_stats, images, labels, keys):
     logits, updates = model.apply(
-        {'params': params, 'batch_stats': batch_stats}, images, train=True, keys=keys,
-        mutable=['batch_stats'])
+      {'params': params, 'batch_stats': batch_stats},
+      images,
+      train=True,
+      keys=keys,
+      mutable=['batch_stats'],
+    )
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     error = jnp.mean(jnp.argmax(logits, -1) != labels)
@@ -121,19 +127,20 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     images = recipe.preprocessing.training_views(batch['image'], view_keys, noise)
     (loss, (batch_stats, error)), gradients = jax.value_and_grad(loss_function, has_aux=True)(
-        state.params, state.batch_stats, images, batch['label'], dropout_keys)
+      state.params, state.batch_stats, images, batch['label'], dropout_keys
+    )
     return gradients, loss, error, batch_stats
 
   def accumulated(state, batch, noise):
     """As gradients_of, a micro-batch at a time, so that activations take less memory."""
-    parts = jax.tree.map(
-        lambda x: x.reshape(recipe.micro_batches, -1, *x.shape[1:]), batch)
+    parts = jax.tree.map(lambda x: x.reshape(recipe.micro_batches, -1, *x.shape[1:]), batch)
 
     def add(sums, part):
       return jax.tree.map(jnp.add, sums, gradients_of(state, part, noise)), None
 
     zeros = jax.tree.map(
-        jnp.zeros_like, (state.params, jnp.float32(0), jnp.float32(0), state.batch_stats))
+      jnp.zeros_like, (state.params, jnp.float32(0), jnp.float32(0), state.batch_stats)
+    )
     sums, _ = lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / recipe.micro_batches, sums)
 
@@ -145,7 +152,8 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rates = recipe.rates.tree(state.params, state.step, state.plateau.get('scale', 1.0))
     updates, opt_state = recipe.optimizer.update(
-        gradients, state.opt_state, state.params, rates=rates)
+      gradients, state.opt_state, state.params, rates=rates
+    )
 
     def if_finite(new, old):
       return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -156,16 +164,20 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     averaged_params = params if recipe.ema_decay else {}
     ema = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.ema, averaged_params)
     new_state = state.replace(
-        step=state.step + 1,
-        params=params,
-        ema=ema,
-        batch_stats=if_finite(batch_stats, state.batch_stats),
-        opt_state=if_finite(opt_state, state.opt_state),
-        skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1))
+      step=state.step + 1,
+      params=params,
+      ema=ema,
+      batch_stats=if_finite(batch_stats, state.batch_stats),
+      opt_state=if_finite(opt_state, state.opt_state),
+      skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1),
+    )
     metrics = {
-        'loss': loss, 'top1_error': error, 'gradient_norm': norm,
-        'learning_rate': recipe.rates.base(state.step) * state.plateau.get('scale', 1.0),
-        'skipped_steps': new_state.skipped_steps.astype(jnp.float32)}
+      'loss': loss,
+      'top1_error': error,
+      'gradient_norm': norm,
+      'learning_rate': recipe.rates.base(state.step) * state.plateau.get('scale', 1.0),
+      'skipped_steps': new_state.skipped_steps.astype(jnp.float32),
+    }
     return new_state, metrics
 
   return train_step
@@ -173,6 +185,7 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
 
 def make_view_probabilities(model: AlexNet, preprocessing: Preprocessing):
   """(params, batch_stats, images, view) -> softmax probabilities float32 (b, classes)."""
+
   def view_probabilities(params, batch_stats, images, view):
     views = preprocessing.test_view(images, view)
     return jax.nn.softmax(model.apply({'params': params, 'batch_stats': batch_stats}, views))
@@ -186,16 +199,18 @@ def make_score(axis_name: str | None):
   A label counts as found among the top k when fewer than k other classes are at least as probable.
   So ties, and probabilities that are not numbers, count against the net.
   """
+
   def score(probabilities, label, mask):
     own = jnp.take_along_axis(probabilities, label[:, None], axis=1)
     others = jnp.arange(probabilities.shape[1]) != label[:, None]
     above = jnp.sum(~(probabilities < own) & others, axis=1)
     tiny = jnp.finfo(jnp.float32).tiny
     sums = {
-        'loss': -jnp.log(jnp.maximum(own[:, 0], tiny)),
-        'top1_error': (above >= 1).astype(jnp.float32),
-        'top5_error': (above >= 5).astype(jnp.float32),
-        'count': jnp.ones_like(mask)}
+      'loss': -jnp.log(jnp.maximum(own[:, 0], tiny)),
+      'top1_error': (above >= 1).astype(jnp.float32),
+      'top5_error': (above >= 5).astype(jnp.float32),
+      'count': jnp.ones_like(mask),
+    }
     sums = {name: jnp.sum(jnp.where(mask > 0, value, 0)) for name, value in sums.items()}
     return lax.psum(sums, axis_name) if axis_name else sums
 

@@ -19,8 +19,17 @@ CONFIG = 'config.json'
 ENVIRONMENT = 'env.json'
 RESULTS = 'results.json'
 _PACKAGES = (
-    'alexnet_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets',
-    'ml-collections', 'absl-py', 'numpy')
+  'alexnet_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'tensorflow-datasets',
+  'ml-collections',
+  'absl-py',
+  'numpy',
+)
 
 
 def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str) -> None:
@@ -33,8 +42,9 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str
   if changes:
     shown = ', '.join(f'{name}: {old} -> {now}' for name, (old, now) in changes.items())
     raise UserError(
-        f'{workdir} holds a run with another config ({shown}); resume it with its own config,'
-        f' or start this one elsewhere: {with_workdir(command, free_workdir(workdir))}')
+      f'{workdir} holds a run with another config ({shown}); resume it with its own config,'
+      f' or start this one elsewhere: {with_workdir(command, free_workdir(workdir))}'
+    )
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, devices) -> None:
@@ -49,7 +59,7 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, devices) -> 
     files.write_json(workdir / ENVIRONMENT, environment(devices))
   except OSError as error:
     raise UserError(
-        f'workdir {workdir} cannot be written ({error.strerror}): choose another --workdir'
+      f'workdir {workdir} cannot be written ({error.strerror}): choose another --workdir'
     ) from None
 
 
@@ -81,20 +91,22 @@ def read_json(path: Path) -> dict[str, Any]:
       raise ValueError('not an object')
     return value
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{path} is damaged ({error}): restore it from a copy, or move the folder'
-                    ' away to start anew') from None
+    raise UserError(
+      f'{path} is damaged ({error}): restore it from a copy, or move the folder away to start anew'
+    ) from None
 
 
 def environment(devices) -> dict[str, Any]:
   """Versions, hardware and date, to stand beside every number."""
   return {
-      'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-      'hardware': f'{devices.global_count} x {devices.platform} ({devices.kind})',
-      'processor': _processor(),
-      'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-      'processes': devices.process_count,
-      'python': platform.python_version(),
-      'versions': {name: version for name in _PACKAGES if (version := _version(name))}}
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'hardware': f'{devices.global_count} x {devices.platform} ({devices.kind})',
+    'processor': _processor(),
+    'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+    'processes': devices.process_count,
+    'python': platform.python_version(),
+    'versions': {name: version for name in _PACKAGES if (version := _version(name))},
+  }
 
 
 def _version(package: str) -> str | None:
