@@ -43,17 +43,6 @@ def run(main: Callable[[], None]) -> int:
   return code
 
 
-def with_huge_pages() -> None:
-  """Starts the program anew with huge pages for its heap, where that is glibc's to decide.
-
-  A step on the CPU takes hundreds of megabytes afresh; in pages of 4 kB their faults cost a tenth
-  of its time.  glibc reads this setting only when a process starts.
-  """
-  if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def read_config() -> tuple[ml_collections.ConfigDict, str]:
   """The validated config of the flags, and the name of the experiment.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import command, cpu
 from alexnet_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -35,6 +35,7 @@ def main() -> None:
   workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value]]
   from alexnet_jax.results import scores
 
+  cpu.prepare_process()
   found = [_predict(workdir) for workdir in workdirs]
   names, predictions, classes, views = zip(*found, strict=True)
   label = predictions[0].label

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import command, cpu
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.'
@@ -23,6 +23,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 def main() -> None:
   config, name = command.read_config()
+  cpu.prepare_process()
   from alexnet_jax import plan  # after the flags: help and typos need no jax
 
   plan.show(config)
@@ -34,5 +35,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  command.with_huge_pages()
   sys.exit(command.run(main))

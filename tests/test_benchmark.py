@@ -307,7 +307,7 @@ def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
 def test_the_death_of_a_worker_is_reported(fake):
   with fake('a').start() as worker:
     worker._process.kill()
-    with pytest.raises(RuntimeError, match='process of a ended with code -9'):
+    with pytest.raises(UserError, match='process of a ended with code -9'):
       worker.call('run', 1)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import config as configs
+from alexnet_jax import cpu
 from alexnet_jax.benchmarks.sides import Probe, Side, Task, without_dropout
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.train import schedules
@@ -26,6 +27,7 @@ class OurStep(Side):
 
   def __init__(self, config: dict):
     """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
+    cpu.prepare_process()
     self._config = configs.from_json(config)
     self._devices = Devices()
     self._devices.check_training_batch(self._config)
@@ -94,7 +96,7 @@ class OurStep(Side):
       self._step = self._devices.train_step(
         make_train_step(self._experiment.model, self._experiment.recipe, AXIS)
       )
-      self._state = self._devices.replicate(self._initial)
+      self._state, self._initial = self._devices.replicate(self._initial), None
     for _ in range(batches):
       self._state, self._metrics = self._step(self._state, self._batch)
     jax.block_until_ready((self._state, self._metrics))

@@ -74,8 +74,9 @@ class Worker:
     """Runs a method of the side and returns its result.
 
     Raises:
-      UserError, Unavailable: as the side did.
-      RuntimeError: it raised something else, or its process ended.
+      UserError: as the side did; or its process was killed.
+      Unavailable: as the side did.
+      RuntimeError: the side raised something else.
     """
     return self._ask((method, arguments))
 
@@ -85,9 +86,9 @@ class Worker:
       result, error = self._connection.recv()
     except (EOFError, ConnectionError):
       code = self._process.wait()
-      raise RuntimeError(
-        f'the process of {self.contender.title} ended with code {code}; perhaps the memory did'
-        ' not suffice: try a smaller --batch_sizes'
+      raise UserError(
+        f'the process of {self.contender.title} ended with code {code}, perhaps for want of'
+        ' memory: try smaller --batch_sizes, or fewer --peers'
       ) from None
     if error:
       raise error

@@ -21,7 +21,7 @@ from alexnet_jax.data import order
 from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
 
-READERS = 8
+READERS = 4
 PAGE = 4096
 
 Batch = dict[str, np.ndarray]
