@@ -24,7 +24,7 @@ GRADIENT_TOLERANCE = 1e-2
 # mmap_threshold alone does not do that, because it ends the growth of trim_threshold.
 _HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 _KEPT = 'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296'
-_OURS = Contender(OURS, 'alexnet_jax.benchmarks.our_step:OurStep', {'GLIBC_TUNABLES': _HUGE_PAGES})
+_OURS = Contender(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
 
 
 def _torch(title: str, **arguments) -> Contender:
