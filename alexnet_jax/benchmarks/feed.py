@@ -11,6 +11,7 @@ import numpy as np
 from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.sides import Side, Unavailable
 from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.cpu import prepare_process
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
@@ -89,6 +90,7 @@ class OurFeed(Side):
   """Batches in the order of training, from the first thread's start to the last one's end."""
 
   def __init__(self, file: Path):
+    prepare_process()  # as every command that feeds does
     pixels = np.load(file, mmap_mode='r', allow_pickle=False)
     self._split = Split(pixels, np.zeros(len(pixels), np.int32), file, pixels.offset)
     self._step = 0
