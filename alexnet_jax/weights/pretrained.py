@@ -1,0 +1,30 @@
+"""A trained net with all that is needed to apply it to pictures."""
+
+import dataclasses
+from typing import Any
+
+from alexnet_jax.train.augment import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """What every format is read into, and every format is written from.
+
+  Attributes:
+    source: what it is and where it came from, such as "torchvision alexnet, alexnet.pth".
+    net: a key of `nets.NETS`; the table is `NETS[net](len(classes))`.
+    variables: {'params': {layer: {'kernel', 'bias'}}, 'batch_stats': {...}} as NumPy float32, in
+      the layout of `AlexNet`; the net takes RGB.
+    classes: names, in the order of the logits.
+    image_size: side of the square a picture is brought to before a view of it is cut.
+    resize: how, 'crop' or 'warp', as in `data.images`.
+    preprocessing: from that square to the net's input.
+  """
+
+  source: str
+  net: str
+  variables: dict[str, Any]
+  classes: tuple[str, ...]
+  image_size: int
+  resize: str
+  preprocessing: Preprocessing
