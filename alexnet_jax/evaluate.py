@@ -1,7 +1,7 @@
 """Error rates of a trained run, or of several runs together.
 
   python -m alexnet_jax.evaluate --workdir=runs/imagenet --views=10
-  python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --weights=search
+  python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --ensemble_weights=search
 
 Every held-out image is counted exactly once, on any number of devices.  The softmax probabilities
 of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % bootstrap
@@ -23,8 +23,8 @@ _VIEWS = flags.DEFINE_enum(
   'views', None, ['1', '9', '10'], 'Views averaged an image; the config decides if not given.'
 )
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which saved state.')
-_WEIGHTS = flags.DEFINE_string(
-  'weights', 'equal', 'Of an ensemble: equal, numbers, or search (on these very images).'
+_ENSEMBLE_WEIGHTS = flags.DEFINE_string(
+  'ensemble_weights', 'equal', 'Of an ensemble: equal, numbers, or search (on these very images).'
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
@@ -99,17 +99,17 @@ def _predict(workdir: Path):
 def _weights(members, label) -> list[float]:
   from alexnet_jax.results import scores
 
-  if _WEIGHTS.value == 'equal':
+  if _ENSEMBLE_WEIGHTS.value == 'equal':
     return [1.0] * len(members)
-  if _WEIGHTS.value == 'search':
+  if _ENSEMBLE_WEIGHTS.value == 'search':
     return scores.search_weights(members, label)
   try:
-    weights = [float(weight) for weight in _WEIGHTS.value.split(',')]
+    weights = [float(weight) for weight in _ENSEMBLE_WEIGHTS.value.split(',')]
   except ValueError:
     weights = []
   if len(weights) != len(members) or min(weights) < 0 or not sum(weights):
     raise UserError(
-      f'--weights={_WEIGHTS.value}: must be equal, search, or {len(members)}'
+      f'--ensemble_weights={_ENSEMBLE_WEIGHTS.value}: must be equal, search, or {len(members)}'
       ' non-negative numbers like 0.4,0.6'
     )
   return weights
