@@ -453,10 +453,30 @@ def test_step_from_the_command_line(tmp_path):
   assert peer['ratio']['median'] == pytest.approx(statistics.median(ratios))
 
 
+def test_loop_is_fed_from_the_store(tmp_path):
+  """Steps on digits of scikit-learn, beside the same step on one batch."""
+  file = tmp_path / 'loop.json'
+  done = run(
+    '--what=loop',
+    '--config=configs/digits.py',
+    '--rounds=2',
+    '--turn_seconds=0',
+    f'--json={file}',
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'waiting for data' in done.stdout
+  (found,) = json.loads(file.read_text())['comparisons']
+  wait = found['details']['data_wait']
+  assert 0 <= wait < 1 and f'{wait:.2%} of the time' in done.stdout
+  loop, step = (found['sides'][name]['samples'] for name in ('alexnet_jax', 'step_alone'))
+  assert {turn['images'] for turn in loop + step} == {found['batch_size']}
+
+
 def test_without_torch_ours_is_still_measured(fake, tmp_path):
   file, side = tmp_path / 'alone.json', tmp_path / 'side.pickle'
   side.write_bytes(pickle.dumps(fake('alexnet_jax')))
   done = run(
+    '--what=step,feed',
     '--config=configs/cifar10.py',
     '--rounds=1',
     '--turn_seconds=0',

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import statistics
 import tempfile
 from pathlib import Path
 
@@ -54,13 +55,17 @@ def compare(images: int, options: Options) -> Comparison:
         absent[name] = str(reason)
     samples, sides = take_turns(workers, options)
     environment = workers[OURS].call('environment')
+  ours = statistics.median(sample.per_core_second for sample in samples[OURS])
   return Comparison(
     target='feed',
     title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
     ' the page cache',
     batch_size=BATCH_SIZE,
     measure='per_core_second',
-    notes=(f'goal: {GOAL:,} images/core-s',),
+    notes=(
+      f'goal: {GOAL:,} images/core-s',
+      f'to feed {GOAL:,} images/s takes {GOAL / ours:.2f} cores',
+    ),
     samples=samples,
     sides=sides,
     absent=absent,

@@ -1,0 +1,101 @@
+"""The loop benchmark: training steps fed from the store, against the step alone."""
+
+import contextlib
+
+import jax
+import ml_collections
+
+from alexnet_jax import config as configs
+from alexnet_jax import cpu
+from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
+from alexnet_jax.benchmarks.sides import Sample, Side
+from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.data.feed import train_batches
+from alexnet_jax.data.preparation import prepare_store
+from alexnet_jax.train.experiment import make_experiment
+from alexnet_jax.train.parallel import AXIS, Devices, to_host
+from alexnet_jax.train.step import make_train_step
+from alexnet_jax.train.workdir import environment
+
+_LOOP = Contender('fed from the store', 'alexnet_jax.benchmarks.loop:OurLoop')
+PEERS = {'step_alone': Contender('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
+
+
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Comparison:
+  """Measures what feeding costs a training step.
+
+  Args:
+    name: of the config, for the title.
+    config: validated; its store is prepared first where it is not.
+    options: how to measure.
+
+  Raises:
+    UserError: the data is missing or does not fit.
+  """
+  prepare_store(config.data)  # here, where its progress is seen
+  plain = configs.to_json(config)
+  with contextlib.ExitStack() as stack:
+    workers = {OURS: stack.enter_context(_LOOP.start(config=plain))}
+    for peer, contender in options.wanted(PEERS).items():
+      workers[peer] = stack.enter_context(contender.start(config=plain))
+    samples, sides = take_turns(workers, options)
+    wait = workers[OURS].call('data_wait')
+    environment = workers[OURS].call('environment')
+  return Comparison(
+    target='loop',
+    title=f'{name}, net {config.model.net}, batch {config.batch_size},'
+    f' images from {config.data.source}',
+    batch_size=config.batch_size,
+    measure='per_second',
+    notes=(f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)',),
+    samples=samples,
+    sides=sides,
+    absent={},
+    environment=environment,
+    details={'data_wait': wait, 'config': plain},
+  )
+
+
+class OurLoop(Side):
+  """Batches of the store, in the order of training, through the step that training runs."""
+
+  def __init__(self, config: dict):
+    """Takes a config as `config.to_json` gives it; UserError if its data or batch does not fit."""
+    cpu.prepare_process()
+    self._config = configs.from_json(config)
+    self._devices = Devices()
+    self._devices.check_training_batch(self._config)
+    store = prepare_store(self._config.data)
+    experiment = make_experiment(self._config, store, AXIS)
+    self._state = self._devices.replicate(to_host(experiment.initial_state()))
+    self._step = self._devices.train_step(
+      make_train_step(experiment.model, experiment.recipe, AXIS)
+    )
+    self._feed = train_batches(
+      store.train, seed=self._config.seed, start_step=0, batch_size=self._config.batch_size
+    )
+    self._batches = self._devices.stream(self._feed)
+    self._seconds = self._waited = 0.0
+
+  def versions(self) -> dict:
+    return environment(self._devices)['versions']
+
+  def environment(self) -> dict:
+    return environment(self._devices)
+
+  def run(self, batches: int) -> int:
+    for _ in range(batches):
+      self._state, metrics = self._step(self._state, next(self._batches))
+    jax.block_until_ready((self._state, metrics))
+    return batches * self._config.batch_size
+
+  def turn(self) -> Sample:
+    before = self._feed.wait_seconds
+    sample = super().turn()
+    self._waited += self._feed.wait_seconds - before
+    self._seconds += sample.seconds
+    return sample
+
+  def data_wait(self) -> float:
+    """The share of all turns' time that was spent waiting for the feed."""
+    return self._waited / self._seconds
