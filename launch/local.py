@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""Trains in several processes on this machine, and starts them again when one dies.
+
+  python launch/local.py -n 2 -- --config=configs/digits.py --workdir=runs/digits-2
+  python launch/local.py -n 1 -- --config=configs/imagenet.py --workdir=runs/imagenet
+
+What follows `--` goes to each `python -m alexnet_jax.main`. With -n 1 the process is left to find
+out by itself whether it belongs to a larger job. Each process writes to
+`<workdir>/logs/process-<i>.log` (`runs/local/logs` without --workdir), appended at each start; what
+process 0 writes is shown as well. SIGTERM, SIGINT and SIGUSR1 go to all processes, which save and
+end.
+
+If a process crashes, is killed, or ends with 75 unasked, the others are ended and all start again
+from the last checkpoint, after 1, 2, 4, ... at most 60 seconds. The job is given up after `--tries`
+starts in a row that left no new checkpoint in --workdir, so a run that gets on is never given up.
+Processes die with this program, however it ends, and a second one on the same logs is refused.
+
+Exit codes: 0 done, 1 given up, 2 bad input, 3 diverged, 75 asked to stop and saved.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_GRACE = 15.0  # seconds from SIGTERM to SIGKILL for processes that lost a peer
+_LOCK_WAIT = 10.0  # seconds that processes of a killed supervisor may take to vanish
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Supervisor:
+  """The processes of a job, one start after another."""
+
+  def __init__(self, environments: list[dict[str, str]], words: list[str], logs: Path):
+    """Takes each process's own variables, and the flags of all.
+
+    Raises:
+      SystemExit: another job holds the lock in `logs`.
+    """
+    self._environments = environments
+    self._words = words
+    self._logs = [logs / f'process-{index}.log' for index, _ in enumerate(environments)]
+    self._lock = _locked(logs / 'lock')
+    self._processes: list[subprocess.Popen] = []
+    self._shown = 0
+    self.asked = False
+
+  def forward(self, number: int, frame) -> None:
+    """A signal handler: gives the signal to all processes."""
+    del frame
+    self.asked = True
+    for process in self._processes:
+      process.send_signal(number)
+
+  def run(self) -> list[int]:
+    """Starts all processes and waits for their ends; returns their exit codes."""
+    port = _free_port()
+    self._shown = self._logs[0].stat().st_size if self._logs[0].exists() else 0
+    self._processes = []
+    for log, environment in zip(self._logs, self._environments, strict=True):
+      self._processes.append(self._start(log, environment, port))
+    if self.asked:  # before all had started
+      self._send(signal.SIGTERM)
+    deadline = None
+    while any(code is None for code in self._codes()):
+      self._show()
+      time.sleep(0.1)
+      failed = any(code not in (None, DONE) for code in self._codes())
+      # A process that was asked to stop ends with 75 while another may still be saving.
+      broken = failed and not (self.asked and set(self._codes()) <= {None, DONE, RESUME})
+      if broken and deadline is None:
+        deadline = time.monotonic() + _GRACE
+        self._send(signal.SIGTERM)
+      elif deadline and time.monotonic() > deadline:
+        self._send(signal.SIGKILL)
+    self._show()
+    return self._codes()
+
+  def pause(self, seconds: float) -> None:
+    """Sleeps, but not on when a signal comes."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not self.asked:
+      time.sleep(0.1)
+
+  def _codes(self) -> list[int | None]:
+    return [process.poll() for process in self._processes]
+
+  def _send(self, number: int) -> None:
+    for process in self._processes:
+      process.send_signal(number)
+
+  def _start(self, log: Path, environment: dict[str, str], port: int) -> subprocess.Popen:
+    address = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}'} if len(self._logs) > 1 else {}
+    with open(log, 'ab') as file:
+      return subprocess.Popen(
+        [sys.executable, '-m', 'alexnet_jax.main', *self._words],
+        env=os.environ | environment | address,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=file,
+        start_new_session=True,  # Ctrl-C reaches them through `forward` only, once
+        preexec_fn=_die_with_parent(),
+        pass_fds=[self._lock],
+      )
+
+  def _show(self) -> None:
+    with open(self._logs[0], 'rb') as log:
+      log.seek(self._shown)
+      text = log.read()
+    self._shown += len(text)
+    sys.stdout.buffer.write(text)
+    sys.stdout.flush()
+
+
+def _environments(count: int, devices: int | None) -> list[dict[str, str]]:
+  """What tells each process which one it is, and which devices are its own."""
+  gpus = _gpus()
+  share = devices or max(1, len(gpus) // count)
+  if gpus and count * share > len(gpus):
+    _fail(
+      f'{count} processes with {share} GPUs each: this machine has {len(gpus)}; lower -n or'
+      ' --devices_per_process, or set JAX_PLATFORMS=cpu'
+    )
+  environments = []
+  for index in range(count):
+    environment = {'PYTHONUNBUFFERED': '1'}
+    if count > 1:
+      environment |= {
+        'JAX_NUM_PROCESSES': str(count),
+        'JAX_PROCESS_ID': str(index),
+        'no_grpc_proxy': '127.0.0.1',  # gRPC would look for the others behind a proxy
+      }
+    if gpus:
+      environment['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[index * share : (index + 1) * share])
+    elif devices:
+      flag = f'--xla_force_host_platform_device_count={devices}'
+      environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
+    environments.append(environment)
+  return environments
+
+
+def _gpus() -> list[str]:
+  """The GPUs that jax would use here."""
+  if 'cuda' not in os.environ.get('JAX_PLATFORMS', 'cuda') or not shutil.which('nvidia-smi'):
+    return []
+  if 'CUDA_VISIBLE_DEVICES' in os.environ:
+    return [gpu for gpu in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
+  listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
+  return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
+
+
+def _die_with_parent():
+  """A function for the child to call: the kernel then kills it when this program ends."""
+  if sys.platform != 'linux':
+    return None
+  prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: a forked child should do little
+  parent = os.getpid()
+
+  def call():
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # ended before the call
+      os._exit(1)
+
+  return call
+
+
+def _free_port() -> int:
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]
+
+
+def _locked(path: Path) -> int:
+  """A locked file's descriptor, for the children to inherit; waits for those of a dead parent."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  end = time.monotonic() + _LOCK_WAIT
+  while True:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return descriptor
+    except BlockingIOError:
+      if time.monotonic() > end:
+        _fail(f'another job writes to {path.parent}: stop it, or give another --workdir')
+      time.sleep(0.1)
+
+
+def _fail(message: str):
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(BAD_INPUT)
+
+
+def _note(message: str) -> None:
+  print(f'local: {message}', file=sys.stderr, flush=True)
+
+
+def _newest_checkpoint(workdir: Path | None) -> int:
+  steps = [path.name for path in (workdir / 'checkpoints/last').glob('*')] if workdir else []
+  return max((int(step) for step in steps if step.isdecimal()), default=-1)
+
+
+def _verdict(codes: list[int], asked: bool) -> int | None:
+  """The exit code of the job, or None if it should start again."""
+  for final in (BAD_INPUT, DIVERGED):
+    if final in codes:
+      return final
+  if set(codes) == {DONE}:
+    return DONE
+  # Killed by the signal itself: before there was anything to save.
+  early = {-number for number in _SIGNALS}
+  if asked:
+    return RESUME if set(codes) <= {DONE, RESUME} | early else GIVEN_UP
+  return None
+
+
+def _words_after_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+  if '--' not in words:
+    return words, []
+  cut = words.index('--')
+  return words[:cut], words[cut + 1 :]
+
+
+def _workdir(words: list[str]) -> Path | None:
+  for word, following in zip(words, [*words[1:], ''], strict=True):
+    name, equals, value = word.partition('=')
+    if name in ('--workdir', '-workdir'):
+      return Path(value if equals else following)
+  return None
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog='launch/local.py',
+    usage='%(prog)s -n PROCESSES [--tries=3] [--devices_per_process=K] -- FLAGS OF main',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.error = lambda message: _fail(f'{message}; see launch/local.py --help')
+  parser.add_argument('-n', type=int, required=True, help='number of processes')
+  parser.add_argument('--tries', type=int, default=3, help='starts without a new checkpoint')
+  parser.add_argument(
+    '--devices_per_process', type=int, help='GPUs, or virtual CPU devices, of each process'
+  )
+  options = parser.parse_args(words)
+  for name in ('n', 'tries', 'devices_per_process'):
+    value = getattr(options, name)
+    if value is not None and value < 1:
+      _fail(f'{"-" * (1 + (len(name) > 1))}{name}={value}: must be at least 1')
+  return options
+
+
+def main() -> int:
+  ours, theirs = _words_after_dashes(sys.argv[1:])
+  options = _parse(ours)
+  if not theirs:
+    _fail('nothing to run: give the flags of alexnet_jax.main after --, such as -- --config=FILE')
+  workdir = _workdir(theirs)
+  logs = (workdir or Path('runs/local')) / 'logs'
+  job = Supervisor(_environments(options.n, options.devices_per_process), theirs, logs)
+  for number in _SIGNALS:
+    signal.signal(number, job.forward)
+  failures = 0
+  while not job.asked:
+    before = _newest_checkpoint(workdir)
+    codes = job.run()
+    verdict = _verdict(codes, job.asked)
+    if verdict is not None:
+      return verdict
+    failures = 0 if _newest_checkpoint(workdir) > before else failures + 1
+    ends = ', '.join(f'process {index}: {_end(code)}' for index, code in enumerate(codes))
+    if failures >= options.tries:
+      _note(f'{ends}; no new checkpoint in {failures} starts, giving up: see {logs}')
+      return GIVEN_UP
+    seconds = min(60, 2 ** max(0, failures - 1))
+    _note(f'{ends}; all start again in {seconds} s')
+    job.pause(seconds)
+  return RESUME
+
+
+def _end(code: int) -> str:
+  return signal.Signals(-code).name if code < 0 else f'exit code {code}'
+
+
+if __name__ == '__main__':
+  sys.exit(main())
