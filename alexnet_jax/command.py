@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax import config as configs
+from alexnet_jax import distributed
 from alexnet_jax.errors import Diverged, Interrupted, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
@@ -39,7 +41,8 @@ def run(main: Callable[[], None]) -> int:
   try:
     app.run(guarded, flags_parser=_parse)
   except SystemExit as error:
-    return error.code if code == 0 and error.code is not None else code
+    code = error.code if code == 0 and error.code is not None else code
+  distributed.leave(code)
   return code
 
 
@@ -91,6 +94,11 @@ def _guard(main: Callable[[], None]) -> int:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
+  except Exception as error:
+    if not distributed.is_member():
+      raise
+    traceback.print_exc()
+    return _fail(Interrupted(f'a process of the job failed ({error}); the same command goes on'))
 
 
 def _fail(error) -> int:

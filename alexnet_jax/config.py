@@ -60,6 +60,7 @@ _SCHEDULE = {
   'target_factor': Field(250.0, _between(1), "kind 'exponential': first rate divided by last"),
   'power': Field(2.0, _above(0), "kind 'polynomial': of the share of the run that is left"),
 }
+_SPANNING = ('exponential', 'cosine', 'polynomial')  # their rates depend on the run's length
 _KINDS = ('constant', 'step', 'exponential', 'cosine', 'polynomial')
 
 FIELDS: dict[str, Field] = {
@@ -334,10 +335,21 @@ def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
 
 
 def diff(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
-  """Fields that differ and are not harmless to change in mid-run: {path: (old, new)}."""
+  """Fields that differ between two configs as `to_json` gives them: {path: (old, new)}."""
   old, new = flatten(old), flatten(new)
   return {
     path: (old.get(path), new.get(path))
     for path in sorted({*old, *new})
-    if old.get(path) != new.get(path) and not path.startswith(HARMLESS)
+    if old.get(path) != new.get(path)
   }
+
+
+def alters_run(path: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
+  """Whether a change of one field makes the steps that were done those of another run.
+
+  More epochs do not, unless the rate's schedule spans the whole run.
+  """
+  if path == 'epochs':
+    kinds = {config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind}
+    return new < old or bool(kinds & set(_SPANNING))
+  return not path.startswith(HARMLESS)

@@ -13,10 +13,16 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu
+from alexnet_jax import command, cpu, distributed
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.'
+)
+_ALLOW_CHANGE = flags.DEFINE_list(
+  'allow_change', [], 'Config fields that may differ from those the run was begun with.'
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one process of a job of several.'
 )
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
@@ -24,14 +30,21 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 def main() -> None:
   config, name = command.read_config()
   cpu.prepare_process()
-  from alexnet_jax import plan  # after the flags: help and typos need no jax
+  many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
+  from alexnet_jax.train.parallel import Devices  # after the flags: help and typos need no jax
 
-  plan.show(config)
+  devices = Devices()
+  print(devices.describe(), file=sys.stderr, flush=True)
+  if not many or devices.process_index == 0:
+    from alexnet_jax import plan
+
+    plan.show(config)
   if _DRY_RUN.value:
     return
   from alexnet_jax.train import loop
 
-  loop.train(config, Path(_WORKDIR.value or Path('runs', name)), command=command.spoken())
+  workdir = Path(_WORKDIR.value or Path('runs', name))
+  loop.train(config, workdir, command=command.spoken(), allowed=_ALLOW_CHANGE.value)
 
 
 if __name__ == '__main__':

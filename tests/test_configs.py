@@ -1,6 +1,5 @@
 """Every config builds; every mistake in one is told in one line, with exit code 2."""
 
-import copy
 import os
 import re
 import runpy
@@ -264,46 +263,48 @@ def test_a_combination_that_makes_sense_is_allowed(name, changes):
 # Resuming.
 
 
-def test_diff_names_what_would_change_a_run_and_nothing_else():
+def test_diff_names_what_differs():
   config = get_config('cifar10')
   old = configs.to_json(config)
   assert configs.diff(old, old) == {}
-  for path, value in {
-    'data.dir': '/elsewhere',
-    'data.store': '/store',
-    'log.every_steps': 7,
-    'log.tensorboard': False,
-    'checkpoint.keep': 9,
-    'checkpoint.every_epochs': 3.0,
-    'guard.skipped_steps': 99,
-  }.items():
-    config.update_from_flattened_dict({path: value})
-  assert configs.diff(old, configs.to_json(config)) == {}
-  config.epochs = 3.0
+  config.log.every_steps = 7
   config.optimizer.schedule.milestones = (1.0, 2.0)
   config.optimizer.layer_weight_decay = {'conv1': 0.5}
   assert configs.diff(old, configs.to_json(config)) == {
-    'epochs': (140.0, 3.0),
+    'log.every_steps': (50, 7),
     'optimizer.schedule.milestones': ([120.0, 130.0], [1.0, 2.0]),
     'optimizer.layer_weight_decay.fc10': (1.0, None),
     'optimizer.layer_weight_decay.conv1': (None, 0.5),
   }
 
 
-@pytest.mark.parametrize('path', configs.FIELDS)
-def test_every_field_is_compared_unless_it_is_harmless(path):
-  old = configs.to_json(configs.default())
-  new = copy.deepcopy(old)
-  *sections, name = path.split('.')
-  section = new
-  for part in sections:
-    section = section[part]
-  section[name] = 'changed'
-  harmless = sections[:1] in (['log'], ['checkpoint'], ['guard']) or path in (
+@pytest.mark.parametrize('path', [path for path in configs.FIELDS if path != 'epochs'])
+def test_every_field_alters_the_run_unless_it_is_harmless(path):
+  harmless = path.partition('.')[0] in ('log', 'checkpoint', 'guard') or path in (
     'data.dir',
     'data.store',
   )
-  assert set(configs.diff(old, new)) == (set() if harmless else {path})
+  assert configs.alters_run(path, 'old', 'new', configs.default()) != harmless
+
+
+@pytest.mark.parametrize(
+  'kind, bias_kind, epochs, alters',
+  [
+    ('step', 'same', 20.0, False),
+    ('constant', 'same', 20.0, False),
+    ('plateau', 'constant', 20.0, False),
+    ('step', 'same', 5.0, True),
+    ('cosine', 'same', 20.0, True),
+    ('exponential', 'same', 20.0, True),
+    ('polynomial', 'same', 20.0, True),
+    ('step', 'exponential', 20.0, True),
+  ],
+)
+def test_more_epochs_alter_only_a_schedule_that_spans_the_run(kind, bias_kind, epochs, alters):
+  config = configs.default()
+  config.optimizer.schedule.kind = kind
+  config.optimizer.bias_schedule.kind = bias_kind
+  assert configs.alters_run('epochs', 10.0, epochs, config) == alters
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ class Console:
     start_step: int = 0,
     *,
     log: str | os.PathLike | None = None,
+    quiet: bool = False,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -36,6 +37,7 @@ class Console:
       epochs: The epochs that this is.
       start_step: The step from which this process goes on; where the bar begins.
       log: A file to which each line is appended, with the date and time; None for no log.
+      quiet: Say nothing: one process of a job speaks for all.
       stream: Where to show progress; the standard error stream if None.
       clock: A function that returns seconds; tests pass their own.
     """
@@ -44,8 +46,9 @@ class Console:
     self._validation = None
     self._pace = _Pace(total_steps, clock)
     self._log = log and open(log, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115
+    self._quiet = quiet
     self._stream = stream or sys.stderr
-    terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    terminal = not quiet and self._stream.isatty() and os.environ.get('TERM') != 'dumb'
     self._bar = _Bar(self._stream, total_steps, start_step) if terminal else None
 
   def update(
@@ -84,7 +87,7 @@ class Console:
     self._record(line)
     if self._bar:
       self._bar.show(step, line)
-    else:
+    elif not self._quiet:
       print(line, file=self._stream, flush=True)
 
   def evaluation(self, scalars: Mapping[str, float]) -> None:
@@ -102,7 +105,7 @@ class Console:
     self._record(text)
     if self._bar:
       self._bar.message(text)
-    else:
+    elif not self._quiet:
       print(text, file=self._stream, flush=True)
 
   def close(self) -> None:

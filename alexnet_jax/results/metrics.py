@@ -101,6 +101,16 @@ class MetricWriter:
     files.write_text(self._workdir / CSV, table.getvalue())
 
 
+class NoMetrics:
+  """A writer for the processes of a job that leave writing to the first."""
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
   """The record of a run, as it stands; safe while the run goes on.
 

@@ -37,6 +37,7 @@ class Checkpoints:
   processes, and whoever reads the checkpoints of a job that may be running.
 
   Attributes:
+    primary: whether this process writes.
     failed_saves: saves lost because the disk was full; each was logged as an error.
   """
 
@@ -58,7 +59,7 @@ class Checkpoints:
       )
     self._directory = Path(directory).absolute()
     self._keep = {'last': keep, 'best': 1}
-    self._primary = primary
+    self.primary = primary
     self._thread = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
     self._pending: Future | None = None
     self.failed_saves = 0
@@ -86,7 +87,7 @@ class Checkpoints:
       meta: config, metrics under 'metrics', library versions: what `json` can write. NaN may be.
       kind: 'last' or 'best'.
     """
-    if not self._primary:
+    if not self.primary:
       return
     self.wait()
     meta = json.loads(json.dumps(meta))  # a copy, and an error here instead of in the thread
@@ -125,7 +126,7 @@ class Checkpoints:
         _log.warning('checkpoint %s is damaged (%s); trying the one before', path, error)
         damaged[step] = error
         continue
-      if self._primary:
+      if self.primary:
         for step_aside in damaged:
           _set_aside(self._directory / kind / str(step_aside))
       ordered = [leaves[name] for name in checkpoint_files.named_leaves(target)]

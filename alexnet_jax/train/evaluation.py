@@ -11,7 +11,7 @@ import numpy as np
 from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.results import files
-from alexnet_jax.train import augment
+from alexnet_jax.train import augment, processes
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import make_score, make_view_probabilities
@@ -94,10 +94,10 @@ class Evaluator:
     found = []
     for batch, probabilities in self._probabilities(params, batch_stats, views):
       arrays = (batch['row'], batch['label'], probabilities)
-      valid = to_host(batch['mask']).reshape(-1) > 0
-      found.append([to_host(a).reshape(-1, *a.shape[2:])[valid] for a in arrays])
-      advance(int(valid.sum()))
-    row, label, probabilities = map(np.concatenate, zip(*found, strict=True))
+      found.append([to_host(a).reshape(-1, *a.shape[2:]) for a in arrays])
+      advance(int((found[-1][0] >= 0).sum()) * self._devices.process_count)
+    whole = [processes.gather(np.concatenate(arrays)) for arrays in zip(*found, strict=True)]
+    row, label, probabilities = (array[whole[0] >= 0] for array in whole)  # -1: padding
     self._check_count(len(np.unique(row)))
     order = np.argsort(row)
     return Predictions(label[order], probabilities[order])

@@ -1,6 +1,8 @@
 """The story of a run, from a config to its results."""
 
+import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax
@@ -14,7 +16,8 @@ from alexnet_jax.errors import Diverged, Interrupted
 from alexnet_jax.model import layers
 from alexnet_jax.results import figures, files, scores
 from alexnet_jax.results.console import Console, results_table
-from alexnet_jax.results.metrics import MetricWriter, read_metrics
+from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
+from alexnet_jax.train import processes
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, write_predictions
 from alexnet_jax.train.experiment import Experiment, make_experiment
@@ -27,19 +30,23 @@ from alexnet_jax.train.workdir import (
   claim_workdir,
   environment,
   finished_results,
+  lock_workdir,
 )
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> dict:
+def train(
+  config: ml_collections.ConfigDict, workdir: Path, *, command: str, allowed: Sequence[str] = ()
+) -> dict:
   """Trains, evaluates, saves and draws; goes on where an earlier call stopped.
 
   Args:
     config: validated.
     workdir: folder of this run; made if need be.
     command: how the user started the run, for messages and results.json.
+    allowed: fields that may differ from those the run was begun with.
 
   Returns:
-    What results.json holds.
+    What results.json holds; of several processes only the first need know.
 
   Raises:
     UserError: the workdir is another run's, the data is missing or does not fit.
@@ -47,44 +54,65 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
     Interrupted: stopped by a signal, after saving.
   """
   devices = Devices()
+  primary = devices.process_index == 0
   devices.check_training_batch(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
-  check_workdir(workdir, config, command)
-  if results := finished_results(workdir):
-    print(f'{workdir} is finished:\n{results_table(results)}')
-    return results
+  changes = check_workdir(workdir, config, command, allowed)
+  results = None if changes else finished_results(workdir)
+  if processes.from_first(np.array(results is not None)):
+    print(f'{workdir} is finished:\n{results_table(results)}' if results else 'finished')
+    return results or {}
 
   # Data, net, recipe.
   store = prepare_store(config.data)
+  processes.check_same(config=to_json(config), store=store.meta)
   experiment = make_experiment(config, store, AXIS)
   calendar = experiment.calendar
-  claim_workdir(workdir, config, devices)
 
-  # State: the newest good checkpoint, or the beginning.
-  checkpoints = Checkpoints(
-    workdir / 'checkpoints', keep=config.checkpoint.keep, primary=devices.process_index == 0
-  )
-  state = experiment.initial_state()
-  restored = checkpoints.restore(flax.serialization.to_state_dict(state))
-  start = 0
-  if restored:
-    start, tree, _ = restored
-    state = flax.serialization.from_state_dict(state, tree)
-  state = devices.replicate(to_host(state))
+  with contextlib.ExitStack() as stack:
+    if primary:
+      stack.enter_context(lock_workdir(workdir))
+      claim_workdir(workdir, config, devices, changes)
 
-  with Console(calendar.total_steps, config.epochs, start, log=workdir / 'train.log') as console:
-    console.message(devices.describe())
-    if restored:
+    # State: the newest good checkpoint, or the beginning.
+    checkpoints = Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep, primary=primary)
+    stack.callback(checkpoints.close)
+    start, state = resume(checkpoints, experiment.initial_state())
+    console = stack.enter_context(
+      Console(
+        calendar.total_steps,
+        config.epochs,
+        start,
+        log=workdir / 'train.log' if primary else None,
+        quiet=not primary,
+      )
+    )
+    for path, (old, new) in changes.items():
+      console.message(f'changed since the run began: {path}: {old} -> {new}')
+    if start:
       console.message(f'resuming from step {start:,} (epoch {calendar.epoch_of(start):.2f})')
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
-    try:
-      state = run.steps(state)
-    finally:
-      checkpoints.close()
-      run.metrics.close()
+    stack.callback(run.metrics.close)
+    state = run.steps(devices.replicate(state))
+    checkpoints.wait()
+    run.metrics.close()
     results = run.finish(state, command)
     console.message(results_table(results))
+    processes.barrier('the end of the run')
   return results
+
+
+def resume(checkpoints: Checkpoints, initial: TrainState) -> tuple[int, TrainState]:
+  """The step and host state to go on from, process 0's on all processes."""
+  state = to_host(initial)
+  start = np.array(0)
+  if checkpoints.primary and (
+    found := checkpoints.restore(flax.serialization.to_state_dict(state))
+  ):
+    start = np.array(found[0])
+    state = flax.serialization.from_state_dict(state, found[1])
+  start = int(processes.from_first(start))
+  return start, processes.from_first(state) if start else state
 
 
 class Run:
@@ -100,7 +128,12 @@ class Run:
     self.start = start
     config, calendar = experiment.config, experiment.calendar
     self.evaluate = Evaluator(experiment, store.eval, devices)
-    self.metrics = MetricWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+    self.primary = devices.process_index == 0
+    self.metrics = (
+      MetricWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+      if self.primary
+      else NoMetrics()
+    )
     self.evaluation_steps = calendar.every(config.eval.every_epochs)
     self.save_steps = calendar.every(config.checkpoint.every_epochs)
     history = [r for r in read_metrics(workdir) if 'eval/top1_error' in r]
@@ -123,6 +156,7 @@ class Run:
       process_count=self.devices.process_count,
     )
     stop = StopSignal()
+    agreed = processes.Agreement(self.devices)
     interval = Interval(batches)
     if self.start < total:
       self.console.message('compiling the training step')
@@ -132,17 +166,19 @@ class Run:
       ):
         state, metrics = train_step(state, batch)
         interval.add(metrics)
-        pause = step in self.evaluation_steps or step in self.save_steps or stop.requested
+        stopping = agreed(bool(stop.requested))
+        pause = step in self.evaluation_steps or step in self.save_steps or stopping
         if pause or step % config.log.every_steps == 0 or step == self.start + 1:
           self.log(step, interval)
         if step in self.evaluation_steps:
           state = self.evaluation(step, state)
-        if step in self.save_steps or stop.requested:
+        if step in self.save_steps or stopping:
           self.save(step, state)
-        if stop.requested and step < total:
+        if stopping and step < total:
           self.checkpoints.wait()
+          processes.barrier('stopping')
           raise Interrupted(
-            f'stopped by {stop.requested} at step {step:,}, which is saved;'
+            f'stopped by {stop.requested or "another process"} at step {step:,}, which is saved;'
             ' the same command goes on from there'
           )
         if pause:
@@ -247,7 +283,7 @@ class Run:
       'figures': str(workdir / 'figures'),
       **environment(self.devices),
     }
-    if self.devices.process_index == 0:
+    if self.primary:
       draw(self.experiment, records, to_host(state.params), workdir)
       write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
       files.write_json(workdir / RESULTS, results)

@@ -6,6 +6,7 @@ everything that comes back that way has been averaged over `AXIS` inside the ste
 """
 
 import collections
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -96,6 +97,15 @@ class Devices:
   def score(self, function):
     """Maps (probabilities, label, mask) -> sums that are equal on all devices."""
     return self._map(function, in_axes=(0, 0, 0), out_axes=None)
+
+  def any(self, flag: bool) -> jax.Array:
+    """Whether `flag` is set in any process, without waiting for the answer."""
+    flags = jax.device_put(np.full(self.local_count, flag, np.int32), self._split)
+    return self._any(flags)
+
+  @functools.cached_property
+  def _any(self):
+    return self._map(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
 
   def _map(self, function, **axes):
     return jax.pmap(function, axis_name=AXIS, devices=self._given, **axes)

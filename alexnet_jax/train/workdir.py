@@ -1,11 +1,16 @@
 """The folder of a run: whose it is, what it runs on, and whether it is finished."""
 
+import contextlib
 import datetime
+import difflib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,8 @@ from alexnet_jax.results import files
 CONFIG = 'config.json'
 ENVIRONMENT = 'env.json'
 RESULTS = 'results.json'
+CHANGES = 'changes.jsonl'
+LOCK = '.lock'
 _PACKAGES = (
   'alexnet_jax',
   'jax',
@@ -32,31 +39,103 @@ _PACKAGES = (
 )
 
 
-def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str) -> None:
-  """Raises UserError if the folder holds a run with another config."""
+def check_workdir(
+  workdir: Path, config: ml_collections.ConfigDict, command: str, allowed: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+  """Compares a config with that of the run in the folder, if there is one.
+
+  Args:
+    workdir: folder of a run, or to be.
+    config: what is about to run there.
+    command: how the user started it.
+    allowed: fields that may have changed although that alters the run.
+
+  Returns:
+    The changes, {field: (old, new)}.
+
+  Raises:
+    UserError: the folder holds a run with another config.
+  """
+  for name in allowed:
+    if name not in configs.FIELDS:
+      near = difflib.get_close_matches(name, configs.FIELDS, 1, 0.5)
+      hint = f'did you mean {near[0]}?' if near else 'the fields are in alexnet_jax/config.py'
+      raise UserError(f'--allow_change={name}: not a field: {hint}')
   if not (workdir / CONFIG).exists():
-    return
+    return {}
   # Through a config and back: fields that are newer than the run get their defaults.
   old = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
   changes = configs.diff(old, configs.to_json(config))
-  if changes:
-    shown = ', '.join(f'{name}: {old} -> {now}' for name, (old, now) in changes.items())
+  refused = [
+    path
+    for path, (before, now) in changes.items()
+    if configs.alters_run(path, before, now, config)
+    and not any(path == name or path.startswith(f'{name}.') for name in allowed)
+  ]
+  if refused:
+    shown = ', '.join(f'{path}: {changes[path][0]} -> {changes[path][1]}' for path in refused)
     raise UserError(
       f'{workdir} holds a run with another config ({shown}); resume it with its own config,'
-      f' or start this one elsewhere: {with_workdir(command, free_workdir(workdir))}'
+      f' accept this with --allow_change={",".join(refused)}, or start this one elsewhere:'
+      f' {with_workdir(command, free_workdir(workdir))}'
     )
+  return changes
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, devices) -> None:
-  """Makes the folder and notes there whose it is: config.json and env.json.
+def claim_workdir(
+  workdir: Path,
+  config: ml_collections.ConfigDict,
+  devices,
+  changes: Mapping[str, tuple[Any, Any]] = types.MappingProxyType({}),
+) -> None:
+  """Notes in the folder whose it is: config.json, env.json and, for what changed, changes.jsonl.
 
   Raises:
     UserError: it cannot be written.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
+  with _written(workdir):
+    if changes:
+      date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+      with open(workdir / CHANGES, 'a', encoding='utf-8') as file:
+        file.write(json.dumps({'date': date, 'changes': changes}) + '\n')
+      (workdir / RESULTS).unlink(missing_ok=True)  # they are of the run as it was
     files.write_json(workdir / CONFIG, configs.to_json(config))
     files.write_json(workdir / ENVIRONMENT, environment(devices))
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+  """Makes the folder if need be and holds it, so that two runs never write to the same.
+
+  The lock ends with the process, however that ends.
+
+  Raises:
+    UserError: another run holds it, or it cannot be written.
+  """
+  with _written(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / LOCK, 'a+', encoding='utf-8')  # noqa: SIM115
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise UserError(
+        f'{workdir} is in use by {file.read().strip() or "another process"}: wait for it, stop it,'
+        ' or choose another --workdir'
+      ) from None
+    except OSError:  # a file system without locks
+      pass
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {platform.node()}')
+    file.flush()
+    yield
+
+
+@contextlib.contextmanager
+def _written(workdir: Path) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
     raise UserError(
       f'workdir {workdir} cannot be written ({error.strerror}): choose another --workdir'

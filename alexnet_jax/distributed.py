@@ -1,0 +1,122 @@
+"""Whether this process is one of many, decided before anything else asks JAX for devices.
+
+JAX finds out by itself who is who in a cluster. What it does not know is whether it is meant to: a
+bare `python` in an interactive Slurm allocation would wait for tasks that nobody has started. So
+here we look for a job that has several processes, and leave the rest to `jax.distributed`.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+
+from alexnet_jax.errors import UserError
+
+# A peer that is gone is noticed after so many seconds; JAX's own defaults are 100 and 300.
+HEARTBEAT_SECONDS = 30
+SHUTDOWN_SECONDS = 30
+START_SECONDS = 300
+
+_OURS = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+
+def cluster(environ: Mapping[str, str] = os.environ) -> str:
+  """What kind of job with several processes the environment speaks of; '' if of none.
+
+  Raises:
+    UserError: of one that is only half there.
+  """
+  if any(name in environ for name in _OURS):
+    if missing := [name for name in _OURS if name not in environ]:
+      raise UserError(
+        f'{", ".join(name for name in _OURS if name in environ)} set without'
+        f' {", ".join(missing)}: set all three, or use --distributed=off'
+      )
+    return 'JAX_COORDINATOR_ADDRESS'
+  if _number(environ, 'SLURM_STEP_NUM_TASKS') > 1:  # an interactive step has one task
+    return 'Slurm'
+  if _number(environ, 'OMPI_COMM_WORLD_SIZE') > 1:
+    return 'Open MPI'
+  if 'KUBERNETES_SERVICE_HOST' in environ and 'JOB_COMPLETION_INDEX' in environ:
+    return 'Kubernetes'
+  if environ.get('TPU_WORKER_HOSTNAMES', '').count(','):
+    return 'TPU pod'
+  if os.path.exists('/dev/accel0') or os.path.exists('/dev/vfio/0'):
+    if importlib.util.find_spec('libtpu'):
+      return 'TPU VM'
+  return ''
+
+
+def join(mode: str) -> bool:
+  """Joins the job that this process belongs to; must come before JAX looks for devices.
+
+  Args:
+    mode: 'auto', 'on' or 'off'.
+
+  Returns:
+    Whether there is a job of several processes.
+
+  Raises:
+    UserError: mode 'on' and no cluster, or the others cannot be reached.
+  """
+  found = cluster() if mode != 'off' else ''
+  if mode == 'on' and not found:
+    raise UserError(
+      '--distributed=on: no cluster is recognized; start it with srun, mpirun or launch/local.py,'
+      f' or set {", ".join(_OURS)}'
+    )
+  if not found:
+    return False
+  for name in [name for name in os.environ if name.lower() in ('http_proxy', 'https_proxy')]:
+    if found != 'TPU VM':  # a proxy between the processes makes the start hang
+      del os.environ[name]
+  import jax
+
+  given = {}
+  if found == _OURS[0]:
+    try:
+      count, index = (int(os.environ[name]) for name in _OURS[1:])
+    except ValueError:
+      raise UserError(f'{_OURS[1]} and {_OURS[2]} must be whole numbers') from None
+    given = {'num_processes': count, 'process_id': index, 'cluster_detection_method': 'deactivate'}
+  try:
+    jax.distributed.initialize(
+      **given,
+      initialization_timeout=START_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+  except Exception as error:  # gRPC's own errors and what the detection of a cluster may raise
+    reason = ' '.join(str(error).split())[:300]
+    raise UserError(
+      f'cannot join the job that {found} speaks of ({reason}): start all its processes, or use'
+      ' --distributed=off'
+    ) from None
+  return jax.process_count() > 1
+
+
+def is_member() -> bool:
+  """Whether this process has joined a job of several."""
+  if 'jax' not in sys.modules:
+    return False
+  import jax
+
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(code: int) -> None:
+  """Ends this process at once with `code` if it is one of many, else does nothing.
+
+  At a normal end JAX waits for all the others, who may be waiting for us in a collective.
+  """
+  if is_member():
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    os._exit(code)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+  text = environ.get(name, '')
+  return int(text) if text.isdecimal() else 0
