@@ -134,11 +134,7 @@ def _environments(count: int, devices: int | None) -> list[dict[str, str]]:
   for index in range(count):
     environment = {'PYTHONUNBUFFERED': '1'}
     if count > 1:
-      environment |= {
-        'JAX_NUM_PROCESSES': str(count),
-        'JAX_PROCESS_ID': str(index),
-        'no_grpc_proxy': '127.0.0.1',  # gRPC would look for the others behind a proxy
-      }
+      environment |= {'JAX_NUM_PROCESSES': str(count), 'JAX_PROCESS_ID': str(index)}
     if gpus:
       environment['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[index * share : (index + 1) * share])
     elif devices:

@@ -29,7 +29,7 @@ free() { flock --nonblock .job.lock true; }
 start() {
   free || { echo 'error: a job runs here: stop it first' >&2; exit 2; }
   [[ ! -d $data ]] || export TFDS_DATA_DIR=$data
-  setsid nohup "$0" run "$@" >> job.log 2>&1 < /dev/null &
+  setsid nohup launch/tpu_worker.sh run "$@" >> job.log 2>&1 < /dev/null &
   echo "started; launch/tpu_vm.sh logs shows it"
 }
 
@@ -58,7 +58,7 @@ run() {
   for word in "$@"; do
     case $word in --workdir=*) workdir=${word#--workdir=} ;; esac
   done
-  number=${TPU_WORKER_ID-$(curl --silent --fail --header 'Metadata-Flavor: Google' \
+  number=${TPU_WORKER_ID-$(curl --silent --show-error --fail --header 'Metadata-Flavor: Google' \
     http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)}
   restore
   .venv/bin/python launch/local.py -n 1 --tries="${TRIES:-10}" -- "$@" &

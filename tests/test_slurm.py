@@ -1,0 +1,175 @@
+"""launch/slurm.sbatch on a real Slurm, which .ci/install_slurm starts; without one these skip."""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from trained import assert_same_ends
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith('SLURM')}
+ENVIRONMENT |= {
+  'JAX_PLATFORMS': 'cpu',
+  'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+  'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+  'PYTHONPATH': str(ROOT),
+  'http_proxy': 'http://127.0.0.1:9',  # as on many clusters; nothing is there
+}
+FLAGS = [
+  '--config=configs/digits.py',
+  '--config.epochs=10',
+  '--config.data.train_examples=300',
+  '--config.checkpoint.every_epochs=2',
+  '--config.eval.every_epochs=5',
+  '--config.log.every_steps=1',
+  '--config.log.tensorboard=False',
+]
+
+
+def up():
+  if not shutil.which('scontrol'):
+    return False
+  ping = subprocess.run(['scontrol', 'ping'], capture_output=True, text=True)
+  return ping.returncode == 0 and 'is UP' in ping.stdout
+
+
+pytestmark = [
+  pytest.mark.slurm,
+  pytest.mark.skipif(not up(), reason='no Slurm is running here: see .ci/install_slurm'),
+]
+
+
+class Job:
+  """A job in the queue and its log."""
+
+  def __init__(self, log, *words, **variables):
+    self.log = log
+    options = ['--parsable', '--ntasks-per-node=2', f'--output={log}', 'launch/slurm.sbatch']
+    self.number = subprocess.run(
+      ['sbatch', *options, *words],
+      env=ENVIRONMENT | variables,
+      cwd=ROOT,
+      check=True,
+      stdout=subprocess.PIPE,
+      text=True,
+    ).stdout.strip()
+
+  def text(self):
+    return self.log.read_text() if self.log.exists() else ''
+
+  def signal(self, name):
+    subprocess.run(['scancel', f'--signal={name}', self.number], check=True)
+
+  def wait_for(self, pattern, starts=1):
+    """Waits until the log of the last of so many starts has the pattern."""
+    end = time.monotonic() + 300
+    while True:
+      parts = self.text().split('+ start ')[1:]
+      if len(parts) == starts and re.search(pattern, parts[-1]):
+        return
+      assert time.monotonic() < end, self.text()
+      time.sleep(0.1)
+
+  def finish(self):
+    """Waits for the end; returns the job's state."""
+    end = time.monotonic() + 300
+    while True:
+      shown = subprocess.run(
+        ['scontrol', 'show', 'job', self.number], capture_output=True, text=True, check=True
+      ).stdout
+      state = re.search(r'JobState=(\w+)', shown)[1]
+      if state not in ('PENDING', 'CONFIGURING', 'RUNNING', 'COMPLETING', 'REQUEUED'):
+        return state
+      assert time.monotonic() < end, (shown, self.text())
+      time.sleep(0.2)
+
+
+def test_job_that_was_stopped_twice_ends_with_the_same_bits(tmp_path):
+  undisturbed = Job(tmp_path / 'undisturbed.log', *FLAGS, f'--workdir={tmp_path}/undisturbed')
+  assert undisturbed.finish() == 'COMPLETED', undisturbed.text()
+  for process in (1, 2):
+    assert f'process {process}/2, 2 of 4 devices, cpu' in undisturbed.text()
+
+  job = Job(tmp_path / 'job.log', *FLAGS, f'--workdir={tmp_path}/job')
+  job.wait_for(' step [5-9]/47')
+  job.signal('TERM')
+  job.wait_for(r'resuming from step [\s\S]* step \d\d/47', starts=2)
+  job.signal('USR1')
+  assert job.finish() == 'COMPLETED', job.text()
+  text = job.text()
+  assert 'stopped by SIGTERM at step' in text and 'stopped by SIGUSR1 at step' in text
+  assert text.count('exit code 75: queueing job') == 2 and text.count('+ start ') == 3
+  assert_same_ends(tmp_path / 'undisturbed', tmp_path / 'job')
+
+
+@pytest.fixture
+def failing(tmp_path):
+  """Variables with which `python` ends at once, with a given code."""
+
+  def make(code):
+    (tmp_path / 'python').write_text(f'#!/bin/sh\nexit {code}\n')
+    (tmp_path / 'python').chmod(0o755)
+    return {'PATH': f'{tmp_path}:{ENVIRONMENT["PATH"]}', 'TRIES': '2'}
+
+  return make
+
+
+@pytest.mark.parametrize(('code', 'starts'), [(2, 1), (3, 1), (1, 2), (75, 2)])
+def test_only_what_may_go_better_is_repeated_and_not_for_ever(tmp_path, failing, code, starts):
+  job = Job(tmp_path / 'log', f'--workdir={tmp_path}/run', **failing(code))
+  assert job.finish() == 'FAILED'
+  assert job.text().count('+ start ') == starts
+  assert (f'exit code {code} and no new checkpoint in start 2' in job.text()) == (starts == 2)
+
+
+@pytest.mark.parametrize(
+  ('words', 'variables', 'said'),
+  [
+    ([], {}, '--workdir is missing'),
+    (['--workdir=x'], {'VENV': '/nowhere'}, 'VENV=/nowhere is no virtual'),
+  ],
+)
+def test_wrong_use_gets_one_line(tmp_path, words, variables, said):
+  job = Job(tmp_path / 'log', *words, **variables)
+  assert job.finish() == 'FAILED'
+  assert said in job.text() and job.text().count('\n') == 1
+
+
+@pytest.mark.parametrize('step', [[], ['srun', '--pty', '--ntasks=1']])
+def test_single_process_in_an_interactive_allocation_does_not_wait(tmp_path, step):
+  """With a terminal, as `srun --pty` wants one."""
+  (tmp_path / 'file').touch()
+  program = ['python', '-m', 'alexnet_jax.main', *FLAGS, f'--workdir={tmp_path}/file/run']
+  terminal, theirs = pty.openpty()
+  with open(tmp_path / 'output', 'w') as output:
+    done = subprocess.run(
+      ['salloc', '--quiet', '--ntasks=2', *step, *program],
+      env=ENVIRONMENT,
+      cwd=ROOT,
+      stdin=theirs,
+      stdout=output if not step else theirs,
+      stderr=subprocess.STDOUT,
+      timeout=200,
+    )
+  os.close(theirs)
+  text = (tmp_path / 'output').read_text() if not step else _read(terminal)
+  assert 'process 1/1, 2 of 2 devices' in text
+  assert done.returncode == 2 and 'cannot be written' in text
+
+
+def _read(terminal):
+  text = b''
+  while True:
+    try:
+      piece = os.read(terminal, 65536)
+    except OSError:  # closed at the other end
+      piece = b''
+    if not piece:
+      return text.decode()
+    text += piece

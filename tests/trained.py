@@ -1,0 +1,32 @@
+"""What tests of launchers compare: the ends of two runs."""
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from alexnet_jax.train.checkpoint import Checkpoints
+
+
+def final(workdir) -> dict[str, np.ndarray]:
+  """Step and leaves of the last checkpoint by name, and the predictions."""
+  checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
+  step = checkpoints.steps()[-1]
+  checkpoints.close()
+  with ocp.StandardCheckpointer() as reader:
+    pending = [('', reader.restore(workdir / 'checkpoints/last' / str(step) / 'state'))]
+  found = {'step': np.array(step)}
+  while pending:
+    name, value = pending.pop()
+    if isinstance(value, dict):
+      pending += [(f'{name}/{key}', below) for key, below in value.items()]
+    else:
+      found[name] = np.asarray(value)
+  with np.load(workdir / 'predictions-last-1.npz') as predictions:
+    return found | {name: predictions[name] for name in predictions.files}
+
+
+def assert_same_ends(one, other) -> None:
+  """The same step, parameters, optimizer and predictions, to the bit."""
+  expected, actual = final(one), final(other)
+  assert expected.keys() == actual.keys() and len(expected) > 20
+  for name, value in expected.items():
+    assert np.array_equal(value, actual[name]), name
