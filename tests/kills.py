@@ -151,7 +151,9 @@ def main():
   print('\n| killed | times |\n|---|--:|')
   for moment, times in done.most_common():
     print(f'| {moment} | {times} |')
-  print(f'\n{sum(done.values())} kills, {ended} runs, all equal to the undisturbed one in every bit')
+  print(
+    f'\n{sum(done.values())} kills, {ended} runs, all equal to the undisturbed one in every bit'
+  )
 
 
 if __name__ == '__main__':
