@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,8 @@ def run(main: Callable[[], None]) -> int:
   """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code."""
   code = 0
   logging.set_verbosity(logging.WARNING)
+  for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, _stop)
 
   def guarded(argv):
     nonlocal code
@@ -83,6 +86,12 @@ def spoken() -> str:
   module = sys.modules['__main__'].__spec__
   program = f'python -m {module.name}' if module else f'python {sys.argv[0]}'
   return f'{program} {shlex.join(sys.argv[1:])}'
+
+
+def _stop(number, frame):
+  """Ends a command where it is; training has its own way while there is a state to save."""
+  del frame
+  raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command goes on')
 
 
 def _guard(main: Callable[[], None]) -> int:

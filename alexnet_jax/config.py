@@ -74,6 +74,9 @@ FIELDS: dict[str, Field] = {
   'ema_decay': Field(
     0.0, _between(0, 0.99999), 'evaluate a moving average of the weights; 0: the weights'
   ),
+  'deterministic': Field(
+    False, _anything, 'have a GPU repeat itself to the bit, which is slower; others always do'
+  ),
   'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
   'model.compute_dtype': Field(
     'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu, distributed
+from alexnet_jax import command, cpu, deterministic, distributed
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.'
@@ -29,7 +29,10 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 def main() -> None:
   config, name = command.read_config()
+  workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
+  if config.deterministic and not _DRY_RUN.value:
+    deterministic.prepare_process(workdir)
   many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
   from alexnet_jax.train.parallel import Devices  # after the flags: help and typos need no jax
 
@@ -43,7 +46,6 @@ def main() -> None:
     return
   from alexnet_jax.train import loop
 
-  workdir = Path(_WORKDIR.value or Path('runs', name))
   loop.train(config, workdir, command=command.spoken(), allowed=_ALLOW_CHANGE.value)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from alexnet_jax import distributed
 from alexnet_jax.errors import UserError
+from alexnet_jax.results.metrics import read_metrics
 from alexnet_jax.train.checkpoint import Checkpoints
 
 COMMAND = [
@@ -26,6 +27,7 @@ COMMAND = [
   '--config.checkpoint.every_epochs=0.5',
   '--config.optimizer.schedule.kind=constant',
   '--config.log.every_steps=1',
+  '--config.seed=2',
 ]
 
 
@@ -96,6 +98,23 @@ def leaves(tree, prefix=''):
       yield prefix + name, np.asarray(value)
 
 
+def assert_close(tree, other):
+  """Other topologies add up in another order; now and then that flips a tie in a max pool."""
+  for (name, value), (_, expected) in zip(leaves(tree), leaves(other), strict=True):
+    np.testing.assert_allclose(value, expected, atol=2e-3, err_msg=name)
+
+
+def assert_losses_close(workdir, other):
+  """Other examples, crops or masks would show in the first digits."""
+  found, expected = (
+    np.array([r['train/loss'] for r in read_metrics(folder) if 'train/loss' in r])
+    for folder in (workdir, other)
+  )
+  assert len(found) == 10 and np.ptp(expected) > 0.02
+  np.testing.assert_allclose(found, expected, atol=2e-3)
+  assert np.median(np.abs(found - expected)) < 1e-5
+
+
 @pytest.fixture(scope='module')
 def one_process(tmp_path_factory):
   """An undisturbed run on two devices of one process."""
@@ -119,8 +138,8 @@ def test_two_processes_learn_what_one_does(one_process, two_processes):
   step, theirs = final(workdir)
   same_step, ours = final(one_process)
   assert step == same_step == 10
-  for (name, value), (_, expected) in zip(leaves(theirs), leaves(ours), strict=True):
-    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6, err_msg=name)
+  assert_close(theirs, ours)
+  assert_losses_close(workdir, one_process)
   one, two = (
     json.loads((folder / 'results.json').read_text()) for folder in (one_process, workdir)
   )
@@ -132,7 +151,7 @@ def test_two_processes_learn_what_one_does(one_process, two_processes):
   ]
   np.testing.assert_array_equal(predictions[0]['label'], predictions[1]['label'])
   np.testing.assert_allclose(
-    predictions[0]['probabilities'], predictions[1]['probabilities'], atol=1e-4
+    predictions[0]['probabilities'], predictions[1]['probabilities'], atol=2e-3
   )
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == len(
     (one_process / 'metrics.jsonl').read_text().splitlines()
@@ -169,8 +188,8 @@ def test_a_run_moves_between_topologies(one_process, tmp_path):
   step, moved = final(workdir)
   expected_step, stayed = final(one_process)
   assert step == expected_step
-  for (name, value), (_, expected) in zip(leaves(moved), leaves(stayed), strict=True):
-    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6, err_msg=name)
+  assert_close(moved, stayed)
+  assert_losses_close(workdir, one_process)
   changes = json.loads((workdir / 'changes.jsonl').read_text())['changes']
   assert changes == {'epochs': [1.0, 2.0]}
 

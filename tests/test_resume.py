@@ -1,5 +1,6 @@
 """A run that was stopped and resumed ends with the same bits as one that was not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -110,11 +111,53 @@ def test_workdir_of_another_config_is_refused(undisturbed):
   before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*') if path.is_file()}
   refused = run(undisturbed, '--config.optimizer.learning_rate=0.5')
   assert refused.returncode == 2
-  error = refused.stderr.strip().splitlines()
-  assert len(error) == 1 and 'optimizer.learning_rate: 0.05 -> 0.5' in error[0]
-  assert f'--workdir={undisturbed}-2' in error[0]
+  first, error = refused.stderr.strip().splitlines()
+  assert first.startswith('process 1/1')
+  assert 'optimizer.learning_rate: 0.05 -> 0.5' in error
+  assert '--allow_change=optimizer.learning_rate' in error
+  assert f'--workdir={undisturbed}-2' in error
   after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*') if path.is_file()}
   assert after == before
+
+
+def test_a_change_that_is_allowed_by_name_is_recorded(tmp_path):
+  workdir = tmp_path / 'run'
+  assert run(workdir, '--config.epochs=1').returncode == 0
+  more = ('--config.optimizer.learning_rate=0.01', '--config.log.every_steps=2')
+  refused = run(workdir, *more, '--allow_change=optimizer.learning_rat')
+  assert refused.returncode == 2
+  assert 'did you mean optimizer.learning_rate?' in refused.stderr.splitlines()[-1]
+  done = run(workdir, *more, '--allow_change=optimizer.learning_rate,epochs')
+  assert done.returncode == 0, done.stderr
+  assert 'changed since the run began: optimizer.learning_rate: 0.05 -> 0.01' in done.stderr
+  assert 'resuming from step 5' in done.stderr
+  rates = {r['step']: r['learning_rate'] for r in read_metrics(workdir) if 'learning_rate' in r}
+  assert max(rates[step] for step in range(1, 6)) > 0.03
+  assert max(rates[step] for step in rates if step > 5) <= 0.01
+  (line,) = (workdir / 'changes.jsonl').read_text().splitlines()
+  assert json.loads(line)['changes'] == {
+    'epochs': [1.0, 2.0],
+    'log.every_steps': [1, 2],
+    'optimizer.learning_rate': [0.05, 0.01],
+  }
+
+
+def test_two_runs_never_write_to_the_same_folder(tmp_path):
+  workdir = tmp_path / 'run'
+  with subprocess.Popen(
+    [*COMMAND, f'--workdir={workdir}', '--config.epochs=200'],
+    env=ENVIRONMENT,
+    stderr=subprocess.PIPE,
+    text=True,
+    stdout=subprocess.DEVNULL,
+  ) as first:
+    for line in first.stderr:
+      if 'step 1/' in line:
+        break
+    second = run(workdir, '--config.epochs=200')
+    first.kill()
+  assert second.returncode == 2
+  assert f'is in use by process {first.pid} on ' in second.stderr.splitlines()[-1]
 
 
 def test_training_never_imports_tensorflow(tmp_path):

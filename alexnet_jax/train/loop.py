@@ -12,6 +12,7 @@ import numpy as np
 from alexnet_jax.config import to_json
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
+from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
 from alexnet_jax.model import layers
 from alexnet_jax.results import figures, files, scores
@@ -87,6 +88,7 @@ def train(
         quiet=not primary,
       )
     )
+    console.message(promise(devices.platform, config.deterministic))
     for path, (old, new) in changes.items():
       console.message(f'changed since the run began: {path}: {old} -> {new}')
     if start:
@@ -209,8 +211,10 @@ class Run:
       self.metrics.close()
       raise Diverged(
         f'{skipped} steps in a row up to step {step:,} had a loss or gradient that is not finite;'
-        ' none was applied. Lower --config.optimizer.learning_rate, check that labels and'
-        ' input.normalization fit the net, or try --config.model.compute_dtype=float32'
+        ' none was applied. Check that labels and input.normalization fit the net, try'
+        ' --config.model.compute_dtype=float32, or go back to the last saved step with a lower'
+        f' rate: the same command with --config.optimizer.learning_rate={_lower(config)}'
+        ' --allow_change=optimizer.learning_rate'
       )
     self._watch_flat_loss(step, means['loss'])
 
@@ -288,6 +292,10 @@ class Run:
       write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
       files.write_json(workdir / RESULTS, results)
     return results
+
+
+def _lower(config: ml_collections.ConfigDict) -> str:
+  return f'{config.optimizer.learning_rate / 2:g}'
 
 
 def draw(experiment: Experiment, records: list[dict], params: dict, workdir: Path) -> None:

@@ -1,0 +1,8 @@
+"""SIGKILL at moments drawn at random; `python tests/kills.py` does fifty."""
+
+from kills import kill_again_and_again
+
+
+def test_killed_runs_end_like_one_that_was_not(tmp_path):
+  done, ended = kill_again_and_again(tmp_path, kills=4, seed=1)
+  assert sum(done.values()) == 4 and ended >= 1
