@@ -194,6 +194,19 @@ def test_a_run_moves_between_topologies(one_process, tmp_path):
   assert changes == {'epochs': [1.0, 2.0]}
 
 
+def test_processes_need_not_share_a_disk(two_processes, tmp_path):
+  codes, logs = finish(
+    start(tmp_path / 'run', 2, 1, each=f'--workdir={tmp_path}/run-{{}}'), tmp_path / 'run'
+  )
+  assert codes == [0, 0], logs
+  assert not (tmp_path / 'run-1').exists()
+  step, params = final(tmp_path / 'run-0')
+  expected_step, expected = final(two_processes[0])
+  assert step == expected_step
+  for (name, leaf), (same, value) in zip(leaves(params), leaves(expected), strict=True):
+    assert name == same and np.array_equal(leaf, value), name
+
+
 def test_a_dead_peer_ends_the_job(tmp_path):
   workdir = tmp_path / 'run'
   job = start(workdir, 2, 1, '--config.epochs=500')

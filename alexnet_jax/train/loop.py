@@ -99,7 +99,8 @@ def train(
     checkpoints.wait()
     run.metrics.close()
     results = run.finish(state, command)
-    console.message(results_table(results))
+    if primary:
+      console.message(results_table(results))
     processes.barrier('the end of the run')
   return results
 
@@ -262,12 +263,14 @@ class Run:
   def finish(self, state: TrainState, command: str) -> dict:
     """Evaluates with the final views, draws the figures and writes results.json."""
     config, workdir = self.experiment.config, self.workdir
-    records = read_metrics(workdir)
-    last = [r for r in records if 'eval/top1_error' in r][-1]
-    results = {name: value for name, value in last.items() if name.startswith('eval/')}
     views = config.eval.final_views
     self.console.message(f'evaluating the {VIEW_NAMES[views]}')
     predictions = self.evaluate.predictions(state.eval_params, state.batch_stats, views)
+    if not self.primary:  # its workdir may be a disk of its own, with no records
+      return {}
+    records = read_metrics(workdir)
+    last = [r for r in records if 'eval/top1_error' in r][-1]
+    results = {name: value for name, value in last.items() if name.startswith('eval/')}
     if views != config.eval.views:
       name = VIEW_NAMES[views].replace(' ', '_')
       final = scores.errors(predictions.probabilities, predictions.label)
@@ -287,10 +290,9 @@ class Run:
       'figures': str(workdir / 'figures'),
       **environment(self.devices),
     }
-    if self.primary:
-      draw(self.experiment, records, to_host(state.params), workdir)
-      write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
-      files.write_json(workdir / RESULTS, results)
+    draw(self.experiment, records, to_host(state.params), workdir)
+    write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
+    files.write_json(workdir / RESULTS, results)
     return results
 
 
