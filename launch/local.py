@@ -211,8 +211,8 @@ def _verdict(codes: list[int], asked: bool) -> int | None:
       return final
   if set(codes) == {DONE}:
     return DONE
-  # Killed by the signal itself: before there was anything to save.
-  early = {-number for number in _SIGNALS}
+  # How a process ends that was asked before there was anything to save; 130 is Python's for Ctrl-C.
+  early = {130, *(-number for number in _SIGNALS)}
   if asked:
     return RESUME if set(codes) <= {DONE, RESUME} | early else GIVEN_UP
   return None

@@ -153,6 +153,15 @@ def test_signals_reach_all_and_end_the_job(place, number):
   assert all(log.read_text().endswith(f'got {number.name}\n') for log in logs)
 
 
+@pytest.mark.parametrize('end', ['signal.SIG_DFL', 'lambda *_: sys.exit(130)'])
+def test_stop_before_there_is_anything_to_save_can_be_resumed(place, end):
+  job = start(place, 1, f'signal.signal(2, {end}); print("ready", flush=True); time.sleep(60)')
+  assert job.stdout.readline() and job.stdout.readline() == 'ready\n'
+  job.send_signal(signal.SIGINT)
+  job.communicate(timeout=30)
+  assert job.returncode == 75
+
+
 def test_processes_die_with_a_killed_supervisor_and_a_second_one_waits_for_that(place):
   job = start(place, 2, 'signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)')
   wait_until(lambda: (place / 'run/starts-1').exists() and (place / 'run/starts-0').exists())
