@@ -1,6 +1,7 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -24,17 +25,26 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run(main: Callable[[], None]) -> int:
-  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code."""
+def run(main: Callable[..., None], *names: str) -> int:
+  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
+
+  Args:
+    main: the command.
+    *names: of the words that it takes besides flags, such as 'SRC'; `main` gets as many.
+  """
   code = 0
   logging.set_verbosity(logging.WARNING)
 
   def guarded(argv):
     nonlocal code
-    if len(argv) > 1:
-      code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
-      return
-    code = _guard(main)
+    words = argv[1:]
+    if len(words) > len(names):
+      unknown = words[len(names)]
+      code = _fail(UserError(f'unknown argument {unknown!r}: flags look like --name=value'))
+    elif len(words) < len(names):
+      code = _fail(UserError(f'{names[len(words)]} is missing: give {" ".join(names)}'))
+    else:
+      code = _guard(functools.partial(main, *words))
 
   try:
     app.run(guarded, flags_parser=_parse)

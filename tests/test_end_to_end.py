@@ -91,7 +91,7 @@ def test_ensemble_averages_probabilities(digits, tmp_path):
     f'--workdir={other}',
   )
   assert finished.returncode == 0, finished.stderr
-  finished = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--weights=3,1')
+  finished = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--ensemble_weights=3,1')
   assert finished.returncode == 0, finished.stderr
 
   def saved(folder, name):
@@ -105,7 +105,7 @@ def test_ensemble_averages_probabilities(digits, tmp_path):
   results = json.loads((workdir / 'evaluation-ensemble-last-1.json').read_text())['results']
   *_, ensemble = results.values()
   assert ensemble['top1_error'] == pytest.approx((mixed.argmax(1) != label).mean())
-  refused = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--weights=3')
+  refused = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--ensemble_weights=3')
   assert '2 non-negative numbers' in error_line(refused)
 
 
