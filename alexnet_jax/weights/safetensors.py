@@ -58,5 +58,5 @@ def write(tensors: dict[str, np.ndarray]) -> bytes:
     place = offsets[1]
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)  # so that the values are aligned
-  arrays = [np.ascontiguousarray(array, '<f4').data.cast('B') for array in tensors.values()]
+  arrays = [np.asarray(array, '<f4').tobytes() for array in tensors.values()]
   return b''.join([struct.pack('<Q', len(text)), text, *arrays])

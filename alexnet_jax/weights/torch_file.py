@@ -86,7 +86,7 @@ def write_zip(tensors: dict[str, np.ndarray]) -> bytes:
     file.writestr('archive/data.pkl', _state_dict_pickle(tensors))
     file.writestr('archive/byteorder', 'little')
     for key, array in enumerate(tensors.values()):
-      file.writestr(f'archive/data/{key}', np.ascontiguousarray(array, '<f4').data.cast('B'))
+      file.writestr(f'archive/data/{key}', np.asarray(array, '<f4').tobytes())
     file.writestr('archive/version', '3\n')
   return buffer.getvalue()
 
