@@ -23,11 +23,11 @@ WIDTHS['caffenet'] = WIDTHS['caffe']
 DIVISOR = 24
 
 
-def narrow_nets():
-  """Patches the three nets to a 24th of their channels, so that files of them are small."""
+def narrow_nets(names=tuple(WIDTHS)):
+  """Patches nets to a 24th of their channels, so that files of them are small."""
   narrow = {
     name: lambda classes, table=nets.NETS[name]: layers.narrow(table(classes), DIVISOR)
-    for name in WIDTHS
+    for name in names
   }
   return mock.patch.dict(nets.NETS, narrow)
 
