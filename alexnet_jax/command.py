@@ -25,26 +25,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run(main: Callable[..., None], *names: str) -> int:
+def run(main: Callable[..., None], *, positional: bool = False) -> int:
   """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
 
-  Args:
-    main: the command.
-    *names: of the words that it takes besides flags, such as 'SRC'; `main` gets as many.
+  With `positional`, `main` is given the list of words that are not flags; else there may be none.
   """
   code = 0
   logging.set_verbosity(logging.WARNING)
 
   def guarded(argv):
     nonlocal code
-    words = argv[1:]
-    if len(words) > len(names):
-      unknown = words[len(names)]
-      code = _fail(UserError(f'unknown argument {unknown!r}: flags look like --name=value'))
-    elif len(words) < len(names):
-      code = _fail(UserError(f'{names[len(words)]} is missing: give {" ".join(names)}'))
-    else:
-      code = _guard(functools.partial(main, *words))
+    if len(argv) > 1 and not positional:
+      code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
+      return
+    code = _guard(functools.partial(main, argv[1:]) if positional else main)
 
   try:
     app.run(guarded, flags_parser=_parse)

@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from alexnet_jax import command
+from alexnet_jax.errors import UserError
 
 _NET = flags.DEFINE_enum(
   'net', None, ['caffe', 'caffenet'], 'Which one, where a Caffe file does not say it.'
@@ -28,7 +29,11 @@ _CHECKPOINT = flags.DEFINE_enum(
 )
 
 
-def main(source: str, target: str) -> None:
+def main(words: list[str]) -> None:
+  if len(words) != 2:
+    given = f'got {" ".join(words)}' if words else 'got neither'
+    raise UserError(f'give SRC and DST, two names of files, such as alexnet.pth a.npz; {given}')
+  source, target = words
   import jax
 
   from alexnet_jax.weights import load, save
@@ -47,4 +52,4 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, 'SRC', 'DST'))
+  sys.exit(command.run(main, positional=True))

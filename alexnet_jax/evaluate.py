@@ -83,18 +83,25 @@ def _predict(workdir: Path):
   from alexnet_jax.data.preparation import prepare_store
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
-  from alexnet_jax.train.parallel import AXIS
+  from alexnet_jax.train.parallel import AXIS, Devices
   from alexnet_jax.train.workdir import CONFIG, read_json
 
   if not (workdir / CONFIG).exists():
     raise UserError(f'{workdir} holds no run: there is no {CONFIG}')
   config = configs.from_json(read_json(workdir / CONFIG))
-  views = _choose_views_and_data(config)
+  if _DATA_DIR.value:
+    config.data.dir = _DATA_DIR.value
+  views = config.eval.final_views = int(_VIEWS.value or config.eval.final_views)
   configs.validate(config)
+
+  devices = Devices()
+  devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
   experiment = make_experiment(config, store, AXIS)
   state, step = experiment.restored(workdir, _CHECKPOINT.value)
-  predictions = _predictions(str(workdir), experiment, store, state.eval_params, state.batch_stats)
+  predictions = _predictions(
+    f'{workdir}', experiment, store, devices, views, state.eval_params, state.batch_stats
+  )
   epoch = experiment.calendar.epoch_of(step)
   return (
     f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})',
@@ -102,6 +109,17 @@ def _predict(workdir: Path):
     store.class_names,
     views,
   )
+
+
+def _predictions(name: str, experiment, store, devices, views: int, params, batch_stats):
+  from alexnet_jax.data.progress import Console
+  from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
+
+  evaluator = Evaluator(experiment, store.eval, devices)
+  with Console().count(f'{name}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
+    return evaluator.predictions(
+      devices.replicate(params), devices.replicate(batch_stats), views, advance
+    )
 
 
 def _predict_imported(path: Path, config):
@@ -113,16 +131,20 @@ def _predict_imported(path: Path, config):
   from alexnet_jax.model.nets import NETS
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
-  from alexnet_jax.train.parallel import AXIS
+  from alexnet_jax.train.parallel import AXIS, Devices
   from alexnet_jax.weights.load import load
 
   weights = load(path, net=_NET.value, checkpoint=_CHECKPOINT.value)
-  views = _choose_views_and_data(config)
+  if _DATA_DIR.value:
+    config.data.dir = _DATA_DIR.value
+  views = int(_VIEWS.value or config.eval.final_views)
   if config.data.image_size != weights.image_size:
     raise UserError(
       f'config.data.image_size={config.data.image_size}: {path} wants pictures of'
       f' {weights.image_size} pixels; use --config.data.image_size={weights.image_size}'
     )
+  devices = Devices()
+  devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
   _check_classes(path, weights.classes, store)
   if config.data.resize != weights.resize:
@@ -138,8 +160,7 @@ def _predict_imported(path: Path, config):
     model=AlexNet(table, jnp.dtype(config.model.compute_dtype), AXIS),
     recipe=dataclasses.replace(experiment.recipe, preprocessing=weights.preprocessing),
   )
-  params, batch_stats = weights.variables['params'], weights.variables['batch_stats']
-  predictions = _predictions(str(path), experiment, store, params, batch_stats)
+  predictions = _predictions(f'{path}', experiment, store, devices, views, **weights.variables)
   return f'{weights.source} ({VIEW_NAMES[views]})', predictions, store.class_names, views
 
 
@@ -157,29 +178,6 @@ def _check_classes(path: Path, classes: tuple[str, ...], store) -> None:
     f'{path} has other classes than the data: class {number} is {classes[number]!r} in the one,'
     f' {store.classes[number]!r} in the other'
   )
-
-
-def _choose_views_and_data(config) -> int:
-  """Puts --data_dir and --views into a config; returns the views."""
-  if _DATA_DIR.value:
-    config.data.dir = _DATA_DIR.value
-  views = config.eval.final_views = int(_VIEWS.value or config.eval.final_views)
-  return views
-
-
-def _predictions(name: str, experiment, store, params, batch_stats):
-  from alexnet_jax.data.progress import Console
-  from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
-  from alexnet_jax.train.parallel import Devices
-
-  config, devices = experiment.config, Devices()
-  devices.check_batch('eval.batch_size', config.eval.batch_size)
-  evaluator = Evaluator(experiment, store.eval, devices)
-  views = config.eval.final_views
-  with Console().count(f'{name}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
-    return evaluator.predictions(
-      devices.replicate(params), devices.replicate(batch_stats), views, advance
-    )
 
 
 def _weights(members, label) -> list[float]:

@@ -31,10 +31,12 @@ _NUMBERS = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 -
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Attributes:
-  samples: makes good files, bytes by name.
-  read: reads one; raises UserError if it is damaged.
-  setting: what has to hold meanwhile.
+  """A reader of untrusted files.
+
+  Attributes:
+    samples: makes good files, bytes by name.
+    read: reads one; raises UserError if it is damaged.
+    setting: what has to hold meanwhile.
   """
 
   samples: Callable[[], dict[str, bytes]]

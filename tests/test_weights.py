@@ -1,5 +1,6 @@
 """Weights of others: every format computes what torch computes, and nothing in a file is run."""
 
+import collections
 import functools
 import io
 import json
@@ -122,6 +123,22 @@ def test_views_of_tensors(small, read):
       jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+def test_files_of_the_first_years(small, read):
+  """torchvision's first file is of 2017: no _v2, storages of CUDA, Python 2's OrderedDict."""
+  pytest.importorskip('torch')
+  state = files.state_dict(files.random_arrays('owt'))
+  wanted = read(files.torch_file(state)).variables['params']
+  pairs = [[name, value] for name, value in state.items()]
+  data = files.torch_file(files.Evil(collections.OrderedDict, pairs), legacy=True)
+  for new, old in (
+    (b'_rebuild_tensor_v2\n', b'_rebuild_tensor\n'),
+    (b'ctorch\n', b'ctorch.cuda\n'),
+  ):
+    assert new in data
+    data = data.replace(new, old)
+  jax.tree.map(np.testing.assert_array_equal, read(data).variables['params'], wanted)
+
+
 @pytest.mark.parametrize('net', ['caffe', 'caffenet'])
 def test_caffe(small, read, net):
   pytest.importorskip('torch')
@@ -220,6 +237,7 @@ def test_wrong_layers(small, read):
   refuse(read, files.torch_file(dict(list(state.items())[:-1])), 'lacks classifier.6.bias')
   refuse(read, files.torch_file({**state, 'features.1.weight': nan_tensor()}), 'features.1.weight')
   refuse(read, files.torch_file({'layer4.weight': nan_tensor()}), 'no array .* but layer4.weight')
+  refuse(read, files.torch_file({'a\n\x1b[2Jb': nan_tensor()}), r'but a\?\?\[2Jb')
   refuse(read, files.torch_file({}), 'but none at all')
   refuse(read, files.torch_file([nan_tensor()]), 'no state dict')
   refuse(read, files.torch_file({**state, 'lr': 0.1}), 'other things than arrays')
@@ -324,7 +342,10 @@ def test_nothing_is_run(small, read, tmp_path):
 
 def test_what_would_be_called_is_named(small, read):
   pytest.importorskip('torch')
-  refuse(read, files.torch_file({'a': files.Evil(os.system, 'true')}), 'posix system')
+  refuse(read, files.torch_file({'a': files.Evil(os.system, 'true')}), "call 'posix system'")
+  import torch
+
+  refuse(read, files.torch_file(torch.nn.Linear(2, 2)), r'torch.save\(model.state_dict')
 
 
 def test_sizes_in_a_file_are_not_believed(small, read):
@@ -346,6 +367,10 @@ def test_sizes_in_a_file_are_not_believed(small, read):
   refuse(read, zip_with(good, deep), 'no state dict')
   deep_key = b'\x80\x02}' + b'(' * 100_000 + b't' * 100_000 + b'Ns.'
   refuse(read, zip_with(good, deep_key), 'damaged')
+  # Storage keys that double in length with every line, were they ever written out.
+  legacy = files.torch_file(state, legacy=True)
+  keys = legacy.index(b'\x80\x02]')
+  refuse(read, legacy[:keys] + b'\x80\x02])' + b'q\0h\0\x86' * 60 + b'a.', 'list of storages')
   refuse(read, struct.pack('<Q', 2**62) + b'{"a": 1}', 'header claims')
   refuse(read, b'\x0a\xff\xff\xff\xff\x0f', 'ends .* bytes too early')
 

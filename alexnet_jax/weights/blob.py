@@ -11,13 +11,13 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-  """Attributes:
-  name: what the file calls it.
-  shape: as the file says.
-  read: returns the array; ValueError if the bytes are not there.
+  """An array to be read.
+
+  Attributes:
+    shape: as the file says.
+    read: returns the array; ValueError if the bytes are not there.
   """
 
-  name: str
   shape: Shape
   read: Callable[[], np.ndarray]
 
@@ -43,7 +43,7 @@ def from_bytes(name: str, data, dtype, shape: Shape, order: str = 'C') -> Blob:
       f'{name} has {len(data):,} bytes, but its shape {show(shape)} of {np.dtype(dtype).name}'
       f' needs {wanted:,}'
     )
-  return Blob(name, shape, lambda: np.frombuffer(data, dtype).reshape(shape, order=order))
+  return Blob(shape, lambda: np.frombuffer(data, dtype).reshape(shape, order=order))
 
 
 def show(shape: Shape) -> str:

@@ -22,10 +22,12 @@ _V1_TYPES = {15: 'lrn', 17: 'pool'}
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """Attributes:
-  name: such as 'conv1'.
-  type: lower-case, such as 'lrn' or 'pooling'; '' where it does not matter here.
-  blobs: kernel and bias, rows being outputs; none for layers without weights.
+  """A layer of a net.
+
+  Attributes:
+    name: such as 'conv1'.
+    type: lower-case, such as 'lrn' or 'pooling'; '' where it does not matter here.
+    blobs: kernel and bias, rows being outputs; none for layers without weights.
   """
 
   name: str

@@ -57,7 +57,9 @@ def load(
     try:
       found = _read(data, net, path.name)
     except ValueError as error:
-      raise UserError(f'{path} cannot be loaded: {error}') from None
+      # Names out of the file may hold line ends, or codes that a terminal obeys.
+      reason = ''.join(c if c.isprintable() else '?' for c in str(error))
+      raise UserError(f'{path} cannot be loaded: {reason}') from None
   if net is not None and net != found.net:
     raise UserError(f'{path} is of net {found.net}, not {net}: leave the net out')
   if classes is not None:

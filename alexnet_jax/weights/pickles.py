@@ -20,6 +20,8 @@ import numpy as np
 from alexnet_jax.weights import blob
 from alexnet_jax.weights.blob import Blob
 
+_ADVICE = 'only arrays are read, such as torch.save(model.state_dict(), ...) writes'
+
 MAX_OPERATIONS = 1_000_000  # torchvision's file has 500; a training checkpoint some thousands
 
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
@@ -158,7 +160,7 @@ def _run(file, storage):
         state = stack.pop()
         _build(stack[-1], state)
       case name:
-        raise ValueError(f'its pickle wants {name}, which arrays and dicts do not need')
+        raise ValueError(f'its pickle wants {name}, which arrays do not need: {_ADVICE}')
   raise ValueError('its pickle has no end')
 
 
@@ -200,7 +202,7 @@ def _reduced(function, arguments):
       return _Dtype(code)
     case '_codecs encode', (str(text), 'latin1'):
       return text.encode('latin1')
-  raise ValueError(f'its pickle wants to call {function.name!r:.80}; only arrays are read')
+  raise ValueError(f'its pickle wants to call {function.name!r:.80}: {_ADVICE}')
 
 
 def _build(target, state) -> None:
@@ -251,7 +253,7 @@ def _tensor(storage: Storage, offset: int, shape: tuple, stride: tuple) -> Blob:
     ]
     return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
-  return Blob(f'storage {storage.key}', shape, view)
+  return Blob(shape, view)
 
 
 def torch_storage(identity: tuple) -> Storage:

@@ -1,7 +1,7 @@
 """The net as a StableHLO program, which JAX runs without this package.
 
-`jax.export.deserialize(file.read()).call(views)`: float32 views (b, crop, crop, 3) of 0-255 RGB, of
-any number b, to float32 logits (b, classes).  Mean and scale are inside; how a picture becomes a
+`jax.export.deserialize(data).call(views)` maps float32 views (b, crop, crop, 3) of 0-255 RGB, for
+any b, to float32 logits (b, classes).  Mean and scale are inside; how a picture becomes a
 view is not.  `jax.export` promises to read such a file for six months at least.
 """
 

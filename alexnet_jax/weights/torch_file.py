@@ -59,7 +59,8 @@ def read_legacy(data: bytes) -> Any:
     return storages.setdefault(found.key, found)
 
   value, keys = pickles.read(file, storage), pickles.read(file)
-  if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+  listed = isinstance(keys, list) and all(type(key) is str for key in keys)
+  if not listed or sorted(keys) != sorted(storages):
     raise ValueError('its list of storages is damaged')
   place = file.tell()
   for key in keys:
