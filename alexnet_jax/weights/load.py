@@ -20,6 +20,7 @@ from alexnet_jax.weights.blob import Blob
 from alexnet_jax.weights.pretrained import Pretrained
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
+_MAX_REASON = 400  # characters; pickletools quotes whatever it cannot decode
 CAFFE_NETS = {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}
 KNOWN = (
   "torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet (.caffemodel, .npy),"
@@ -58,7 +59,7 @@ def load(
       found = _read(data, net, path.name)
     except ValueError as error:
       # Names out of the file may hold line ends, or codes that a terminal obeys.
-      reason = ''.join(c if c.isprintable() else '?' for c in str(error))
+      reason = ''.join(c if c.isprintable() else '?' for c in str(error)[:_MAX_REASON])
       raise UserError(f'{path} cannot be loaded: {reason}') from None
   if net is not None and net != found.net:
     raise UserError(f'{path} is of net {found.net}, not {net}: leave the net out')
