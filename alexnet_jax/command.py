@@ -1,6 +1,7 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -24,17 +25,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run(main: Callable[[], None]) -> int:
-  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code."""
+def run(main: Callable[..., None], *, positional: bool = False) -> int:
+  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
+
+  With `positional`, `main` is given the list of words that are not flags; else there may be none.
+  """
   code = 0
   logging.set_verbosity(logging.WARNING)
 
   def guarded(argv):
     nonlocal code
-    if len(argv) > 1:
+    if len(argv) > 1 and not positional:
       code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
       return
-    code = _guard(main)
+    code = _guard(functools.partial(main, argv[1:]) if positional else main)
 
   try:
     app.run(guarded, flags_parser=_parse)
@@ -43,8 +47,11 @@ def run(main: Callable[[], None]) -> int:
   return code
 
 
-def read_config() -> tuple[ml_collections.ConfigDict, str]:
+def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, str]:
   """The validated config of the flags, and the name of the experiment.
+
+  Args:
+    workdir: folder of the run; runs/<name> if None.
 
   Returns:
     The config, and `<file>[-<variant>][-synthetic]`; a path as variant gives its last folder's name
@@ -57,8 +64,13 @@ def read_config() -> tuple[ml_collections.ConfigDict, str]:
   if config is None:
     known = ', '.join(sorted(map(str, Path('configs').glob('[a-z]*.py')))) or 'none in ./configs'
     raise UserError(f'--config is missing: give a config file ({known})')
+  name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  if configs.left_open(config):
+    from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
+
+    start.complete(config, Path(workdir or Path('runs', name)))
   configs.validate(config)
-  return config, experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  return config, name
 
 
 def experiment_name(config_filename: str, source: str) -> str:

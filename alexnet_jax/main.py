@@ -22,7 +22,8 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 
 def main() -> None:
-  config, name = command.read_config()
+  config, name = command.read_config(_WORKDIR.value)
+  workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
   from alexnet_jax import plan  # after the flags: help and typos need no jax
 
@@ -30,8 +31,9 @@ def main() -> None:
   if _DRY_RUN.value:
     return
   from alexnet_jax.train import loop
+  from alexnet_jax.weights.start import weights_of
 
-  loop.train(config, Path(_WORKDIR.value or Path('runs', name)), command=command.spoken())
+  loop.train(config, workdir, command=command.spoken(), weights=weights_of(config, workdir))
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flax
 import ml_collections
@@ -29,14 +30,24 @@ from alexnet_jax.train.workdir import (
   finished_results,
 )
 
+if TYPE_CHECKING:  # what is passed in comes from a room below
+  from alexnet_jax.weights.pretrained import Pretrained
 
-def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> dict:
+
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  *,
+  command: str,
+  weights: 'Pretrained | None' = None,
+) -> dict:
   """Trains, evaluates, saves and draws; goes on where an earlier call stopped.
 
   Args:
     config: validated.
     workdir: folder of this run; made if need be.
     command: how the user started the run, for messages and results.json.
+    weights: what config.weights names; None if it names nothing.
 
   Returns:
     What results.json holds.
@@ -56,9 +67,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
 
   # Data, net, recipe.
   store = prepare_store(config.data)
-  experiment = make_experiment(config, store, AXIS)
+  experiment = make_experiment(config, store, AXIS, weights)
   calendar = experiment.calendar
-  claim_workdir(workdir, config, devices)
+  claim_workdir(workdir, config, experiment.recipe.preprocessing, devices)
 
   # State: the newest good checkpoint, or the beginning.
   checkpoints = Checkpoints(
@@ -76,6 +87,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
     console.message(devices.describe())
     if restored:
       console.message(f'resuming from step {start:,} (epoch {calendar.epoch_of(start):.2f})')
+    elif weights is not None:
+      console.message(starting_point(experiment))
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
     try:
       state = run.steps(state)
@@ -85,6 +98,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, command: str) -> 
     results = run.finish(state, command)
     console.message(results_table(results))
   return results
+
+
+def starting_point(experiment: Experiment) -> str:
+  """What the run starts from, for people."""
+  weights, new = experiment.weights, experiment.new_layer
+  return f'starting from {weights.source}' + (
+    f'; {new} is new, for {len(experiment.classes):,} classes in place of'
+    f' {len(weights.classes):,} others'
+    if new
+    else ', with its classes'
+  )
 
 
 class Run:
@@ -215,6 +239,7 @@ class Run:
     meta = {
       'config': to_json(self.experiment.config),
       'classes': self.experiment.classes,
+      'class_names': self.store.class_names,
       'top1_error': self.best_error if kind == 'best' else None,
     }
     self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)

@@ -1,23 +1,29 @@
 """The folder of a run: whose it is, what it runs on, and whether it is finished."""
 
+import dataclasses
 import datetime
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import shlex
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import files
+from alexnet_jax.train.augment import Preprocessing
 
 CONFIG = 'config.json'
 ENVIRONMENT = 'env.json'
 RESULTS = 'results.json'
+PREPROCESSING = 'preprocessing.npz'
 _PACKAGES = (
   'alexnet_jax',
   'jax',
@@ -37,7 +43,7 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str
   if not (workdir / CONFIG).exists():
     return
   # Through a config and back: fields that are newer than the run get their defaults.
-  old = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
+  old = configs.to_json(read_config(workdir))
   changes = configs.diff(old, configs.to_json(config))
   if changes:
     shown = ', '.join(f'{name}: {old} -> {now}' for name, (old, now) in changes.items())
@@ -47,8 +53,12 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict, command: str
     )
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, devices) -> None:
-  """Makes the folder and notes there whose it is: config.json and env.json.
+def claim_workdir(
+  workdir: Path, config: ml_collections.ConfigDict, preprocessing: Preprocessing, devices
+) -> None:
+  """Makes the folder and notes there whose it is: config.json, env.json and preprocessing.npz.
+
+  With the last, which has the data's mean and deviations, the folder can be used without the data.
 
   Raises:
     UserError: it cannot be written.
@@ -57,10 +67,41 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict, devices) -> 
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / CONFIG, configs.to_json(config))
     files.write_json(workdir / ENVIRONMENT, environment(devices))
+    _write_preprocessing(workdir / PREPROCESSING, preprocessing)
   except OSError as error:
     raise UserError(
       f'workdir {workdir} cannot be written ({error.strerror}): choose another --workdir'
     ) from None
+
+
+def _write_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
+  buffer = io.BytesIO()
+  fields = dataclasses.fields(preprocessing)
+  np.savez(buffer, **{field.name: getattr(preprocessing, field.name) for field in fields})
+  files.write_bytes(path, buffer.getvalue())
+
+
+def read_preprocessing(workdir: Path) -> Preprocessing | None:
+  """The preprocessing that a run keeps; None in a folder of a version that kept none.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = workdir / PREPROCESSING
+  if not path.exists():
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as saved:
+      values = {field.name: saved[field.name] for field in dataclasses.fields(Preprocessing)}
+    preprocessing = Preprocessing(
+      **{name: array if array.ndim else array.item() for name, array in values.items()}
+    )
+    crop, mean = preprocessing.crop, preprocessing.mean
+    if mean.shape not in ((3,), (crop, crop, 3)) or preprocessing.scale.shape != (3,):
+      raise ValueError(f'a mean of shape {mean.shape} for views of {crop} pixels')
+    return preprocessing
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    raise UserError(f'{path} is damaged ({error}): restore it from a copy') from None
 
 
 def with_workdir(command: str, workdir: Path) -> str:
@@ -75,6 +116,17 @@ def free_workdir(workdir: Path) -> Path:
   while (candidate := workdir.with_name(f'{workdir.name}-{number}')).exists():
     number += 1
   return candidate
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+  """The config of the run in a folder.
+
+  Raises:
+    UserError: there is no run, or its config cannot be used.
+  """
+  if not (workdir / CONFIG).exists():
+    raise UserError(f'{workdir} holds no run: there is no {CONFIG}')
+  return configs.from_json(read_json(workdir / CONFIG))
 
 
 def finished_results(workdir: Path) -> dict[str, Any] | None:
