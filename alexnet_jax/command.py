@@ -103,6 +103,9 @@ def _guard(main: Callable[[], None]) -> int:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
+  except BrokenPipeError:  # the reader has seen enough, such as `head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the exit flush to it
+    return 141
 
 
 def _fail(error) -> int:

@@ -14,7 +14,8 @@ from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import Diverged, Interrupted
 from alexnet_jax.model import layers
 from alexnet_jax.results import figures, files, scores
-from alexnet_jax.results.console import Console, results_table
+from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
+from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, read_metrics
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, write_predictions
@@ -32,6 +33,8 @@ from alexnet_jax.train.workdir import (
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.weights.pretrained import Pretrained
+
+_SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
 
 
 def train(
@@ -96,6 +99,9 @@ def train(
       checkpoints.close()
       run.metrics.close()
     results = run.finish(state, command)
+    if 'classes' in results:
+      worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
+      console.message(class_table(worst) + '\n')
     console.message(results_table(results))
   return results
 
@@ -257,6 +263,12 @@ class Run:
       name = VIEW_NAMES[views].replace(' ', '_')
       final = scores.errors(predictions.probabilities, predictions.label)
       results.update({f'{name}/{key}': value for key, value in final.items()})
+    names = self.store.class_names
+    few = len(names) <= MOST_CLASSES
+    if few:
+      rows = scores.worst_classes(predictions.probabilities, predictions.label, names, len(names))
+      keys = ('class', 'images', 'top1_error', 'mostly_taken_for')
+      results['classes'] = [dict(zip(keys, row, strict=True)) for row in rows]
     speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
     results |= {
       'views': config.eval.views,
@@ -274,6 +286,10 @@ class Run:
     }
     if self.devices.process_index == 0:
       draw(self.experiment, records, to_host(state.params), workdir)
+      if few:
+        counts = scores.confusion(predictions.probabilities, predictions.label)
+        path = workdir / 'figures' / 'confusion.png'
+        confusion_matrix(counts, names, path, f'{workdir.name}: {VIEW_NAMES[views]}')
       write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
       files.write_json(workdir / RESULTS, results)
     return results
