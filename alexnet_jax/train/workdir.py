@@ -91,16 +91,17 @@ def read_preprocessing(workdir: Path) -> Preprocessing | None:
   if not path.exists():
     return None
   try:
-    with np.load(path, allow_pickle=False) as saved:
+    # From memory, since np.load leaves a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
       values = {field.name: saved[field.name] for field in dataclasses.fields(Preprocessing)}
     preprocessing = Preprocessing(
       **{name: array if array.ndim else array.item() for name, array in values.items()}
     )
     crop, mean = preprocessing.crop, preprocessing.mean
-    if mean.shape not in ((3,), (crop, crop, 3)) or preprocessing.scale.shape != (3,):
-      raise ValueError(f'a mean of shape {mean.shape} for views of {crop} pixels')
+    if np.shape(mean) not in ((3,), (crop, crop, 3)) or np.shape(preprocessing.scale) != (3,):
+      raise ValueError(f'a mean of shape {np.shape(mean)} for views of {crop} pixels')
     return preprocessing
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+  except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} is damaged ({error}): restore it from a copy') from None
 
 
