@@ -113,8 +113,9 @@ def _show_predictions(predictor, files) -> None:
   from alexnet_jax.results import answers
 
   found = _look(predictor, files, 'pictures', _FEATURES.value)
-  _say(answers.text(found))
-  _write_json(predictor, answers.errors(found) | {'pictures': answers.as_json(found)})
+  classes = len(predictor.weights.classes)
+  _say(answers.text(found, classes))
+  _write_json(predictor, answers.errors(found, classes) | {'pictures': answers.as_json(found)})
   readable = [each for each in found if not each.error]
   if _FEATURES.value:
     _write_features(readable)

@@ -50,8 +50,10 @@ class Predictor:
       batch_size: pictures at a time.
 
     Raises:
-      UserError: no such net, or all views would be the same.
+      UserError: no such net or number of views, or all views would be the same.
     """
+    if views not in augment.VIEWS:
+      raise UserError(f'views={views!r}: must be one of {", ".join(map(str, augment.VIEWS))}')
     self.weights = weights if isinstance(weights, Pretrained) else load(Path(weights))
     self.table = NETS[self.weights.net](len(self.weights.classes))
     hidden = [row for row in self.table[:-1] if not isinstance(row, layers.Dropout)]

@@ -35,22 +35,16 @@ def find(arguments: Iterable[str]) -> list[pathlib.Path]:
     if not path.is_dir():
       found.append(path)
       continue
-    inside = [
-      pathlib.Path(folder, name)
-      for folder, folders, names in os.walk(path, followlinks=True)
-      if _is_visible(folder, path)
-      for name in names
-      if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
-    ]
+    inside = sorted(
+      file
+      for file in path.rglob('*')
+      if file.suffix.lower() in EXTENSIONS
+      and not any(part.startswith('.') for part in file.relative_to(path).parts)
+    )
     if not inside:
       raise UserError(f'the folder {path} has no pictures ({" ".join(EXTENSIONS)})')
-    found += sorted(inside)
+    found += inside
   return found
-
-
-def _is_visible(folder: str, root: pathlib.Path) -> bool:
-  parts = pathlib.Path(folder).relative_to(root).parts
-  return not any(part.startswith('.') for part in parts)
 
 
 def square(picture: pathlib.Path | str | np.ndarray, size: int, resize: str) -> np.ndarray:

@@ -35,11 +35,16 @@ class Prediction:
   error: str = ''
 
 
-def text(found: Sequence[Prediction]) -> str:
-  """A block for each picture, or a line where there are many, and what they come to."""
+def text(found: Sequence[Prediction], classes: int) -> str:
+  """A block for each picture, or a line where there are many, and what they come to.
+
+  Args:
+    found: of which one can be read at least.
+    classes: how many the net tells apart.
+  """
   readable = [each for each in found if not each.error]
   lines = _lines(readable) if len(readable) > _MANY else _blocks(readable)
-  return '\n'.join([*lines, '', _summary(found)])
+  return '\n'.join([*lines, '', _summary(found, classes)])
 
 
 def _blocks(found: Sequence[Prediction]) -> list[str]:
@@ -66,32 +71,32 @@ def _lines(found: Sequence[Prediction]) -> list[str]:
   ]
 
 
-def errors(found: Sequence[Prediction]) -> dict[str, float]:
-  """Shares of wrong answers where the true class is known: count, top1_error, top5_error.
+def errors(found: Sequence[Prediction], classes: int) -> dict[str, float]:
+  """Where the true class is known: known (how many), and shares top1_error, top5_error.
 
-  top5_error is left out where fewer than five classes are named, or there are no more.
+  top5_error is left out where fewer than five of more than five classes are named.
   """
   known = [each for each in found if each.true_label is not None and not each.error]
   if not known:
-    return {'count': 0}
+    return {'known': 0}
   result = {
-    'count': len(known),
+    'known': len(known),
     'top1_error': float(np.mean([each.true_label != each.labels[0] for each in known])),
   }
-  if len(known[0].labels) >= 5:
+  if len(known[0].labels) >= 5 and classes > 5:
     result['top5_error'] = float(
       np.mean([each.true_label not in each.labels[:5] for each in known])
     )
   return result
 
 
-def _summary(found: Sequence[Prediction]) -> str:
+def _summary(found: Sequence[Prediction], classes: int) -> str:
   broken = sum(bool(each.error) for each in found)
   line = f'{len(found):,} picture{"s" * (len(found) != 1)}'
   if broken:
     line += f', of which {broken:,} cannot be read'
-  shares = errors(found)
-  if count := shares.pop('count'):
+  shares = errors(found, classes)
+  if count := shares.pop('known'):
     told = ', '.join(f'top-{name[3]} error {share:.2%}' for name, share in shares.items())
     line += f'; {told} over the {count:,} in folders named as a class'
   return line

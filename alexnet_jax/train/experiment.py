@@ -92,6 +92,8 @@ def make_experiment(
   """
   if len(store.classes) < 2:
     raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
+  if config.weights and weights is None:
+    raise ValueError(f'config.weights={config.weights}: pass the net that weights.start reads')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
   table = NETS[config.model.net](len(store.classes))
   model = AlexNet(table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
