@@ -120,15 +120,15 @@ def _show_predictions(predictor, files) -> None:
   if _FEATURES.value:
     _write_features(readable)
   if _FIGURE.value:
-    from alexnet_jax.results import pictures
+    from alexnet_jax.results import figure4
 
     shown = [
-      pictures.Guesses(
+      figure4.Guesses(
         _square(predictor, each), each.classes, each.probabilities, each.true_class, each.name
       )
       for each in (readable[row] for row in _spread(len(readable)))
     ]
-    _write('figure', _FIGURE.value, lambda path: pictures.guesses(shown, path, _title(predictor)))
+    _write('figure', _FIGURE.value, lambda path: figure4.guesses(shown, path, _title(predictor)))
 
 
 def _show_neighbours(predictor, files, gallery) -> None:
@@ -137,12 +137,15 @@ def _show_neighbours(predictor, files, gallery) -> None:
   layer = _FEATURES.value or predictor.last_hidden
   queries = _look(predictor, files, 'pictures', layer)
   candidates = _look(predictor, gallery, f'pictures of {_GALLERY.value}', layer)
+  looked_at = len(queries) + len(candidates)
   queries, candidates = ([x for x in each if not x.error] for each in (queries, candidates))
   found = neighbours.search(queries, candidates, _NEIGHBOURS.value)
   _say(neighbours.text(queries, found))
+  if broken := looked_at - len(queries) - len(candidates):
+    _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')
   _write_json(predictor, {'layer': layer, 'pictures': neighbours.as_json(queries, found)})
   if _FIGURE.value:
-    from alexnet_jax.results import pictures
+    from alexnet_jax.results import figure4
 
     def tile(each, note=''):
       caption = each.true_class or Path(each.name).stem
@@ -153,7 +156,7 @@ def _show_neighbours(predictor, files, gallery) -> None:
     asked = [tile(queries[row]) for row in rows]
     nearest = [[tile(by_name[x.name], f'{x.distance:.1f}') for x in found[row]] for row in rows]
     title = f'{_title(predictor)}: nearest in {layer}'
-    _write('figure', _FIGURE.value, lambda path: pictures.neighbours(asked, nearest, path, title))
+    _write('figure', _FIGURE.value, lambda path: figure4.neighbours(asked, nearest, path, title))
 
 
 def _say(text: str) -> None:

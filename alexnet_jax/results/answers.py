@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 _MANY = 20  # pictures, above which each gets a line instead of a block
-_BAR = 24  # characters
+_BAR, _NAME = 24, 40  # characters, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,14 +48,14 @@ def text(found: Sequence[Prediction], classes: int) -> str:
 
 
 def _blocks(found: Sequence[Prediction]) -> list[str]:
-  width = max(len(name) for each in found for name in each.classes)
+  width = max(len(_short(name)) for each in found for name in each.classes)
   lines = []
   for each in found:
     lines += ['', each.name]
     for name, label, share in zip(each.classes, each.labels, each.probabilities, strict=True):
       bar = '█' * round(_BAR * float(share))
       note = '  true class' if label == each.true_label else ''
-      lines.append(f'  {name:<{width}}  {share:8.2%}  {bar:<{_BAR}}{note}'.rstrip())
+      lines.append(f'  {_short(name):<{width}}  {share:8.2%}  {bar:<{_BAR}}{note}'.rstrip())
     if each.true_class and each.true_label not in each.labels:
       lines.append(f'  true class: {each.true_class}')
   return lines[1:]
@@ -63,12 +63,17 @@ def _blocks(found: Sequence[Prediction]) -> list[str]:
 
 def _lines(found: Sequence[Prediction]) -> list[str]:
   file = max(len(each.name) for each in found)
-  width = max(len(each.classes[0]) for each in found)
+  width = max(len(_short(each.classes[0])) for each in found)
   return [
-    f'{each.name:<{file}}  {each.classes[0]:<{width}}  {each.probabilities[0]:8.2%}'
+    f'{each.name:<{file}}  {_short(each.classes[0]):<{width}}  {each.probabilities[0]:8.2%}'
     + f'  true class: {each.true_class}' * (each.true_label not in (None, each.labels[0]))
     for each in found
   ]
+
+
+def _short(name: str) -> str:
+  """ImageNet's classes have many names each."""
+  return name if len(name) <= _NAME else name[: _NAME - 1] + '…'
 
 
 def errors(found: Sequence[Prediction], classes: int) -> dict[str, float]:
