@@ -170,7 +170,7 @@ FIELDS: dict[str, Field] = {
 # Fields of config.optimizer whose keys are names of layers.
 _BY_LAYER = ('layer_weight_decay', 'layer_factors')
 
-# Fields that are those of the weights where they are empty ('' or 0).
+# With `weights`, these fields may be empty ('' or 0), and are then those of the weights.
 _OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
 LAST = 'last'  # in optimizer.layer_factors: the layer that gives the logits
 
@@ -208,6 +208,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       'config.input.normalization=weights: there are none; set --config.weights to the file or run'
       ' to start from'
+    )
+  if config.input.normalization == 'weights' and config.input.scale != 1:
+    raise UserError(
+      f'config.input.scale={config.input.scale}: input.normalization=weights scales as the weights'
+      ' need it; use 1'
     )
   table = NETS[config.model.net](config.data.num_classes or 2)
   _check_layers(config.optimizer, table)

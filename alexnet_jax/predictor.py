@@ -124,8 +124,11 @@ class Predictor:
     for place, picture in enumerate(batch):
       if isinstance(picture, np.ndarray):
         pixels[place] = picture
-    top = min(top, len(self.weights.classes))
-    return self._run(self._variables, pixels, self._views, top, features)
+    pixels = jax.device_put(pixels)
+    found = [self._view(self._variables, pixels, place, features) for place in self._views]
+    probabilities, outputs = jax.tree.map(lambda *each: sum(each) / len(each), *found)
+    best, order = jax.lax.top_k(probabilities, min(top, len(self.weights.classes)))
+    return order, best, outputs
 
   def _finish(self, batch, found, names, advance) -> Iterator[Prediction]:
     order, probabilities, features = jax.device_get(found)
@@ -160,7 +163,8 @@ class Predictor:
     return None
 
   @functools.cached_property
-  def _run(self):
+  def _view(self):
+    """Compiled: probabilities of a view of each picture, and the output of a layer or None."""
     model, preprocessing = AlexNet(self.table), self.weights.preprocessing
 
     def view(variables, pixels, place, features):
@@ -170,13 +174,7 @@ class Predictor:
       outputs = state['intermediates']['outputs']
       return jax.nn.softmax(logits), outputs[features] if features else None
 
-    def run(variables, pixels, views, top, features):
-      found = [view(variables, pixels, place, features) for place in views]
-      probabilities, outputs = jax.tree.map(lambda *each: sum(each) / len(each), *found)
-      best, order = jax.lax.top_k(probabilities, top)
-      return order, best, outputs
-
-    return jax.jit(run, static_argnums=(3, 4))
+    return jax.jit(view, static_argnums=3)
 
   def _check_layer(self, name: str) -> None:
     known = [row.name for row in self.table]

@@ -172,6 +172,9 @@ def test_weights_as_normalization_need_weights():
   config = digits_config(**{'input.normalization': 'weights'})
   with pytest.raises(UserError, match='normalization=weights.*--config.weights'):
     configs.validate(config)
+  config.weights, config.input.scale = 'somewhere', 0.5
+  with pytest.raises(UserError, match='input.scale=0.5'):  # a resumed run would scale twice
+    configs.validate(config)
 
 
 # Whole runs.

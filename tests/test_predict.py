@@ -240,7 +240,11 @@ def test_older_runs_need_the_store_only_for_its_statistics(tmp_path):
   old = write_run(tmp_path / 'old', config, variables, keep=False)
   with pytest.raises(UserError, match=r'no preprocessing.npz, .*mean_image.*store'):
     load_workdir(old)
-  config.input.normalization = 'torchvision'
+  config.weights, config.input.normalization = 'gone', 'weights'
+  lost = write_run(tmp_path / 'lost', config, variables, keep=False)
+  with pytest.raises(UserError, match='has lost its preprocessing.npz'):
+    load_workdir(lost)
+  config.weights, config.input.normalization = '', 'torchvision'
   plain = write_run(tmp_path / 'plain', config, variables, keep=False)
   mean = load_workdir(plain).preprocessing.mean
   np.testing.assert_allclose(mean, [123.675, 116.28, 103.53], rtol=1e-6)

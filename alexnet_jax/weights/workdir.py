@@ -54,6 +54,8 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
 
 def _older_preprocessing(workdir: Path, config) -> Preprocessing:
   """That of a run which kept none: from its config, and its store where statistics are needed."""
+  if config.input.normalization == 'weights':
+    raise UserError(f'{workdir} has lost its {PREPROCESSING}: restore it from a copy')
   if not needs_statistics(config.input):
     return make_preprocessing(config, None)
   if config.data.source in ('digits', 'synthetic'):
