@@ -33,6 +33,9 @@ _WEIGHTS = flags.DEFINE_string('weights', None, 'File of weights, in place of a 
 _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'last'], 'Which saved state of the run.'
 )
+_CLASSES = flags.DEFINE_string(
+  'classes', None, "Text file with a class a line, in place of the weights' own names."
+)
 _VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged a picture.')
 _TOP = flags.DEFINE_integer('top', 5, 'Classes named a picture.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Pictures at a time.', lower_bound=1)
@@ -57,12 +60,11 @@ def main(words: list[str]) -> None:
   cpu.prepare_process()
   from alexnet_jax.predictor import Predictor
   from alexnet_jax.weights.load import load
-  from alexnet_jax.weights.workdir import load_workdir
 
-  if _WORKDIR.value:
-    weights = load_workdir(_WORKDIR.value, _CHECKPOINT.value)
-  else:
-    weights = load(Path(_WEIGHTS.value))
+  path = Path(_WORKDIR.value or _WEIGHTS.value)
+  if _WORKDIR.value and not path.is_dir():
+    raise UserError(f'--workdir={path} is not a folder: give that of a run')
+  weights = load(path, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
   predictor = Predictor(weights, views=int(_VIEWS.value), batch_size=_BATCH_SIZE.value)
   if gallery:
     _show_neighbours(predictor, files, gallery)
@@ -124,7 +126,11 @@ def _show_predictions(predictor, files) -> None:
 
     shown = [
       figure4.Guesses(
-        _square(predictor, each), each.classes, each.probabilities, each.true_class, each.name
+        _square(predictor, each),
+        each.classes,
+        each.probabilities,
+        each.true_class,
+        Path(each.name).name,
       )
       for each in (readable[row] for row in _spread(len(readable)))
     ]

@@ -357,12 +357,26 @@ def test_command_finds_neighbours(workdir, photos, tmp_path):
   assert (tmp_path / 'found.png').stat().st_size > 1000
 
 
+def test_classes_can_be_named(workdir, photos, tmp_path):
+  _, files = photos
+  names = tmp_path / 'names.txt'
+  names.write_text(''.join(f'the {name}\n' for name in CLASSES))
+  found = predict(f'--workdir={workdir}', files[0], f'--classes={names}', '--top=7')
+  assert found.returncode == 0, found.stderr
+  (expected,) = Predictor(workdir)(files[:1], top=7)
+  told = [line.split('%')[0].split()[:2] for line in found.stdout.splitlines() if '%' in line]
+  assert told == [['the', name] for name in expected.classes]
+  names.write_text('ant\nbee\n')
+  refused = predict(f'--workdir={workdir}', files[0], f'--classes={names}')
+  assert refused.returncode == 2 and '2 names; the net has 7' in refused.stderr
+
+
 @pytest.mark.parametrize(
   'words, told',
   [
     (['a.png'], 'either --workdir=RUN or --weights=FILE'),
     (['--workdir=absent'], 'no pictures'),
-    (['--workdir=absent', '.'], 'absent holds no run'),
+    (['--workdir=absent', '.'], '--workdir=absent is not a folder'),
     (['--workdir=absent', '--neighbours=3', '.'], '--gallery=FOLDER'),
     (['--workdir=absent', '--npz=a.npz', '.'], '--features=LAYER'),
     (['--workdir=absent', 'empty'], 'has no pictures'),
