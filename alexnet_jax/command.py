@@ -53,8 +53,11 @@ def run(main: Callable[..., None], *, positional: bool = False) -> int:
   return code
 
 
-def read_config() -> tuple[ml_collections.ConfigDict, str]:
+def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, str]:
   """The validated config of the flags, and the name of the experiment.
+
+  Args:
+    workdir: folder of the run; runs/<name> if None.
 
   Returns:
     The config, and `<file>[-<variant>][-synthetic]`; a path as variant gives its last folder's name
@@ -67,8 +70,13 @@ def read_config() -> tuple[ml_collections.ConfigDict, str]:
   if config is None:
     known = ', '.join(sorted(map(str, Path('configs').glob('[a-z]*.py')))) or 'none in ./configs'
     raise UserError(f'--config is missing: give a config file ({known})')
+  name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  if configs.left_open(config):
+    from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
+
+    start.complete(config, Path(workdir or Path('runs', name)))
   configs.validate(config)
-  return config, experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  return config, name
 
 
 def experiment_name(config_filename: str, source: str) -> str:
@@ -107,6 +115,9 @@ def _guard(main: Callable[[], None]) -> int:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
+  except BrokenPipeError:  # the reader has seen enough, such as `head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the exit flush to it
+    return 141
   except Exception as error:
     if not distributed.is_member():
       raise

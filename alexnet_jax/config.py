@@ -1,7 +1,8 @@
 """What a config may say: every field with its default, what is allowed, and what it means.
 
 A config file calls `default()` and changes fields; the command line changes more.  ml_collections
-refuses unknown fields and wrong types at once; `validate` checks values and combinations.
+refuses unknown fields and wrong types at once; `validate` checks values and combinations.  A config
+that starts from trained weights may leave fields to them, see `left_open`.
 """
 
 import dataclasses
@@ -77,6 +78,7 @@ FIELDS: dict[str, Field] = {
   'deterministic': Field(
     False, _anything, 'have a GPU repeat itself to the bit, which is slower; others always do'
   ),
+  'weights': Field('', _anything, 'start from the net in this file or workdir; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
   'model.compute_dtype': Field(
     'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
@@ -122,8 +124,8 @@ FIELDS: dict[str, Field] = {
   ),
   'input.normalization': Field(
     'mean_image',
-    _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none'),
-    'what is subtracted (and divided by) before the net',
+    _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none', 'weights'),
+    'what is subtracted (and divided by) before the net; weights: as they were trained with',
   ),
   'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
   'optimizer.name': Field('momentum', _one_of('momentum', 'adam', 'lars'), 'update rule'),
@@ -142,7 +144,8 @@ FIELDS: dict[str, Field] = {
   'optimizer.layer_factors': Field(
     {},
     _anything,
-    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes',
+    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; a layer may'
+    ' be called "last"',
   ),
   'optimizer.warmup_epochs': Field(0.0, _between(0), 'linear rise of the rate at the start'),
   'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
@@ -171,6 +174,10 @@ FIELDS: dict[str, Field] = {
 # Fields of config.optimizer whose keys are names of layers.
 _BY_LAYER = ('layer_weight_decay', 'layer_factors')
 
+# With `weights`, these fields may be empty ('' or 0), and are then those of the weights.
+_OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
+LAST = 'last'  # in optimizer.layer_factors: the layer that gives the logits
+
 # Fields that may differ when a run is resumed: they change where data lies or what is printed.
 HARMLESS = ('data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
 
@@ -187,6 +194,12 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(tree).lock()
 
 
+def left_open(config: ml_collections.ConfigDict) -> list[str]:
+  """What `weights.start.complete` has to fill in before the config can be validated."""
+  named_last = ['optimizer.layer_factors.last'] * (LAST in config.optimizer.layer_factors)
+  return [path for path in _OF_WEIGHTS if not _get(config, path)] + named_last
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming the first field whose value or combination is not allowed."""
   for path, field in FIELDS.items():
@@ -195,6 +208,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(f'config.{path}={value}: must be a finite number')
     if allowed := field.check(value):
       raise UserError(f'config.{path}={value!r}: must be {allowed} ({field.meaning})')
+  if config.input.normalization == 'weights' and not config.weights:
+    raise UserError(
+      'config.input.normalization=weights: there are none; set --config.weights to the file or run'
+      ' to start from'
+    )
+  if config.input.normalization == 'weights' and config.input.scale != 1:
+    raise UserError(
+      f'config.input.scale={config.input.scale}: input.normalization=weights scales as the weights'
+      ' need it; use 1'
+    )
   table = NETS[config.model.net](config.data.num_classes or 2)
   _check_layers(config.optimizer, table)
   _check_views(config)
@@ -251,15 +274,14 @@ def _check_layers(optimizer, table: layers.Table) -> None:
   for name, changes in optimizer.layer_factors.items():
     try:
       epochs = [float(epoch) for epoch, _ in changes]
-      valid = not _increasing(epochs) and all(
-        0 <= float(factor) < math.inf for _, factor in changes
-      )
+      later = epochs[1:] if epochs[:1] == [0] else epochs  # at 0: from the first step on
+      valid = not _increasing(later) and all(0 <= float(factor) < math.inf for _, factor in changes)
     except (TypeError, ValueError):
       valid = False
     if not valid:
       raise UserError(
         f'config.optimizer.layer_factors.{name}={changes!r}: must be pairs of'
-        ' increasing epoch and factor, such as ((67.0, 0.1), (72.0, 0.0))'
+        ' increasing epoch and factor, such as ((0.0, 0.1), (72.0, 0.0))'
       )
 
 

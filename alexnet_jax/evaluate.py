@@ -84,11 +84,10 @@ def _predict(workdir: Path):
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.train.parallel import AXIS, Devices
-  from alexnet_jax.train.workdir import CONFIG, read_json
+  from alexnet_jax.train.workdir import read_config
+  from alexnet_jax.weights.start import weights_of
 
-  if not (workdir / CONFIG).exists():
-    raise UserError(f'{workdir} holds no run: there is no {CONFIG}')
-  config = configs.from_json(read_json(workdir / CONFIG))
+  config = read_config(workdir)
   if _DATA_DIR.value:
     config.data.dir = _DATA_DIR.value
   views = config.eval.final_views = int(_VIEWS.value or config.eval.final_views)
@@ -97,7 +96,7 @@ def _predict(workdir: Path):
   devices = Devices()
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
-  experiment = make_experiment(config, store, AXIS)
+  experiment = make_experiment(config, store, AXIS, weights_of(config, workdir))
   state, step = experiment.restored(workdir, _CHECKPOINT.value)
   predictions = _predictions(
     f'{workdir}', experiment, store, devices, views, state.eval_params, state.batch_stats

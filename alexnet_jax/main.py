@@ -28,7 +28,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 
 def main() -> None:
-  config, name = command.read_config()
+  config, name = command.read_config(_WORKDIR.value)
   workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
   if config.deterministic and not _DRY_RUN.value:
@@ -45,8 +45,15 @@ def main() -> None:
   if _DRY_RUN.value:
     return
   from alexnet_jax.train import loop
+  from alexnet_jax.weights.start import weights_of
 
-  loop.train(config, workdir, command=command.spoken(), allowed=_ALLOW_CHANGE.value)
+  loop.train(
+    config,
+    workdir,
+    command=command.spoken(),
+    allowed=_ALLOW_CHANGE.value,
+    weights=weights_of(config, workdir),
+  )
 
 
 if __name__ == '__main__':
