@@ -13,6 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from alexnet_jax import ablations
 from alexnet_jax import config as configs
 from alexnet_jax.errors import Diverged, Interrupted, UserError
 
@@ -21,6 +22,9 @@ _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
+)
+_ABLATION = flags.DEFINE_list(
+  'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
 )
 
 
@@ -47,18 +51,19 @@ def read_config() -> tuple[ml_collections.ConfigDict, str]:
   """The validated config of the flags, and the name of the experiment.
 
   Returns:
-    The config, and `<file>[-<variant>][-synthetic]`; a path as variant gives its last folder's name
-    and a short hash.
+    The config with its ablations, and `<file>[-<variant>][-synthetic][-<ablation>]`; a path as
+    variant gives its last folder's name and a short hash.
 
   Raises:
-    UserError: no --config, or a field that is wrong.
+    UserError: no --config, a field that is wrong, or an ablation that does not fit.
   """
   config = _CONFIG.value
   if config is None:
     known = ', '.join(sorted(map(str, Path('configs').glob('[a-z]*.py')))) or 'none in ./configs'
     raise UserError(f'--config is missing: give a config file ({known})')
   configs.validate(config)
-  return config, experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  return ablations.apply(config, _ABLATION.value), '-'.join([name, *_ABLATION.value])
 
 
 def experiment_name(config_filename: str, source: str) -> str:

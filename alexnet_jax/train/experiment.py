@@ -12,7 +12,7 @@ from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model.nets import table_of
 from alexnet_jax.train import augment, schedules
 from alexnet_jax.train.calendar import Calendar
 from alexnet_jax.train.checkpoint import Checkpoints
@@ -78,7 +78,7 @@ def make_experiment(
   if len(store.classes) < 2:
     raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
-  table = NETS[config.model.net](len(store.classes))
+  table = table_of(config, len(store.classes))
   model = AlexNet(table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
   shapes = {
     row.name: row.parameters(inputs)

@@ -11,7 +11,7 @@ from alexnet_jax.config import to_json
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, nets
 from alexnet_jax.results import figures, files, scores
 from alexnet_jax.results.console import Console, results_table
 from alexnet_jax.results.metrics import MetricWriter, read_metrics
@@ -258,7 +258,7 @@ def draw(experiment: Experiment, records: list[dict], params: dict, workdir: Pat
   """Learning curves and the first layer's kernels, in WORKDIR/figures."""
   folder = workdir / 'figures'
   folder.mkdir(exist_ok=True)
-  net = experiment.config.model.net
+  net = nets.title(experiment.config.model)
   figures.learning_curves(records, folder / 'learning_curves.png', title=f'{workdir.name}: {net}')
   first = experiment.table[0]
   # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.
