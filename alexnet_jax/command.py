@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import ablations
 from alexnet_jax import config as configs
-from alexnet_jax.errors import Diverged, Interrupted, UserError
+from alexnet_jax.errors import Diverged, Interrupted, MembersFailed, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
@@ -91,7 +91,7 @@ def _guard(main: Callable[[], None]) -> int:
   try:
     main()
     return 0
-  except (UserError, Diverged, Interrupted) as error:
+  except (UserError, Diverged, Interrupted, MembersFailed) as error:
     return _fail(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
