@@ -26,7 +26,12 @@ from alexnet_jax.sweep.runner import LOCK, Runner
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
+ENVIRONMENT = os.environ | {
+  'JAX_PLATFORMS': 'cpu',
+  'XLA_FLAGS': '',
+  'PYTHONPATH': str(ROOT),
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles in half the time
+}
 DIGITS = [f'--config={ROOT}/configs/digits.py']
 SMALL = [
   '--config.epochs=30',
@@ -41,9 +46,14 @@ def sweep(*words):
   return [sys.executable, f'{ROOT}/launch/sweep.py', *words]
 
 
-def run(*words):
+def run(*words, **environment):
   return subprocess.run(
-    sweep(*words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    sweep(*words),
+    cwd=ROOT,
+    env=ENVIRONMENT | environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
 
 
@@ -310,8 +320,12 @@ def test_the_command_writes_submits_and_prints(tmp_path):
   words = [*DIGITS, '--seeds=2', f'--workdir={tmp_path / "s"}']
   written = run(*words, '--slurm')
   assert written.stdout == f'2 members: sbatch {tmp_path}/s/sweep.sbatch\n'
-  refused = run(*words, '--slurm', '--submit')
+  refused = run(*words, '--slurm', '--submit', PATH=str(programs))
   assert refused.returncode == 2 and 'there is no sbatch here' in refused.stderr
+  (programs / 'sbatch').write_text('#!/bin/sh\necho Submitted $1\n')
+  (programs / 'sbatch').chmod(0o755)
+  submitted = run(*words, '--slurm', '--submit', PATH=f'{programs}:/usr/bin:/bin')
+  assert submitted.stdout == f'Submitted {tmp_path}/s/sweep.sbatch\n'
   printed = run(*words, '--tpu=my-tpu').stdout.splitlines()
   assert len(printed) == 2
   assert printed[1].startswith(
