@@ -28,13 +28,21 @@ _ABLATION = flags.DEFINE_list(
 )
 
 
-def run(main: Callable[[], None]) -> int:
-  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code."""
+def run(main: Callable[..., None], *, takes_arguments: bool = False) -> int:
+  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
+
+  Args:
+    main: the command; called with the words that are no flags if it takes arguments.
+    takes_arguments: whether there may be such words.
+  """
   code = 0
   logging.set_verbosity(logging.WARNING)
 
   def guarded(argv):
     nonlocal code
+    if takes_arguments:
+      code = _guard(lambda: main(argv[1:]))
+      return
     if len(argv) > 1:
       code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
       return
@@ -83,7 +91,9 @@ def experiment_name(config_filename: str, source: str) -> str:
 def spoken() -> str:
   """The command as the user gave it."""
   module = sys.modules['__main__'].__spec__
-  program = f'python -m {module.name}' if module else f'python {sys.argv[0]}'
+  program = (
+    f'python -m {module.name.removesuffix(".__main__")}' if module else f'python {sys.argv[0]}'
+  )
   return f'{program} {shlex.join(sys.argv[1:])}'
 
 
