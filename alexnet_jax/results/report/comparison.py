@@ -20,6 +20,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.results.report.runs import METRICS, Run
 
 Interval = tuple[float, float]
+_FIELDS = 4  # parts of a row's name
 _CLOSE = 0.002  # published differences of no more than this were reported as none
 
 
@@ -47,7 +48,8 @@ class Row:
   Attributes:
     name: its ablations and other fields that set it apart from the base, or "baseline".
     ablations: names.
-    changes: fields that differ from the base row, {field: (base, here)}.
+    others: fields that differ from the base row besides those, {field: value}.
+    changes: all fields that differ from it, {field: (base, here)}.
     runs: by seed.
     mean, deviation: of the errors over the runs, {'top1_error': ...}; the sample standard deviation
       needs two runs.
@@ -58,6 +60,7 @@ class Row:
 
   name: str
   ablations: tuple[str, ...]
+  others: dict[str, Any]
   changes: dict[str, tuple[Any, Any]]
   runs: list[Run]
   mean: dict[str, float]
@@ -82,9 +85,13 @@ def rows(runs: Sequence[Run]) -> list[Row]:
   groups = _groups(runs)
   base = _base(groups)
   found = [_row(base, group) for group in groups]
-  found.sort(key=lambda row: (len(row.changes) > 0, len(row.changes) - len(row.ablations)))
-  plain = {_rest(row): row for row in found if not row.ablations}
-  return [_compared(row, plain.get(_rest(row) if row.ablations else (), found[0])) for row in found]
+  found.sort(key=lambda row: (bool(row.changes), len(row.others)))
+
+  def reference(row: Row) -> Row:
+    same = (other for other in found if not other.ablations and other.others == row.others)
+    return next(same, found[0]) if row.ablations else found[0]
+
+  return [_compared(row, reference(row)) for row in found]
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -116,14 +123,17 @@ def _base(groups: list[list[Run]]) -> list[Run]:
 def _row(base: list[Run], group: list[Run]) -> Row:
   changes = _differing(base[0], group[0])
   names, rest = _named(base[0], group[0], changes)
-  title = '+'.join(names) if names or rest else ablations.BASELINE
-  others = ', '.join(f'{field}={_short(new)}' for field, (_, new) in rest.items())
+  title = ['+'.join(names)] if names else [] if rest else [ablations.BASELINE]
+  title += [f'{field}={_short(new)}' for field, (_, new) in rest.items()]
+  if len(title) > _FIELDS:
+    title[_FIELDS:] = [f'{len(title) - _FIELDS} more fields']
   errors = [run.errors for run in group]
   known = [name for name in METRICS if all(name in error for error in errors)]
   values = {name: [error[name] for error in errors] for name in known}
   return Row(
-    name=', '.join(filter(None, (title, others))),
+    name=', '.join(title),
     ablations=names,
+    others={field: new for field, (_, new) in rest.items()},
     changes=changes,
     runs=group,
     mean={name: statistics.fmean(of) for name, of in values.items()},
