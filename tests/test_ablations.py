@@ -1,6 +1,7 @@
 """Ablations change what they say, are recorded, and are refused where they would do nothing."""
 
 import dataclasses
+import re
 import runpy
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def test_published_differences_are_those_of_the_notes(name):
   changed, plain = NOTES[name]
   for given, a, b in zip(ablations.ABLATIONS[name].difference, changed, plain, strict=True):
     assert given == pytest.approx(a - b, abs=0.006)
+
+
+def test_the_table_in_the_docs_is_the_published_one():
+  text = (ROOT / 'docs' / 'results.md').read_text()
+  given = {}
+  for names, points in re.findall(r'^\| (`\w+`(?:, `\w+`)*) \| ([-+][^|]*) \|', text, re.M):
+    for name in re.findall(r'\w+', names):
+      given[name] = [float(number) for number in points.split(' / ')]
+  assert given == {
+    name: [points for points in ablation.difference if points is not None]
+    for name, ablation in ablations.ABLATIONS.items()
+    if ablation.difference != (None, None)
+  }
 
 
 @pytest.mark.parametrize(

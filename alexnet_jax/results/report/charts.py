@@ -8,7 +8,7 @@ from alexnet_jax.results.report.comparison import Row
 
 Points = Sequence[tuple[float, float]]
 COLOURS = 8  # classes c0 to c7 of the style sheet
-_WIDTH, _HEIGHT = 560, 320
+_WIDTH, _HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
 
 

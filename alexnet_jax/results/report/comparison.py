@@ -241,7 +241,7 @@ def judge(published: float, measured: Difference) -> str:
   low, high = interval
   if abs(published) <= _CLOSE:
     if low <= 0 <= high:
-      return f'confirmed: no difference seen ({kind})'
+      return f'consistent: the interval contains 0, as none was published ({kind})'
     return f'contradicted: {"worse" if low > 0 else "better"}, where none was published ({kind})'
   if low <= 0 <= high:
     return f'not confirmed: the interval contains 0 ({kind})'

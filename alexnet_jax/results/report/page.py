@@ -65,15 +65,28 @@ _FOREST_NOTE = (
 
 
 def _main_table(rows: Sequence[Row]) -> str:
-  heading, cells = tables.main_table(rows)
+  top5 = any('top5_error' in row.mean for row in rows)
+  metrics = ['top1_error'] + ['top5_error'] * top5
+  heading = ['', 'seeds', *('top-1 error, %', 'top-5 error, %')[: len(metrics)]]
+  heading += ['difference, points', '95 % intervals', 'published']
   lines = []
-  for i, (row, (_, *others)) in enumerate(zip(rows, cells, strict=True)):
-    *numbers, verdict = others
-    kind = verdict.partition(':')[0].replace(' ', '-')
+  for i, row in enumerate(rows):
+    change, intervals = row.differences.get('top1_error'), ''
+    if change:
+      known = (('seeds', change.over_seeds), ('images', change.over_images))
+      intervals = '<br>'.join(
+        f'<span class="faint">{kind}</span> {tables.interval_text(interval)}'
+        for kind, interval in known
+        if interval
+      )
+    kind = row.verdict.partition(':')[0].replace(' ', '-')
     lines.append(
-      f'<tr><th>{_swatch(i)}{_text(row.name)}</th>'
-      + ''.join(f'<td>{_text(cell)}</td>' for cell in numbers)
-      + f'<td class="verdict {kind}">{_text(verdict)}</td></tr>'
+      f'<tr><th>{_swatch(i)}{_text(row.name)}'
+      + (f'<div class="verdict {kind}">{_text(row.verdict)}</div>' if row.verdict else '')
+      + f'</th><td>{len(row.runs)}</td>'
+      + ''.join(f'<td>{_text(tables.error_text(row, metric))}</td>' for metric in metrics)
+      + f'<td><b>{tables.points(change.mean) if change else ""}</b></td><td>{intervals}</td>'
+      + f'<td>{_text(tables.published_text(row))}</td></tr>'
     )
   return _framed(heading, lines)
 

@@ -114,7 +114,8 @@ def _read(workdir: Path) -> Run:
 
 def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as saved:
+    # Opened here because np.load leaves a damaged file open.
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as saved:
       label, probabilities = saved['label'], saved['probabilities']
     if (
       label.ndim != 1
@@ -123,7 +124,7 @@ def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
       or not 0 <= label.min() <= label.max() < probabilities.shape[1]
     ):
       raise ValueError(f'shapes {label.shape} and {probabilities.shape}, or labels, do not fit')
-  except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+  except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
     raise UserError(
       f'{path} is damaged ({error}): write it again with python -m alexnet_jax.evaluate'
       f' --workdir={path.parent}'

@@ -17,7 +17,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; padding: 1rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+  margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
 }
 h1 { font-size: 1.6rem; margin: .5rem 0 0; }
@@ -29,19 +29,20 @@ p { margin: .5rem 0; max-width: 50rem; }
 .faint, figcaption { color: var(--faint); font-size: .875rem; }
 code { font-size: .85em; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; overflow-wrap: normal; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--rule);
   white-space: nowrap; }
-thead th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
+thead th { color: var(--faint); font-weight: 500; vertical-align: bottom; white-space: normal; }
 th:first-child { text-align: left; font-weight: 500; }
-td.verdict { text-align: left; white-space: normal; min-width: 13rem; }
+.verdict { font-size: .85rem; font-weight: 400; white-space: normal; max-width: 17rem; }
 .confirmed { color: var(--good); } .contradicted { color: var(--bad); }
-.not-confirmed, .cannot-tell { color: var(--unsure); }
+.not-confirmed, .consistent, .cannot-tell { color: var(--unsure); }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
   margin-right: .5em; background: var(--c); }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
 .c4 { --c: var(--c4); } .c5 { --c: var(--c5); } .c6 { --c: var(--c6); } .c7 { --c: var(--c7); }
-svg { display: block; width: 100%; min-width: 27rem; max-width: 45rem; height: auto; }
+svg { display: block; width: 100%; min-width: 20rem; max-width: 42rem; height: auto; }
 svg text { fill: var(--faint); font-size: 12px; }
 svg text.name { fill: var(--ink); }
 svg polyline { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
@@ -55,7 +56,7 @@ svg .dot { fill: var(--c); stroke: var(--card); stroke-width: 1.5; }
 svg .published { fill: var(--card); stroke: var(--ink); stroke-width: 1.5; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0;
   margin: .5rem 0; font-size: .9rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr));
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 1rem; }
 figure { margin: 0; min-width: 0; }
 details { border-top: 1px solid var(--rule); padding: .6rem 0; }
@@ -68,5 +69,10 @@ img.filters { max-width: min(100%, 48rem); border-radius: 6px; margin-top: .25re
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
   gap: .75rem; list-style: none; padding: 0; margin: 0; font-size: .85rem; }
 .mistakes img { width: 100%; image-rendering: pixelated; border-radius: 6px; display: block; }
-@media (max-width: 40rem) { body { padding: .5rem; font-size: 15px; } section { padding: .75rem; } }
+@media (max-width: 40rem) {
+  body { padding: .5rem; font-size: 15px; }
+  section { padding: .75rem; }
+  th, td { padding: .3rem .45rem; }
+  .verdict { max-width: 10rem; }
+}
 """
