@@ -208,11 +208,13 @@ def test_rows_are_named_by_what_they_change_and_compared_with_the_same_without_i
     'e': digits('no_augmentation'),
     'f': digits('no_weight_decay'),
     'g': digits(optimizer__momentum=0.8),
+    'h': digits('no_lrn'),
   }.items():
     write_run(tmp_path / folder, config, labels, 0.1)
   found, _ = runs.find([tmp_path])
   assert {row.name: row.reference for row in comparison.rows(found)} == {
     'baseline': '',
+    'no_lrn': 'baseline',
     'no_lrn+no_crop': 'baseline',
     'no_weight_decay': 'baseline',
     'no_crop': 'baseline',  # digits have no mirrors and no noise: it is the same
@@ -220,6 +222,13 @@ def test_rows_are_named_by_what_they_change_and_compared_with_the_same_without_i
     'optimizer.learning_rate=0.1': 'baseline',
     'no_lrn, optimizer.learning_rate=0.1': 'optimizer.learning_rate=0.1',
   }
+
+
+def test_an_edit_that_only_the_base_has_is_shown_as_what_it_is(tmp_path, labels):
+  for i, names in enumerate((['no_lrn'], ['no_lrn', 'tanh'], ['tanh'])):
+    write_run(tmp_path / str(i), digits(*names), labels, 0.1)
+  rows = comparison.rows(runs.find([tmp_path])[0])
+  assert [row.name for row in rows] == ['baseline', 'tanh', "model.edits=['tanh']"]
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path, labels):

@@ -150,8 +150,10 @@ def _named(
 ) -> tuple[tuple[str, ...], dict[str, tuple[Any, Any]]]:
   """Changes as names of ablations, and what is left of them."""
   rest = dict(changes)
-  names = list(run.config['model']['edits']) if rest.pop('model.edits', None) else []
-  names = [name for name in names if name not in base.config['model']['edits']]
+  names, ours, theirs = [], run.config['model']['edits'], base.config['model']['edits']
+  if ours != theirs and ours[: len(theirs)] == theirs:
+    names = ours[len(theirs) :]
+    del rest['model.edits']
   config = configs.from_json(base.config)
   recipes = [name for name, ablation in ablations.ABLATIONS.items() if ablation.fields]
   effects = {name: ablations.changes(config, name) or {} for name in recipes}
