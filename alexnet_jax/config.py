@@ -40,7 +40,7 @@ def _increasing(value) -> str | None:
 
 
 def _edits(value) -> str | None:
-  if all(edit in ablations.EDITS for edit in value):
+  if all(isinstance(edit, str) and edit in ablations.EDITS for edit in value):
     return None
   return 'a tuple of ' + ', '.join(ablations.EDITS)
 

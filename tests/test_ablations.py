@@ -268,6 +268,9 @@ def test_a_config_with_ablations_comes_back_from_json_with_its_net():
 
 def test_a_stored_config_with_an_edit_of_another_version_is_refused():
   stored = configs.to_json(get_config('imagenet'))
+  stored['model']['edits'] = [['no_lrn']]
+  with pytest.raises(UserError, match='must be a tuple of no_lrn'):
+    configs.from_json(stored)
   stored['model']['edits'] = ['no_softmax']
   with pytest.raises(UserError, match=r"model.edits=\('no_softmax',\): must be a tuple of no_lrn"):
     configs.from_json(stored)

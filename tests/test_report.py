@@ -1,6 +1,7 @@
 """Reports: every number again from the files, claims judged rightly, pages that stand alone."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import math
@@ -325,6 +326,9 @@ def test_the_fastest_rate_of_each_unit_counts(tmp_path, labels):
   }
   assert relu_vs_tanh.ratio(found) == pytest.approx(expected(2.5) / expected(1.0))
   assert relu_vs_tanh.verdict(found).startswith('confirmed: tanh takes 2.')
+  same_rate = [found[0], dataclasses.replace(found[3], rate=found[0].rate)]
+  assert relu_vs_tanh.verdict(same_rate).endswith('where the paper tuned both')
+  assert not relu_vs_tanh.verdict(found).endswith('tuned both')
   assert relu_vs_tanh.speeds([row for row in rows if not row.ablations]) == []
   late = [speed for speed in found if speed.mean is None or speed.unit == 'ReLU']
   assert relu_vs_tanh.verdict(late).startswith('cannot tell: tanh did not reach 25%')

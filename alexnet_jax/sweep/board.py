@@ -96,7 +96,8 @@ class Board:
     text = f'{sum(s.status == DONE for s in states.values())} of {len(states)} done'
     if failed := sum(s.status == FAILED for s in states.values()):
       text += f', {failed} failed'
-    paces = [f['seconds'] / f['epoch'] for f in facts.values() if f.get('epoch', 0) > 0.05]
+    known = (f for f in facts.values() if f.get('epoch', 0) > 0.05 and 'seconds' in f)
+    paces = [f['seconds'] / f['epoch'] for f in known]
     if paces:
       epochs = sum(
         member.config.epochs - facts[member.name].get('epoch', 0.0)

@@ -17,7 +17,7 @@ from alexnet_jax.sweep.members import Member
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --array=1-{count}%{jobs}
-#SBATCH --output={folder}/slurm-%A_%a.out
+#SBATCH --output={output}
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=USR1@120
@@ -50,7 +50,7 @@ def write(members: Sequence[Member], jobs: int, workdir: Path, options: str) -> 
     name=shlex.quote(folder.name),
     count=len(members),
     jobs=jobs,
-    folder=folder,
+    output=shlex.quote(f'{folder}/slurm-%A_%a.out'),
     options=''.join(f'#SBATCH {option}\n' for option in shlex.split(options)),
     here=shlex.quote(str(Path.cwd())),
     members=shlex.quote(str(folder / 'members.txt')),

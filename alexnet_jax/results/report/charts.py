@@ -99,7 +99,7 @@ def forest(rows: Sequence[Row]) -> str:
   for i, (number, row) in enumerate(shown):
     y, change = top + line * i + 28, row.differences['top1_error']
     parts.append(f'<text class="name" x="{left}" y="{y - 12}">{html.escape(row.name)}</text>')
-    for interval, kind in ((change.over_images, 'wide'), (change.over_seeds, '')):
+    for interval, kind in ((change.over_seeds, 'seeds'), (change.over_images, 'images')):
       if interval:
         ends = f'x1="{place(interval[0]):.1f}" x2="{place(interval[1]):.1f}"'
         parts.append(

@@ -58,8 +58,8 @@ def html_page(rows: Sequence[Row], unfinished: Sequence[Path], command: str) -> 
 
 
 _FOREST_NOTE = (
-  '<p class="faint">Dot: difference to the reference. Thin line: 95 % over images. Thick line: 95 %'
-  ' over seeds. Hollow mark: published, on ImageNet. Intervals that reach an edge go on beyond it.'
+  '<p class="faint">Dot: difference to the reference. Thick line: 95 % over seeds. Thin line: 95 %'
+  ' over images. Hollow mark: published, on ImageNet. Intervals that reach an edge go on beyond it.'
   '</p>'
 )
 

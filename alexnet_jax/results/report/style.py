@@ -50,8 +50,8 @@ svg polyline.thin { stroke-width: .8; opacity: .45; }
 svg polyline.dashed { stroke-dasharray: 6 4; }
 svg .rule { stroke: var(--rule); } svg .axis { stroke: var(--faint); }
 svg .level { stroke: var(--faint); stroke-dasharray: 4 4; }
-svg .interval { stroke: var(--c); stroke-width: 5; }
-svg .interval.wide { stroke-width: 1.5; }
+svg .interval { stroke: var(--c); stroke-width: 7; opacity: .4; }
+svg .interval.images { stroke-width: 2; opacity: 1; }
 svg .dot { fill: var(--c); stroke: var(--card); stroke-width: 1.5; }
 svg .published { fill: var(--card); stroke: var(--ink); stroke-width: 1.5; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0;
@@ -74,5 +74,6 @@ img.filters { max-width: min(100%, 48rem); border-radius: 6px; margin-top: .25re
   section { padding: .75rem; }
   th, td { padding: .3rem .45rem; }
   .verdict { max-width: 10rem; }
+  svg text { font-size: 15px; }
 }
 """
