@@ -16,15 +16,18 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from alexnet_jax import ablations, distributed
 from alexnet_jax import config as configs
-from alexnet_jax import distributed
-from alexnet_jax.errors import Diverged, Interrupted, UserError
+from alexnet_jax.errors import Diverged, Interrupted, MembersFailed, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
+)
+_ABLATION = flags.DEFINE_list(
+  'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
 )
 
 
@@ -60,11 +63,11 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     workdir: folder of the run; runs/<name> if None.
 
   Returns:
-    The config, and `<file>[-<variant>][-synthetic]`; a path as variant gives its last folder's name
-    and a short hash.
+    The config with its ablations, and `<file>[-<variant>][-synthetic][-<ablation>]`; a path as
+    variant gives its last folder's name and a short hash.
 
   Raises:
-    UserError: no --config, or a field that is wrong.
+    UserError: no --config, a field that is wrong, or an ablation that does not fit.
   """
   config = _CONFIG.value
   if config is None:
@@ -74,9 +77,9 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   if configs.left_open(config):
     from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
 
-    start.complete(config, Path(workdir or Path('runs', name)))
+    start.complete(config, Path(workdir or Path('runs', '-'.join([name, *_ABLATION.value]))))
   configs.validate(config)
-  return config, name
+  return ablations.apply(config, _ABLATION.value), '-'.join([name, *_ABLATION.value])
 
 
 def experiment_name(config_filename: str, source: str) -> str:
@@ -96,7 +99,9 @@ def experiment_name(config_filename: str, source: str) -> str:
 def spoken() -> str:
   """The command as the user gave it."""
   module = sys.modules['__main__'].__spec__
-  program = f'python -m {module.name}' if module else f'python {sys.argv[0]}'
+  program = (
+    f'python -m {module.name.removesuffix(".__main__")}' if module else f'python {sys.argv[0]}'
+  )
   return f'{program} {shlex.join(sys.argv[1:])}'
 
 
@@ -110,7 +115,7 @@ def _guard(main: Callable[[], None]) -> int:
   try:
     main()
     return 0
-  except (UserError, Diverged, Interrupted) as error:
+  except (UserError, Diverged, Interrupted, MembersFailed) as error:
     return _fail(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

@@ -14,8 +14,7 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model import ablations, layers, nets
 
 Check = Callable[[Any], str | None]  # None if the value is allowed, else what would be
 
@@ -39,6 +38,12 @@ def _increasing(value) -> str | None:
   if numbers and all(a < b for a, b in zip((0, *value), (*value, math.inf), strict=True)):
     return None
   return 'increasing positive epochs, such as (25.0, 51.0)'
+
+
+def _edits(value) -> str | None:
+  if all(isinstance(edit, str) and edit in ablations.EDITS for edit in value):
+    return None
+  return 'a tuple of ' + ', '.join(ablations.EDITS)
 
 
 def _anything(value) -> None:
@@ -79,7 +84,8 @@ FIELDS: dict[str, Field] = {
     False, _anything, 'have a GPU repeat itself to the bit, which is slower; others always do'
   ),
   'weights': Field('', _anything, 'start from the net in this file or workdir; "": at random'),
-  'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
+  'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
+  'model.edits': Field((), _edits, 'ablations of alexnet_jax/model/ablations.py, in this order'),
   'model.compute_dtype': Field(
     'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
   ),
@@ -218,14 +224,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
       f'config.input.scale={config.input.scale}: input.normalization=weights scales as the weights'
       ' need it; use 1'
     )
-  table = NETS[config.model.net](config.data.num_classes or 2)
+  table = _table(config)
   _check_layers(config.optimizer, table)
   _check_views(config)
   has_norm = any(isinstance(row, layers.BatchNorm) for row in table)
   if config.model.ghost_batch and not has_norm:
     raise UserError(
       f'config.model.ghost_batch={config.model.ghost_batch}: net'
-      f' {config.model.net} has no batch normalization; set it to 0'
+      f' {nets.title(config.model)} has no batch normalization; set it to 0'
     )
   if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
     raise UserError(
@@ -303,12 +309,16 @@ def _check_views(config) -> None:
         f'config.eval.{field}={config.eval[field]}: all views are the same because'
         f' input.crop is the whole image ({size}); use 1'
       )
+
+
+def _table(config) -> layers.Table:
   try:
-    shape = (config.input.crop, config.input.crop, 3)
-    layers.count_macs(NETS[config.model.net](2), shape)
+    table = nets.table_of(config, config.data.num_classes or 2)
+    layers.count_macs(table, (config.input.crop, config.input.crop, 3))
+    return table
   except ValueError as error:
     raise UserError(
-      f'config.model.net={config.model.net} with input.crop={config.input.crop}: {error}'
+      f'config.model.net={nets.title(config.model)} with input.crop={config.input.crop}: {error}'
     ) from None
 
 

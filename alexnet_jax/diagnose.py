@@ -44,6 +44,7 @@ _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 def main() -> None:
   config, name = command.read_config()
+  from alexnet_jax.model import nets
   from alexnet_jax.results import files
   from alexnet_jax.train import diagnosis
   from alexnet_jax.train.parallel import Devices
@@ -51,7 +52,7 @@ def main() -> None:
   from alexnet_jax.weights.start import weights_of
 
   store, images, labels, what = choose_batch(config, _BATCH_SIZE.value, _IMAGES.value)
-  classes, net = len(store.classes), config.model.net
+  classes, net = len(store.classes), nets.title(config.model)
   print(f'{name}: net {net}, {classes:,} classes\n{what}\n\nat initialization, without dropout:\n')
   weights = weights_of(config)
   experiment = diagnosis.one_batch_experiment(config, store, len(images), weights)

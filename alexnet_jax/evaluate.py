@@ -127,7 +127,6 @@ def _predict_imported(path: Path, config):
 
   from alexnet_jax.data.preparation import prepare_store
   from alexnet_jax.model.alexnet import AlexNet
-  from alexnet_jax.model.nets import NETS
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.train.parallel import AXIS, Devices
@@ -152,11 +151,10 @@ def _predict_imported(path: Path, config):
       f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
     )
   experiment = make_experiment(config, store, AXIS)
-  table = NETS[weights.net](len(weights.classes))
   experiment = dataclasses.replace(
     experiment,
-    table=table,
-    model=AlexNet(table, jnp.dtype(config.model.compute_dtype), AXIS),
+    table=weights.table,
+    model=AlexNet(weights.table, jnp.dtype(config.model.compute_dtype), AXIS),
     recipe=dataclasses.replace(experiment.recipe, preprocessing=weights.preprocessing),
   )
   predictions = _predictions(f'{path}', experiment, store, devices, views, **weights.variables)

@@ -2,6 +2,7 @@
 
   python -m alexnet_jax.main --config=configs/digits.py
   python -m alexnet_jax.main --config=configs/cifar10.py:18pct --config.epochs=30
+  python -m alexnet_jax.main --config=configs/cifar10.py:18pct --ablation=no_lrn
   python -m alexnet_jax.main --config=configs/imagenet.py --dry_run
 
 The same command resumes a run that was stopped.  Exit codes: 0 done, 2 bad input, 3 diverged,
@@ -16,7 +17,7 @@ from absl import flags
 from alexnet_jax import command, cpu, deterministic, distributed
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.'
+  'workdir', None, 'Folder of the run; runs/<config>[-<variant>][-<ablation>] if not given.'
 )
 _ALLOW_CHANGE = flags.DEFINE_list(
   'allow_change', [], 'Config fields that may differ from those the run was begun with.'

@@ -20,7 +20,6 @@ from alexnet_jax.data import imagenet, images, pictures
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
 from alexnet_jax.results.answers import Prediction
 from alexnet_jax.train import augment
 from alexnet_jax.weights.load import load
@@ -55,7 +54,7 @@ class Predictor:
     if views not in augment.VIEWS:
       raise UserError(f'views={views!r}: must be one of {", ".join(map(str, augment.VIEWS))}')
     self.weights = weights if isinstance(weights, Pretrained) else load(Path(weights))
-    self.table = NETS[self.weights.net](len(self.weights.classes))
+    self.table = self.weights.table
     hidden = [row for row in self.table[:-1] if not isinstance(row, layers.Dropout)]
     self.last_hidden = hidden[-1].name
     self._views = jnp.asarray(augment.VIEWS[views], jnp.float32)

@@ -53,7 +53,7 @@ def photos(side, count=2):
 def logits(weights: Pretrained, images):
   """Of the centre views, as `evaluate` and all else computes them."""
   views = weights.preprocessing.test_view(images, CENTRE)
-  return np.asarray(compiled(NETS[weights.net](len(weights.classes)))(weights.variables, views))
+  return np.asarray(compiled(weights.table)(weights.variables, views))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model.nets import table_of
 from alexnet_jax.train import augment, schedules, transfer
 from alexnet_jax.train.calendar import Calendar
 from alexnet_jax.train.checkpoint import Checkpoints
@@ -95,7 +95,7 @@ def make_experiment(
   if config.weights and weights is None:
     raise ValueError(f'config.weights={config.weights}: pass the net that weights.start reads')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
-  table = NETS[config.model.net](len(store.classes))
+  table = table_of(config, len(store.classes))
   model = AlexNet(table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
   shapes = {
     row.name: row.parameters(inputs)

@@ -15,7 +15,7 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, nets
 from alexnet_jax.results import figures, files, scores
 from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
 from alexnet_jax.results.console import Console, class_table, results_table
@@ -342,7 +342,7 @@ def draw(experiment: Experiment, records: list[dict], params: dict, workdir: Pat
   """Learning curves and the first layer's kernels, in WORKDIR/figures."""
   folder = workdir / 'figures'
   folder.mkdir(exist_ok=True)
-  net = experiment.config.model.net
+  net = nets.title(experiment.config.model)
   figures.learning_curves(records, folder / 'learning_curves.png', title=f'{workdir.name}: {net}')
   first = experiment.table[0]
   # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.

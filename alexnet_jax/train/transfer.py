@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.model import nets
 from alexnet_jax.train import augment
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
@@ -20,11 +21,11 @@ def check_fit(weights: 'Pretrained', config, shapes: dict, new_layer: str) -> No
     shapes: {layer: {parameter: shape}} of the run's net.
     new_layer: the layer that depends on the number of classes.
   """
-  if weights.net != config.model.net:
+  if (weights.net, weights.edits) != (config.model.net, tuple(config.model.edits)):
     raise UserError(
-      f'config.weights={config.weights} holds net {weights.net}, which does not fit'
-      f' config.model.net={config.model.net}: use --config.model.net={weights.net}, or weights of'
-      f' {config.model.net}'
+      f'config.weights={config.weights} holds net {nets.title(weights)}, which does not'
+      f' fit config.model.net={nets.title(config.model)}: use --config.model.net={weights.net} with'
+      ' the same ablations, or other weights'
     )
   for layer, parameters in shapes.items():
     for name, shape in parameters.items():

@@ -203,9 +203,10 @@ def torchvision_state(pretrained: Pretrained) -> dict[str, np.ndarray]:
       "torchvision's files cannot say how the input is normalized, and this net wants it otherwise"
       f' than torchvision (crop {ours.crop}, scale {ours.scale.tolist()})'
     )
-  table = NETS['owt'](len(pretrained.classes))
+  if pretrained.edits:
+    raise ValueError(f"torchvision's net has no edits such as {pretrained.edits[0]}")
   state = {}
-  for row, inputs, _ in layers.walk(table, (ours.crop, ours.crop, 3)):
+  for row, inputs, _ in layers.walk(pretrained.table, (ours.crop, ours.crop, 3)):
     if row.parameters(inputs):
       values, name = pretrained.variables['params'][row.name], TORCHVISION_LAYERS[row.name]
       state[f'{name}.weight'] = _to_theirs(np.asarray(values['kernel']), row, inputs)

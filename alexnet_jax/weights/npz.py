@@ -13,7 +13,7 @@ import json
 import numpy as np
 
 from alexnet_jax.data.images import RESIZES
-from alexnet_jax.model import layers
+from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.weights import archive, npy
@@ -34,6 +34,7 @@ def write(pretrained: Pretrained) -> bytes:
     'version': VERSION,
     'source': pretrained.source,
     'net': pretrained.net,
+    'edits': list(pretrained.edits),
     'classes': list(pretrained.classes),
     'image_size': pretrained.image_size,
     'resize': pretrained.resize,
@@ -79,10 +80,10 @@ def read(files: archive.Members) -> Pretrained:
 
 def _assemble(metadata: dict, blobs: dict[str, Blob]) -> Pretrained:
   sizes = {name: metadata[name] for name in ('image_size', 'crop', 'resize_to')}
-  classes, net = metadata['classes'], metadata['net']
+  classes, net, edits = metadata['classes'], metadata['net'], metadata['edits']
   valid = (
     type(net) is type(metadata['source']) is str
-    and type(classes) is list
+    and type(classes) is type(edits) is list
     and 2 <= len(classes) <= MAX_CLASSES
     and all(type(name) is str for name in classes)
     and all(type(size) is int and 0 <= size <= _MAX_SIDE for size in sizes.values())
@@ -95,7 +96,8 @@ def _assemble(metadata: dict, blobs: dict[str, Blob]) -> Pretrained:
   if net not in NETS:
     raise ValueError(f'it is of net {net!r:.40}, which this version does not have')
   crop = sizes['crop']
-  wanted = _shapes(NETS[net](len(classes)), crop)
+  table = ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3))
+  wanted = _shapes(table, crop)
   whole_mean = blobs['preprocessing/mean'].shape != (3,)
   wanted |= {
     'preprocessing/mean': (crop, crop, 3) if whole_mean else (3,),
@@ -124,6 +126,7 @@ def _assemble(metadata: dict, blobs: dict[str, Blob]) -> Pretrained:
       **{name: arrays[f'preprocessing/{name}'] for name in _ARRAYS},
       **{name: metadata[name] for name in _SWITCHES},
     ),
+    edits=tuple(edits),
   )
 
 

@@ -11,7 +11,6 @@ from jax import export
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
 from alexnet_jax.weights.pretrained import Pretrained
 
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -20,7 +19,7 @@ _PLATFORMS = ('cpu', 'cuda', 'tpu')
 def write(pretrained: Pretrained) -> bytes:
   """Raises UserError without the package flatbuffers, which jax.export needs."""
   preprocessing = pretrained.preprocessing
-  model = AlexNet(NETS[pretrained.net](len(pretrained.classes)))
+  model = AlexNet(pretrained.table)
 
   def logits(views):
     return model.apply(pretrained.variables, (views - preprocessing.mean) * preprocessing.scale)

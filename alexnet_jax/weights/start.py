@@ -6,7 +6,6 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.pretrained import Pretrained
@@ -48,10 +47,11 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
   if not config.input.crop:
     config.input.crop = preprocessing.crop
     config.input.resize_to = config.input.resize_to or preprocessing.resize_to
-  config.model.net = config.model.net or weights.net
+  if not config.model.net:
+    config.model.net, config.model.edits = weights.net, weights.edits
   config.data.image_size = config.data.image_size or weights.image_size
   config.data.resize = config.data.resize or weights.resize
-  *_, last = NETS[config.model.net](len(weights.classes))
+  *_, last = weights.table
   config.optimizer.layer_factors = {
     last.name if layer == configs.LAST else layer: changes
     for layer, changes in config.optimizer.layer_factors.items()
