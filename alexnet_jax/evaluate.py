@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu
+from alexnet_jax import command, cpu, distributed
 from alexnet_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -35,6 +35,9 @@ _WEIGHTS = flags.DEFINE_string('weights', None, 'Weights to evaluate on the data
 _NET = flags.DEFINE_enum(
   'net', None, ['caffe', 'caffenet'], 'Which one, where --weights does not say it.'
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one process of a job of several.'
+)
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
 
@@ -45,6 +48,7 @@ def main() -> None:
     )
   config = command.read_config()[0] if _WEIGHTS.value else None
   cpu.prepare_process()
+  distributed.join(_DISTRIBUTED.value)
   from alexnet_jax.results import scores
 
   if config:
@@ -199,10 +203,15 @@ def _weights(members, label) -> list[float]:
 def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   """Prints the table and the worst classes of the last row, and writes both files."""
   from alexnet_jax.results import files, scores
+  from alexnet_jax.train import processes
   from alexnet_jax.train.evaluation import Predictions, write_predictions
   from alexnet_jax.train.parallel import Devices
   from alexnet_jax.train.workdir import environment
 
+  devices = Devices()
+  if devices.process_index:
+    processes.barrier('the report')
+    return
   results = {}
   for name, probabilities in rows.items():
     results[name] = scores.errors(probabilities, label)
@@ -227,10 +236,11 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
       'results': results,
       'evaluated_images': len(label),
       'command': command.spoken(),
-      **environment(Devices()),
+      **environment(devices),
     },
   )
   write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
+  processes.barrier('the report')
 
 
 if __name__ == '__main__':

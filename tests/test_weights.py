@@ -17,7 +17,6 @@ import weight_files as files
 from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
 from alexnet_jax.weights import caffe, npz, safetensors, torch_file
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.pretrained import Pretrained
