@@ -11,9 +11,11 @@ import collections
 import contextlib
 import dataclasses
 import io
+import json
 import random
 import re
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -21,6 +23,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
+import tiny_data
 
 from alexnet_jax.errors import UserError
 
@@ -174,7 +179,97 @@ def _weights() -> Target:
   return Target(samples, load.load, files.narrow_nets)
 
 
-TARGETS = {'weights': _weights}
+def _images() -> Target:
+  from alexnet_jax.data import images
+
+  def samples():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    made = {}
+    for form, modes in {'JPEG': ('RGB', 'L', 'CMYK'), 'PNG': ('RGB', 'RGBA', 'P', 'I;16')}.items():
+      for mode in modes:
+        made[f'{form} {mode}'] = tiny_data.encoded(pixels, form, mode)
+    return made | {form: tiny_data.encoded(pixels, form) for form in ('BMP', 'WEBP', 'GIF')}
+
+  def read(path):
+    try:
+      images.square(path.read_bytes(), 32, 'crop')
+    except images.UnreadableImage as error:
+      raise UserError(str(error)) from None
+
+  return Target(samples, read)
+
+
+def _store(file: str) -> Target:
+  from alexnet_jax.data import store
+  from alexnet_jax.data.folder import open_folder
+  from alexnet_jax.data.progress import Silent
+  from alexnet_jax.data.writer import write_store
+
+  folder = Path(tempfile.mkdtemp(prefix='fuzzed-store-'))
+  photos = tiny_data.write_folder(folder / 'photos', train=4, held_out=2)
+  source = open_folder(photos, validation_fraction=0.25)
+  write_store(source, folder / 'store', image_size=16, resize='crop', progress=Silent(), workers=1)
+  file = folder / 'store' / file
+  good = file.read_bytes()
+
+  def read(path):
+    file.write_bytes(path.read_bytes())
+    store.open_store(folder / 'store')
+
+  return Target(lambda: {file.name: good}, read)
+
+
+def _config() -> Target:
+  from alexnet_jax import config
+  from alexnet_jax.train import workdir
+
+  def samples():
+    changed = config.default()
+    changed.optimizer.layer_factors = {'conv1': ((67.0, 0.1), (72.0, 0.0))}
+    return {'config.json': json.dumps(config.to_json(changed), indent=1).encode()}
+
+  return Target(samples, lambda path: config.from_json(workdir.read_json(path)))
+
+
+def _metrics() -> Target:
+  from alexnet_jax.results import metrics
+
+  line = '{"step": %d, "train/loss": 2.5, "eval/top1_error": null, "epoch": 0.25}\n'
+  sample = ''.join(line % step for step in range(1, 30)).encode()
+
+  def read(path):
+    (path.parent / metrics.JSONL).write_bytes(path.read_bytes())
+    metrics.read_metrics(path.parent)
+
+  return Target(lambda: {metrics.JSONL: sample}, read)
+
+
+def _preprocessing() -> Target:
+  import trained
+
+  from alexnet_jax.train import preprocessing_file as kept
+
+  def samples():
+    with tempfile.TemporaryDirectory() as folder:
+      kept.write_preprocessing(Path(folder), trained.preprocessing())
+      return {kept.PREPROCESSING: (Path(folder) / kept.PREPROCESSING).read_bytes()}
+
+  def read(path):
+    (path.parent / kept.PREPROCESSING).write_bytes(path.read_bytes())
+    kept.read_preprocessing(path.parent)
+
+  return Target(samples, read)
+
+
+TARGETS = {
+  'weights': _weights,
+  'images': _images,
+  'store': lambda: _store('meta.json'),
+  'labels': lambda: _store('train/labels.npy'),
+  'config': _config,
+  'metrics': _metrics,
+  'preprocessing': _preprocessing,
+}
 
 
 def main() -> int:
@@ -185,7 +280,7 @@ def main() -> int:
   flags = parser.parse_args()
   folder = Path(tempfile.mkdtemp(prefix='fuzz-'))
   outcomes = run(TARGETS[flags.target](), flags.tries, flags.seed, folder)
-  folder.rmdir()
+  shutil.rmtree(folder)
   print(', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items()))
   return 0
 

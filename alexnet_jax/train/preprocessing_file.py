@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,8 @@ def read_preprocessing(workdir: Path) -> Preprocessing | None:
   try:
     # From memory, since np.load leaves a damaged file open.
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
-      values = {field.name: saved[field.name] for field in dataclasses.fields(Preprocessing)}
+      fields = dataclasses.fields(Preprocessing)
+      values = {field.name: np.asarray(saved[field.name]) for field in fields}
     preprocessing = Preprocessing(
       **{name: array if array.ndim else array.item() for name, array in values.items()}
     )
@@ -42,5 +42,6 @@ def read_preprocessing(workdir: Path) -> Preprocessing | None:
     if np.shape(mean) not in ((3,), (crop, crop, 3)) or np.shape(preprocessing.scale) != (3,):
       raise ValueError(f'a mean of shape {np.shape(mean)} for views of {crop} pixels')
     return preprocessing
-  except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path} is damaged ({error}): restore it from a copy') from None
+  except Exception as error:  # NumPy's readers raise nearly anything on damaged bytes
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    raise UserError(f'{path} is damaged ({reason}): restore it from a copy') from None
