@@ -232,6 +232,14 @@ def test_an_edit_that_only_the_base_has_is_shown_as_what_it_is(tmp_path, labels)
   assert [row.name for row in rows] == ['baseline', 'tanh', "model.edits=['tanh']"]
 
 
+def test_the_base_is_the_row_that_the_other_is_an_ablation_of(tmp_path, labels):
+  write_run(tmp_path / 'a', digits('no_weight_decay'), labels, 0.1)
+  write_run(tmp_path / 'b', digits(), labels, 0.1)
+  rows = comparison.rows(runs.find([tmp_path])[0])
+  assert [row.name for row in rows] == ['baseline', 'no_weight_decay']
+  assert [row.runs[0].workdir.name for row in rows] == ['b', 'a']
+
+
 def test_only_seeds_that_both_have_are_paired(tmp_path, labels):
   for seed in (0, 1, 2):
     write_run(tmp_path / f'a{seed}', digits(), labels, 0.1, seed=seed)

@@ -53,11 +53,11 @@ def run(*words, **environment):
     env=ENVIRONMENT | environment,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=240):
   end = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < end

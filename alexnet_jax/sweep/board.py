@@ -98,14 +98,13 @@ class Board:
       text += f', {failed} failed'
     known = (f for f in facts.values() if f.get('epoch', 0) > 0.05 and 'seconds' in f)
     paces = [f['seconds'] / f['epoch'] for f in known]
-    if paces:
-      epochs = sum(
-        member.config.epochs - facts[member.name].get('epoch', 0.0)
-        for member in self._runner.members
-        if states[member.name].status in (RUNNING, WAITING)
-      )
-      left = max(epochs, 0) * sum(paces) / len(paces) / self._jobs
-      text += f', about {duration(left)} to go'
+    epochs = sum(
+      max(member.config.epochs - facts[member.name].get('epoch', 0.0), 0.0)
+      for member in self._runner.members
+      if states[member.name].status in (RUNNING, WAITING)
+    )
+    if paces and epochs:
+      text += f', about {duration(epochs * sum(paces) / len(paces) / self._jobs)} to go'
     return text
 
 

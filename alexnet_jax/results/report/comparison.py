@@ -111,13 +111,19 @@ def _differing(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def _base(groups: list[list[Run]]) -> list[Run]:
-  """The group from which the others differ least; of equals one without edits of its net."""
+  """The group without edits from which the others differ least, best by ablations alone."""
 
   def distance(group):
-    others = sum(len(_differing(group[0], other[0])) for other in groups)
-    return bool(group[0].config['model']['edits']), others
+    others = [_differing(group[0], other[0]) for other in groups]
+    return bool(group[0].config['model']['edits']), sum(map(len, others))
 
-  return min(groups, key=distance)
+  def unnamed(group):
+    return sum(
+      len(_named(group[0], other[0], _differing(group[0], other[0]))[1]) for other in groups
+    )
+
+  least = min(map(distance, groups))
+  return min((group for group in groups if distance(group) == least), key=unnamed)
 
 
 def _row(base: list[Run], group: list[Run]) -> Row:
@@ -159,7 +165,9 @@ def _named(
   effects = {name: ablations.changes(config, name) or {} for name in recipes}
   for name in sorted(recipes, key=lambda name: -len(effects[name])):
     effect = effects[name]
-    if effect and all(rest.get(field, (0, effect))[1] == new for field, (_, new) in effect.items()):
+    if effect and all(
+      field in rest and rest[field][1] == new for field, (_, new) in effect.items()
+    ):
       names.append(name)
       rest = {field: change for field, change in rest.items() if field not in effect}
   return tuple(names), rest
