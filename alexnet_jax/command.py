@@ -1,5 +1,6 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -22,6 +23,8 @@ from alexnet_jax.errors import Diverged, Interrupted, MembersFailed, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
+
+_KILLED = 130  # by SIGINT, as shells say it
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
@@ -52,8 +55,21 @@ def run(main: Callable[..., None], *, positional: bool = False) -> int:
     app.run(guarded, flags_parser=_parse)
   except SystemExit as error:
     code = error.code if code == 0 and error.code is not None else code
-  distributed.leave(code)
+  if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
+    _leave(code)
   return code
+
+
+def _leave(code: int) -> None:
+  """Ends the process at once.
+
+  A normal end would wait for threads that a signal has cut off from what they wait for, and in a
+  job of several processes for all the others, who may be waiting for us in a collective.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(code)
 
 
 def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, str]:
@@ -119,7 +135,7 @@ def _guard(main: Callable[[], None]) -> int:
     return _fail(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
-    return 130
+    return _KILLED
   except BrokenPipeError:  # the reader has seen enough, such as `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the exit flush to it
     return 141
