@@ -194,8 +194,9 @@ def test_one_process_is_told_to_stop_and_both_do(two_processes, tmp_path):
 
 
 def test_a_run_moves_between_topologies(one_process, tmp_path):
-  """One epoch on two processes of two devices each, the next on one device."""
+  """Eight devices of one process, then two of each of two processes, then a single one."""
   workdir = tmp_path / 'run'
+  run(workdir, 1, 8, '--config.epochs=0.5')
   run(workdir, 2, 2, '--config.epochs=1')
   logs = run(workdir, 1, 1)
   assert 'changed since the run began: epochs: 1.0 -> 2.0' in logs[0]
@@ -204,8 +205,9 @@ def test_a_run_moves_between_topologies(one_process, tmp_path):
   assert step == expected_step
   assert_close(moved, stayed)
   assert_losses_close(workdir, one_process)
-  changes = json.loads((workdir / 'changes.jsonl').read_text())['changes']
-  assert changes == {'epochs': [1.0, 2.0]}
+  lines = (workdir / 'changes.jsonl').read_text().splitlines()
+  changes = [json.loads(line)['changes'] for line in lines]
+  assert changes == [{'epochs': [0.5, 1.0]}, {'epochs': [1.0, 2.0]}]
 
 
 def test_a_dead_peer_ends_the_job(tmp_path):
