@@ -1,6 +1,8 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
+import contextlib
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -15,20 +17,28 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from alexnet_jax import ablations, distributed
 from alexnet_jax import config as configs
-from alexnet_jax import distributed
-from alexnet_jax.errors import Diverged, Interrupted, UserError
+from alexnet_jax.errors import Diverged, Interrupted, MembersFailed, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
 
+_KILLED = 130  # by SIGINT, as shells say it
+
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
 )
+_ABLATION = flags.DEFINE_list(
+  'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
+)
 
 
-def run(main: Callable[[], None]) -> int:
-  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code."""
+def run(main: Callable[..., None], *, positional: bool = False) -> int:
+  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
+
+  With `positional`, `main` is given the list of words that are not flags; else there may be none.
+  """
   code = 0
   logging.set_verbosity(logging.WARNING)
   for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -36,35 +46,56 @@ def run(main: Callable[[], None]) -> int:
 
   def guarded(argv):
     nonlocal code
-    if len(argv) > 1:
+    if len(argv) > 1 and not positional:
       code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
       return
-    code = _guard(main)
+    code = _guard(functools.partial(main, argv[1:]) if positional else main)
 
   try:
     app.run(guarded, flags_parser=_parse)
   except SystemExit as error:
     code = error.code if code == 0 and error.code is not None else code
-  distributed.leave(code)
+  if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
+    _leave(code)
   return code
 
 
-def read_config() -> tuple[ml_collections.ConfigDict, str]:
+def _leave(code: int) -> None:
+  """Ends the process at once.
+
+  A normal end would wait for threads that a signal has cut off from what they wait for, and in a
+  job of several processes for all the others, who may be waiting for us in a collective.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(code)
+
+
+def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, str]:
   """The validated config of the flags, and the name of the experiment.
 
+  Args:
+    workdir: folder of the run; runs/<name> if None.
+
   Returns:
-    The config, and `<file>[-<variant>][-synthetic]`; a path as variant gives its last folder's name
-    and a short hash.
+    The config with its ablations, and `<file>[-<variant>][-synthetic][-<ablation>]`; a path as
+    variant gives its last folder's name and a short hash.
 
   Raises:
-    UserError: no --config, or a field that is wrong.
+    UserError: no --config, a field that is wrong, or an ablation that does not fit.
   """
   config = _CONFIG.value
   if config is None:
     known = ', '.join(sorted(map(str, Path('configs').glob('[a-z]*.py')))) or 'none in ./configs'
     raise UserError(f'--config is missing: give a config file ({known})')
+  name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  if configs.left_open(config):
+    from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
+
+    start.complete(config, Path(workdir or Path('runs', '-'.join([name, *_ABLATION.value]))))
   configs.validate(config)
-  return config, experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  return ablations.apply(config, _ABLATION.value), '-'.join([name, *_ABLATION.value])
 
 
 def experiment_name(config_filename: str, source: str) -> str:
@@ -84,7 +115,9 @@ def experiment_name(config_filename: str, source: str) -> str:
 def spoken() -> str:
   """The command as the user gave it."""
   module = sys.modules['__main__'].__spec__
-  program = f'python -m {module.name}' if module else f'python {sys.argv[0]}'
+  program = (
+    f'python -m {module.name.removesuffix(".__main__")}' if module else f'python {sys.argv[0]}'
+  )
   return f'{program} {shlex.join(sys.argv[1:])}'
 
 
@@ -98,11 +131,14 @@ def _guard(main: Callable[[], None]) -> int:
   try:
     main()
     return 0
-  except (UserError, Diverged, Interrupted) as error:
+  except (UserError, Diverged, Interrupted, MembersFailed) as error:
     return _fail(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
-    return 130
+    return _KILLED
+  except BrokenPipeError:  # the reader has seen enough, such as `head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the exit flush to it
+    return 141
   except Exception as error:
     if not distributed.is_member():
       raise

@@ -1,7 +1,8 @@
 """What a config may say: every field with its default, what is allowed, and what it means.
 
 A config file calls `default()` and changes fields; the command line changes more.  ml_collections
-refuses unknown fields and wrong types at once; `validate` checks values and combinations.
+refuses unknown fields and wrong types at once; `validate` checks values and combinations.  A config
+that starts from trained weights may leave fields to them, see `left_open`.
 """
 
 import dataclasses
@@ -13,8 +14,7 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model import ablations, layers, nets
 
 Check = Callable[[Any], str | None]  # None if the value is allowed, else what would be
 
@@ -38,6 +38,12 @@ def _increasing(value) -> str | None:
   if numbers and all(a < b for a, b in zip((0, *value), (*value, math.inf), strict=True)):
     return None
   return 'increasing positive epochs, such as (25.0, 51.0)'
+
+
+def _edits(value) -> str | None:
+  if all(isinstance(edit, str) and edit in ablations.EDITS for edit in value):
+    return None
+  return 'a tuple of ' + ', '.join(ablations.EDITS)
 
 
 def _anything(value) -> None:
@@ -77,7 +83,9 @@ FIELDS: dict[str, Field] = {
   'deterministic': Field(
     False, _anything, 'have a GPU repeat itself to the bit, which is slower; others always do'
   ),
-  'model.net': Field('krizhevsky2012', _one_of(*NETS), 'a table of alexnet_jax/model/nets.py'),
+  'weights': Field('', _anything, 'start from the net in this file or workdir; "": at random'),
+  'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
+  'model.edits': Field((), _edits, 'ablations of alexnet_jax/model/ablations.py, in this order'),
   'model.compute_dtype': Field(
     'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
   ),
@@ -122,8 +130,8 @@ FIELDS: dict[str, Field] = {
   ),
   'input.normalization': Field(
     'mean_image',
-    _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none'),
-    'what is subtracted (and divided by) before the net',
+    _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none', 'weights'),
+    'what is subtracted (and divided by) before the net; weights: as they were trained with',
   ),
   'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
   'optimizer.name': Field('momentum', _one_of('momentum', 'adam', 'lars'), 'update rule'),
@@ -142,7 +150,8 @@ FIELDS: dict[str, Field] = {
   'optimizer.layer_factors': Field(
     {},
     _anything,
-    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes',
+    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; a layer may'
+    ' be called "last"',
   ),
   'optimizer.warmup_epochs': Field(0.0, _between(0), 'linear rise of the rate at the start'),
   'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
@@ -171,6 +180,10 @@ FIELDS: dict[str, Field] = {
 # Fields of config.optimizer whose keys are names of layers.
 _BY_LAYER = ('layer_weight_decay', 'layer_factors')
 
+# With `weights`, these fields may be empty ('' or 0), and are then those of the weights.
+_OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
+LAST = 'last'  # in optimizer.layer_factors: the layer that gives the logits
+
 # Fields that may differ when a run is resumed: they change where data lies or what is printed.
 HARMLESS = ('data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
 
@@ -187,6 +200,12 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(tree).lock()
 
 
+def left_open(config: ml_collections.ConfigDict) -> list[str]:
+  """What `weights.start.complete` has to fill in before the config can be validated."""
+  named_last = ['optimizer.layer_factors.last'] * (LAST in config.optimizer.layer_factors)
+  return [path for path in _OF_WEIGHTS if not _get(config, path)] + named_last
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming the first field whose value or combination is not allowed."""
   for path, field in FIELDS.items():
@@ -195,14 +214,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(f'config.{path}={value}: must be a finite number')
     if allowed := field.check(value):
       raise UserError(f'config.{path}={value!r}: must be {allowed} ({field.meaning})')
-  table = NETS[config.model.net](config.data.num_classes or 2)
+  if config.input.normalization == 'weights' and not config.weights:
+    raise UserError(
+      'config.input.normalization=weights: there are none; set --config.weights to the file or run'
+      ' to start from'
+    )
+  if config.input.normalization == 'weights' and config.input.scale != 1:
+    raise UserError(
+      f'config.input.scale={config.input.scale}: input.normalization=weights scales as the weights'
+      ' need it; use 1'
+    )
+  table = _table(config)
   _check_layers(config.optimizer, table)
   _check_views(config)
   has_norm = any(isinstance(row, layers.BatchNorm) for row in table)
   if config.model.ghost_batch and not has_norm:
     raise UserError(
       f'config.model.ghost_batch={config.model.ghost_batch}: net'
-      f' {config.model.net} has no batch normalization; set it to 0'
+      f' {nets.title(config.model)} has no batch normalization; set it to 0'
     )
   if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
     raise UserError(
@@ -251,15 +280,14 @@ def _check_layers(optimizer, table: layers.Table) -> None:
   for name, changes in optimizer.layer_factors.items():
     try:
       epochs = [float(epoch) for epoch, _ in changes]
-      valid = not _increasing(epochs) and all(
-        0 <= float(factor) < math.inf for _, factor in changes
-      )
+      later = epochs[1:] if epochs[:1] == [0] else epochs  # at 0: from the first step on
+      valid = not _increasing(later) and all(0 <= float(factor) < math.inf for _, factor in changes)
     except (TypeError, ValueError):
       valid = False
     if not valid:
       raise UserError(
         f'config.optimizer.layer_factors.{name}={changes!r}: must be pairs of'
-        ' increasing epoch and factor, such as ((67.0, 0.1), (72.0, 0.0))'
+        ' increasing epoch and factor, such as ((0.0, 0.1), (72.0, 0.0))'
       )
 
 
@@ -281,12 +309,16 @@ def _check_views(config) -> None:
         f'config.eval.{field}={config.eval[field]}: all views are the same because'
         f' input.crop is the whole image ({size}); use 1'
       )
+
+
+def _table(config) -> layers.Table:
   try:
-    shape = (config.input.crop, config.input.crop, 3)
-    layers.count_macs(NETS[config.model.net](2), shape)
+    table = nets.table_of(config, config.data.num_classes or 2)
+    layers.count_macs(table, (config.input.crop, config.input.crop, 3))
+    return table
   except ValueError as error:
     raise UserError(
-      f'config.model.net={config.model.net} with input.crop={config.input.crop}: {error}'
+      f'config.model.net={nets.title(config.model)} with input.crop={config.input.crop}: {error}'
     ) from None
 
 

@@ -44,15 +44,18 @@ _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 def main() -> None:
   config, name = command.read_config()
+  from alexnet_jax.model import nets
   from alexnet_jax.results import files
   from alexnet_jax.train import diagnosis
   from alexnet_jax.train.parallel import Devices
   from alexnet_jax.train.workdir import environment
+  from alexnet_jax.weights.start import weights_of
 
   store, images, labels, what = choose_batch(config, _BATCH_SIZE.value, _IMAGES.value)
-  classes, net = len(store.classes), config.model.net
+  classes, net = len(store.classes), nets.title(config.model)
   print(f'{name}: net {net}, {classes:,} classes\n{what}\n\nat initialization, without dropout:\n')
-  experiment = diagnosis.one_batch_experiment(config, store, len(images))
+  weights = weights_of(config)
+  experiment = diagnosis.one_batch_experiment(config, store, len(images), weights)
   state = experiment.initial_state()
   layers = diagnosis.activations(experiment, state, images)
   print(f'{layer_table(layers)}\n\n{interpretation(layers[-1].signal, classes)}', flush=True)

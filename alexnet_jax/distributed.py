@@ -5,7 +5,6 @@ bare `python` in an interactive Slurm allocation would wait for tasks that nobod
 here we look for a job that has several processes, and leave the rest to `jax.distributed`.
 """
 
-import contextlib
 import importlib.util
 import os
 import sys
@@ -103,18 +102,6 @@ def is_member() -> bool:
   import jax
 
   return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def leave(code: int) -> None:
-  """Ends this process at once with `code` if it is one of many, else does nothing.
-
-  At a normal end JAX waits for all the others, who may be waiting for us in a collective.
-  """
-  if is_member():
-    for stream in (sys.stdout, sys.stderr):
-      with contextlib.suppress(OSError, ValueError):
-        stream.flush()
-    os._exit(code)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -17,3 +17,9 @@ class Interrupted(Exception):
   """The run was asked to stop and has saved its state; the same command resumes it."""
 
   exit_code = 75
+
+
+class MembersFailed(Exception):
+  """Members of a sweep failed; the others are done."""
+
+  exit_code = 1

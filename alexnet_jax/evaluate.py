@@ -1,20 +1,25 @@
-"""Error rates of a trained run, or of several runs together.
+"""Error rates of a trained run, of several runs together, or of weights of others.
 
   python -m alexnet_jax.evaluate --workdir=runs/imagenet --views=10
   python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --ensemble_weights=search
+  python -m alexnet_jax.evaluate --weights=alexnet.pth --config=configs/imagenet.py:owt
 
 Every held-out image is counted exactly once, on any number of devices.  The softmax probabilities
 of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % bootstrap
 interval of each error and the worst classes; the first folder gets `predictions-*.npz` (label,
 probabilities) and `evaluation-*.json`.
+
+--weights takes what `alexnet_jax.convert` takes.  They are evaluated on the data of --config with
+the preprocessing that they were trained with; the files go to runs/<name of the weights>.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu
+from alexnet_jax import command, cpu, distributed
 from alexnet_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -24,18 +29,35 @@ _VIEWS = flags.DEFINE_enum(
 )
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which saved state.')
 _ENSEMBLE_WEIGHTS = flags.DEFINE_string(
-  'ensemble_weights', 'equal', 'Of an ensemble: equal, numbers, or search (on these very images).'
+  'ensemble_weights', 'equal', 'Equal, numbers, or search (on these very images).'
+)
+_WEIGHTS = flags.DEFINE_string('weights', None, 'Weights to evaluate on the data of --config.')
+_NET = flags.DEFINE_enum(
+  'net', None, ['caffe', 'caffenet'], 'Which one, where --weights does not say it.'
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one process of a job of several.'
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
 
 def main() -> None:
-  if bool(_WORKDIR.value) == bool(_ENSEMBLE.value):
-    raise UserError('give either --workdir=RUN or --ensemble=RUN,RUN,...')
-  workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value]]
+  if [bool(flag.value) for flag in (_WORKDIR, _ENSEMBLE, _WEIGHTS)].count(True) != 1:
+    raise UserError(
+      'give one of --workdir=RUN, --ensemble=RUN,RUN,... and --weights=FILE (with --config=...)'
+    )
+  config = command.read_config()[0] if _WEIGHTS.value else None
+  cpu.prepare_process()
+  distributed.join(_DISTRIBUTED.value)
   from alexnet_jax.results import scores
 
-  cpu.prepare_process()
+  if config:
+    name, predictions, classes, views = _predict_imported(Path(_WEIGHTS.value), config)
+    rows = {name: predictions.probabilities}
+    folder = Path('runs', Path(_WEIGHTS.value).stem)
+    _report(rows, predictions.label, classes, folder, f'imported-{views}')
+    return
+  workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value]]
   found = [_predict(workdir) for workdir in workdirs]
   names, predictions, classes, views = zip(*found, strict=True)
   label = predictions[0].label
@@ -63,15 +85,13 @@ def _predict(workdir: Path):
   """Name, predictions, classes and views of one run."""
   from alexnet_jax import config as configs
   from alexnet_jax.data.preparation import prepare_store
-  from alexnet_jax.data.progress import Console
-  from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
+  from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.train.parallel import AXIS, Devices
-  from alexnet_jax.train.workdir import CONFIG, read_json
+  from alexnet_jax.train.workdir import read_config
+  from alexnet_jax.weights.start import weights_of
 
-  if not (workdir / CONFIG).exists():
-    raise UserError(f'{workdir} holds no run: there is no {CONFIG}')
-  config = configs.from_json(read_json(workdir / CONFIG))
+  config = read_config(workdir)
   if _DATA_DIR.value:
     config.data.dir = _DATA_DIR.value
   views = config.eval.final_views = int(_VIEWS.value or config.eval.final_views)
@@ -80,19 +100,84 @@ def _predict(workdir: Path):
   devices = Devices()
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
-  experiment = make_experiment(config, store, AXIS)
+  experiment = make_experiment(config, store, AXIS, weights_of(config, workdir))
   state, step = experiment.restored(workdir, _CHECKPOINT.value)
-  evaluator = Evaluator(experiment, store.eval, devices)
-  with Console().count(f'{workdir}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
-    predictions = evaluator.predictions(
-      devices.replicate(state.eval_params), devices.replicate(state.batch_stats), views, advance
-    )
+  predictions = _predictions(
+    f'{workdir}', experiment, store, devices, views, state.eval_params, state.batch_stats
+  )
   epoch = experiment.calendar.epoch_of(step)
   return (
     f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})',
     predictions,
     store.class_names,
     views,
+  )
+
+
+def _predictions(name: str, experiment, store, devices, views: int, params, batch_stats):
+  from alexnet_jax.data.progress import Console
+  from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
+
+  evaluator = Evaluator(experiment, store.eval, devices)
+  with Console().count(f'{name}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
+    return evaluator.predictions(
+      devices.replicate(params), devices.replicate(batch_stats), views, advance
+    )
+
+
+def _predict_imported(path: Path, config):
+  """As `_predict`, of weights that were trained elsewhere."""
+  import jax.numpy as jnp
+
+  from alexnet_jax.data.preparation import prepare_store
+  from alexnet_jax.model.alexnet import AlexNet
+  from alexnet_jax.train.evaluation import VIEW_NAMES
+  from alexnet_jax.train.experiment import make_experiment
+  from alexnet_jax.train.parallel import AXIS, Devices
+  from alexnet_jax.weights.load import load
+
+  weights = load(path, net=_NET.value, checkpoint=_CHECKPOINT.value)
+  if _DATA_DIR.value:
+    config.data.dir = _DATA_DIR.value
+  views = int(_VIEWS.value or config.eval.final_views)
+  if config.data.image_size != weights.image_size:
+    raise UserError(
+      f'config.data.image_size={config.data.image_size}: {path} wants pictures of'
+      f' {weights.image_size} pixels; use --config.data.image_size={weights.image_size}'
+    )
+  devices = Devices()
+  devices.check_batch('eval.batch_size', config.eval.batch_size)
+  store = prepare_store(config.data)
+  _check_classes(path, weights.classes, store)
+  if config.data.resize != weights.resize:
+    print(
+      f'note: the weights were made for pictures resized by {weights.resize!r}, these are resized'
+      f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
+    )
+  experiment = make_experiment(config, store, AXIS)
+  experiment = dataclasses.replace(
+    experiment,
+    table=weights.table,
+    model=AlexNet(weights.table, jnp.dtype(config.model.compute_dtype), AXIS),
+    recipe=dataclasses.replace(experiment.recipe, preprocessing=weights.preprocessing),
+  )
+  predictions = _predictions(f'{path}', experiment, store, devices, views, **weights.variables)
+  return f'{weights.source} ({VIEW_NAMES[views]})', predictions, store.class_names, views
+
+
+def _check_classes(path: Path, classes: tuple[str, ...], store) -> None:
+  """Raises UserError if the logits cannot mean the classes of the data."""
+  if len(classes) != len(store.classes):
+    raise UserError(
+      f'{path} tells {len(classes):,} classes apart, the data has {len(store.classes):,}'
+    )
+  unnamed = classes == tuple(f'class {number}' for number in range(len(classes)))
+  if unnamed or classes in (store.classes, store.class_names):
+    return
+  number = next(n for n, (a, b) in enumerate(zip(classes, store.classes, strict=True)) if a != b)
+  raise UserError(
+    f'{path} has other classes than the data: class {number} is {classes[number]!r} in the one,'
+    f' {store.classes[number]!r} in the other'
   )
 
 
@@ -118,10 +203,15 @@ def _weights(members, label) -> list[float]:
 def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   """Prints the table and the worst classes of the last row, and writes both files."""
   from alexnet_jax.results import files, scores
+  from alexnet_jax.train import processes
   from alexnet_jax.train.evaluation import Predictions, write_predictions
   from alexnet_jax.train.parallel import Devices
   from alexnet_jax.train.workdir import environment
 
+  devices = Devices()
+  if devices.process_index:
+    processes.barrier('the report')
+    return
   results = {}
   for name, probabilities in rows.items():
     results[name] = scores.errors(probabilities, label)
@@ -146,10 +236,11 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
       'results': results,
       'evaluated_images': len(label),
       'command': command.spoken(),
-      **environment(Devices()),
+      **environment(devices),
     },
   )
   write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
+  processes.barrier('the report')
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
   python -m alexnet_jax.main --config=configs/digits.py
   python -m alexnet_jax.main --config=configs/cifar10.py:18pct --config.epochs=30
+  python -m alexnet_jax.main --config=configs/cifar10.py:18pct --ablation=no_lrn
   python -m alexnet_jax.main --config=configs/imagenet.py --dry_run
 
 The same command resumes a run that was stopped.  Exit codes: 0 done, 2 bad input, 3 diverged,
@@ -16,7 +17,7 @@ from absl import flags
 from alexnet_jax import command, cpu, deterministic, distributed
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; runs/<config>[-<variant>] if not given.'
+  'workdir', None, 'Folder of the run; runs/<config>[-<variant>][-<ablation>] if not given.'
 )
 _ALLOW_CHANGE = flags.DEFINE_list(
   'allow_change', [], 'Config fields that may differ from those the run was begun with.'
@@ -28,7 +29,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 
 def main() -> None:
-  config, name = command.read_config()
+  config, name = command.read_config(_WORKDIR.value)
   workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
   if config.deterministic and not _DRY_RUN.value:
@@ -45,8 +46,15 @@ def main() -> None:
   if _DRY_RUN.value:
     return
   from alexnet_jax.train import loop
+  from alexnet_jax.weights.start import weights_of
 
-  loop.train(config, workdir, command=command.spoken(), allowed=_ALLOW_CHANGE.value)
+  loop.train(
+    config,
+    workdir,
+    command=command.spoken(),
+    allowed=_ALLOW_CHANGE.value,
+    weights=weights_of(config, workdir),
+  )
 
 
 if __name__ == '__main__':

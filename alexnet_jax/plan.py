@@ -4,8 +4,7 @@ import math
 
 import ml_collections
 
-from alexnet_jax.model import layers
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model import layers, nets
 from alexnet_jax.train import schedules
 from alexnet_jax.train.calendar import Calendar
 
@@ -20,7 +19,7 @@ def lines(
     classes: number of classes.
     examples, held_out: training and evaluation images.
   """
-  table = NETS[config.model.net](classes)
+  table = nets.table_of(config, classes)
   shape = (config.input.crop, config.input.crop, 3)
   calendar = Calendar(examples, config.batch_size, config.epochs)
   parameters = layers.count_parameters(table, shape)
@@ -32,7 +31,7 @@ def lines(
   raw = (examples + held_out) * config.data.image_size**2 * 3
   stored = raw if config.data.encoding == 'raw' else raw / 10
   return [
-    f'net           {config.model.net}: {parameters:,} parameters, {macs:,} MACs an image,'
+    f'net           {nets.title(config.model)}: {parameters:,} parameters, {macs:,} MACs an image,'
     f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
     f'data          {examples:,} training and {held_out:,} held-out images,'
     f' {config.data.image_size}x{config.data.image_size} stored',

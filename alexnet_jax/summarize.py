@@ -1,14 +1,14 @@
 """Prints a net layer by layer.
 
 python -m alexnet_jax.summarize --config=configs/imagenet.py:owt
+python -m alexnet_jax.summarize --config=configs/imagenet.py --ablation=ungrouped
 """
 
 import math
 import sys
 
 from alexnet_jax import command
-from alexnet_jax.model import layers
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model import layers, nets
 
 
 def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
@@ -55,9 +55,9 @@ def main() -> None:
   note = '' if config.data.num_classes else ' (classes as an example: the data decides)'
   print(
     summary(
-      NETS[config.model.net](classes),
+      nets.table_of(config, classes),
       (side, side, 3),
-      f'{name}: net {config.model.net}, input {side}x{side}x3, {classes:,} classes{note}',
+      f'{name}: net {nets.title(config.model)}, input {side}x{side}x3, {classes:,} classes{note}',
     )
   )
 

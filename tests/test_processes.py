@@ -37,7 +37,7 @@ def environment(devices, **more):
   return kept | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | more
 
 
-def start(workdir, processes, devices, *flags, each='--distributed=auto'):
+def start(workdir, processes, devices, *flags, each='--distributed=auto', command=COMMAND):
   """Starts a job; its processes' outputs go to files beside the workdir.
 
   `each` is a flag in which {} stands for the number of the process.
@@ -58,7 +58,7 @@ def start(workdir, processes, devices, *flags, each='--distributed=auto'):
     with open(f'{workdir}-{index}.log', 'a') as log:
       job.append(
         subprocess.Popen(
-          [*COMMAND, f'--workdir={workdir}', *flags, each.format(index)],
+          [*command, f'--workdir={workdir}', *flags, each.format(index)],
           env=job_environment,
           stdout=log,
           stderr=log,
@@ -158,6 +158,20 @@ def test_two_processes_learn_what_one_does(one_process, two_processes):
   )
 
 
+def test_two_processes_evaluate(two_processes):
+  """The same command on two processes says what the run itself had found."""
+  workdir, _ = two_processes
+  command = [sys.executable, '-m', 'alexnet_jax.evaluate']
+  codes, logs = finish(start(workdir, 2, 1, command=command), workdir)
+  assert codes == [0, 0], logs
+  assert 'over 359 images' in logs[0] and 'over 359 images' not in logs[1]
+  report = json.loads((workdir / 'evaluation-last-1.json').read_text())
+  (found,) = report['results'].values()
+  results = json.loads((workdir / 'results.json').read_text())
+  assert found['top1_error'] == pytest.approx(results['eval/top1_error'])
+  assert found['loss'] == pytest.approx(results['eval/loss'], rel=1e-5)
+
+
 def test_one_process_is_told_to_stop_and_both_do(two_processes, tmp_path):
   """The signal reaches the second only; the end is that of an undisturbed run, bit for bit."""
   workdir = tmp_path / 'run'
@@ -180,8 +194,9 @@ def test_one_process_is_told_to_stop_and_both_do(two_processes, tmp_path):
 
 
 def test_a_run_moves_between_topologies(one_process, tmp_path):
-  """One epoch on two processes of two devices each, the next on one device."""
+  """Eight devices of one process, then two of each of two processes, then a single one."""
   workdir = tmp_path / 'run'
+  run(workdir, 1, 8, '--config.epochs=0.5')
   run(workdir, 2, 2, '--config.epochs=1')
   logs = run(workdir, 1, 1)
   assert 'changed since the run began: epochs: 1.0 -> 2.0' in logs[0]
@@ -190,8 +205,9 @@ def test_a_run_moves_between_topologies(one_process, tmp_path):
   assert step == expected_step
   assert_close(moved, stayed)
   assert_losses_close(workdir, one_process)
-  changes = json.loads((workdir / 'changes.jsonl').read_text())['changes']
-  assert changes == {'epochs': [1.0, 2.0]}
+  lines = (workdir / 'changes.jsonl').read_text().splitlines()
+  changes = [json.loads(line)['changes'] for line in lines]
+  assert changes == [{'epochs': [0.5, 1.0]}, {'epochs': [1.0, 2.0]}]
 
 
 def test_processes_need_not_share_a_disk(two_processes, tmp_path):

@@ -17,6 +17,7 @@ from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import make_train_step
 from alexnet_jax.train.workdir import environment
+from alexnet_jax.weights.start import weights_of
 
 # Far more examples than a benchmark sees: the schedules stay at their beginning.
 _EXAMPLES = 10**7
@@ -123,4 +124,4 @@ def make_up(config) -> tuple[Experiment, np.ndarray]:
     colour_eigenvectors=np.eye(3),
     meta={},
   )
-  return make_experiment(config, store, AXIS), images
+  return make_experiment(config, store, AXIS, weights_of(config)), images

@@ -86,7 +86,7 @@ class Store:
   @property
   def class_names(self) -> tuple[str, ...]:
     """What to call the classes before people: words where the data gave some, else `classes`."""
-    return tuple(self.meta['class_names']) or self.classes
+    return tuple(self.meta.get('class_names', ())) or self.classes
 
 
 def open_store(path: pathlib.Path | str) -> Store:

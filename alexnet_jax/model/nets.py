@@ -9,7 +9,7 @@ An ablation is an edit of rows: every function returns a plain tuple of rows fro
 
 from collections.abc import Callable
 
-from alexnet_jax.model import layers
+from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.layers import (
   AvgPool,
   BatchNorm,
@@ -381,3 +381,22 @@ NETS: dict[str, Callable[[int], layers.Table]] = {
     digits,
   )
 }
+
+
+def table_of(config, classes: int) -> layers.Table:
+  """The net of a config: the table `config.model.net` after the edits `config.model.edits`.
+
+  Args:
+    config: of a run; `input.crop` is the side of the net's input.
+    classes: number of classes.
+
+  Raises:
+    ValueError: an edit does not fit the net.
+  """
+  side = config.input.crop
+  return ablations.edited(NETS[config.model.net](classes), config.model.edits, (side, side, 3))
+
+
+def title(model) -> str:
+  """The name of a config's net with its edits, such as "krizhevsky2012 (no_lrn, tanh)"."""
+  return model.net + (f' ({", ".join(model.edits)})' if model.edits else '')

@@ -4,7 +4,7 @@ import collections
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self, TextIO
 
 
@@ -229,6 +229,17 @@ def results_table(results: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
+def class_table(rows: Sequence[tuple[str, int, float, str]]) -> str:
+  """Errors of classes, as aligned text.
+
+  Args:
+    rows: name, images, error (a share in [0, 1]) and what it is most often taken for, or ''.
+  """
+  table = [('class', 'images', 'top-1 error', 'mostly taken for')]
+  table += [(name, f'{n:,}', _percent(error), other) for name, n, error, other in rows]
+  return '\n'.join(_aligned(table, left=(0, 3)))
+
+
 def duration(seconds: float) -> str:
   """Seconds as people say them: 42s, 12m05s, 3h12m, 6d03h."""
   seconds = round(seconds)
@@ -256,13 +267,14 @@ def _percent(share: float | None) -> str:
   return '-' if share is None else f'{100 * share:.2f}%'
 
 
-def _aligned(table: list[tuple[str, ...]]) -> list[str]:
-  """Lines of a table: the first column to the left, the others to the right."""
+def _aligned(table: list[tuple[str, ...]], left: Collection[int] = (0,)) -> list[str]:
+  """Lines of a table: the columns `left` to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
   widths[0] = max(widths[0], 10)
   return [
     '  '.join(
-      [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+      cell.ljust(width) if column in left else cell.rjust(width)
+      for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ).rstrip()
     for row in table
   ]

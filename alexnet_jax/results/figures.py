@@ -67,7 +67,7 @@ def learning_curves(
     axes.set_xlim(0, max(epochs, default=0) or 1)
     axes.set_xlabel(unit, fontsize=10, color=_FAINT)
     _mark_rates(axes, rates)
-  _save(figure, path)
+  save(figure, path)
 
 
 def filter_grid(
@@ -266,10 +266,10 @@ def _save_pixels(canvas: np.ndarray, left: int, texts: list, path: str | os.Path
   for baseline, text, weight, size, colour in texts:
     x, y = left / width, 1 - baseline / height
     figure.text(x, y, text, fontweight=weight, fontsize=size, color=colour)
-  _save(figure, path)
+  save(figure, path)
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def save(figure, path: str | os.PathLike) -> None:
   """Renders `figure` as PNG and puts it in place in one stroke."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -74,6 +74,13 @@ def worst_classes(
   return sorted(rows, key=lambda row: (-row[2], row[0]))[:count]
 
 
+def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """How often each class is taken for each: int64 (classes, classes), a row for each true class."""
+  classes = probabilities.shape[1]
+  pairs = labels.astype(np.int64) * classes + probabilities.argmax(1)
+  return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
 def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
   """The weighted mean of the members' probabilities (CHM avg-test.py), (n, classes)."""
   total = float(sum(weights))

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,7 @@ class Checkpoints:
     self._pending = self._thread.submit(self._write, self._directory / kind, step, leaves, meta)
 
   def restore(self, target: Any, *, kind: str = 'last') -> tuple[int, Any, dict] | None:
-    """Reads the newest checkpoint that is exactly what was written.
-
-    Damaged ones are logged and passed over; once a good one is found, the primary process moves
-    them to `damaged-<step>`, for a person to look at and delete.
+    """Reads the newest good checkpoint into a pytree; see `newest`.
 
     Args:
       target: pytree of arrays or ShapeDtypeStructs that the checkpoint has to fit.
@@ -113,6 +111,34 @@ class Checkpoints:
     Raises:
       UserError: all checkpoints are damaged, or a good one does not fit `target`.
     """
+    found = self.newest(kind, lambda leaves, path: _require_fit(leaves, target, path))
+    if found is None:
+      return None
+    step, leaves, meta = found
+    ordered = [leaves[name] for name in checkpoint_files.named_leaves(target)]
+    return step, jax.tree.unflatten(jax.tree.structure(target), ordered), meta
+
+  def newest(
+    self,
+    kind: str = 'last',
+    check: Callable[[dict[str, list], Path], None] = lambda leaves, path: None,
+  ) -> tuple[int, dict[str, np.ndarray], dict] | None:
+    """Reads the newest checkpoint that is exactly what was written, whatever it holds.
+
+    Damaged ones are logged and passed over; once a good one is found, the primary process moves
+    them to `damaged-<step>`, for a person to look at and delete.
+
+    Args:
+      kind: 'last' or 'best'.
+      check: is given {name: [shape, dtype, ...]} and the folder before the arrays are read.
+
+    Returns:
+      (step, {name: array} with names such as 'params/conv1/kernel', meta); None if there are no
+      checkpoints.
+
+    Raises:
+      UserError: all checkpoints are damaged.
+    """
     self.wait()
     damaged: dict[int, DamagedError] = {}
     # Listed again after each failure: a running job may delete what a reader is reading.
@@ -120,7 +146,7 @@ class Checkpoints:
       step, path = steps[-1], self._directory / kind / str(steps[-1])
       try:
         record = checkpoint_files.read_record(path)
-        _require_fit(record['leaves'], target, path)
+        check(record['leaves'], path)
         leaves = checkpoint_files.read_leaves(path, record)
       except DamagedError as error:
         _log.warning('checkpoint %s is damaged (%s); trying the one before', path, error)
@@ -129,8 +155,7 @@ class Checkpoints:
       if self.primary:
         for step_aside in damaged:
           _set_aside(self._directory / kind / str(step_aside))
-      ordered = [leaves[name] for name in checkpoint_files.named_leaves(target)]
-      return step, jax.tree.unflatten(jax.tree.structure(target), ordered), record['meta']
+      return step, leaves, record['meta']
     if damaged:
       reasons = '; '.join(f'{step}: {error}' for step, error in damaged.items())
       raise UserError(

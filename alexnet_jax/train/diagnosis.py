@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
@@ -20,6 +21,9 @@ from alexnet_jax.train import augment
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import TrainState, make_train_step
+
+if TYPE_CHECKING:  # what is passed in comes from a room below
+  from alexnet_jax.weights.pretrained import Pretrained
 
 # A batch is learned when no image of it is mistaken and the loss is below this share of
 # ln(classes); training has diverged where it is above this multiple.
@@ -67,7 +71,10 @@ class Step:
 
 
 def one_batch_experiment(
-  config: ml_collections.ConfigDict, store: Store, batch_size: int
+  config: ml_collections.ConfigDict,
+  store: Store,
+  batch_size: int,
+  weights: 'Pretrained | None' = None,
 ) -> Experiment:
   """The run of `config` without what would hide whether a net can learn a single batch.
 
@@ -80,6 +87,7 @@ def one_batch_experiment(
     config: validated.
     store: the data; only its classes, statistics and number of rows matter.
     batch_size: images of the batch.
+    weights: what config.weights names.
   """
   config = copy.deepcopy(config)
   config.optimizer.learning_rate = single_batch_rate(config, batch_size, len(store.classes))
@@ -96,7 +104,7 @@ def one_batch_experiment(
   config.optimizer.schedule.kind = 'constant'
   config.optimizer.bias_schedule.kind = 'constant'
   config.optimizer.layer_factors = {}
-  experiment = make_experiment(config, store, AXIS)
+  experiment = make_experiment(config, store, AXIS, weights)
   return with_table(experiment, experiment.table)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flax
 import jax.numpy as jnp
@@ -12,17 +13,23 @@ from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
-from alexnet_jax.train import augment, schedules
+from alexnet_jax.model.nets import table_of
+from alexnet_jax.train import augment, schedules, transfer
 from alexnet_jax.train.calendar import Calendar
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
 
+if TYPE_CHECKING:  # what is passed in comes from a room below
+  from alexnet_jax.weights.pretrained import Pretrained
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run that could start: the net, the recipe and the calendar."""
+  """A run that could start: the net, the recipe and the calendar.
+
+  `weights` is the trained net it starts from, if any; `new_layer` the one that does not.
+  """
 
   config: ml_collections.ConfigDict
   classes: tuple[str, ...]
@@ -31,14 +38,18 @@ class Experiment:
   recipe: Recipe
   calendar: Calendar
   plateau: schedules.Plateau | None
+  weights: 'Pretrained | None' = None
+  new_layer: str | None = None
 
   @property
   def view_shape(self) -> tuple[int, int, int]:
     return (self.config.input.crop, self.config.input.crop, 3)
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, a function of config.seed alone."""
+    """The state before the first step, a function of config.seed and of the weights."""
     variables = init_variables(self.model, self.config.seed, self.config.input.crop)
+    if self.weights is not None:
+      variables = transfer.start_from(self.weights, variables, self.new_layer)
     plateau = self.plateau.initial() if self.plateau else {}
     return init_state(variables, self.recipe, plateau)
 
@@ -63,7 +74,10 @@ class Experiment:
 
 
 def make_experiment(
-  config: ml_collections.ConfigDict, store: Store, axis_name: str | None
+  config: ml_collections.ConfigDict,
+  store: Store,
+  axis_name: str | None,
+  weights: 'Pretrained | None' = None,
 ) -> Experiment:
   """Builds a run from its config and its prepared data.
 
@@ -71,27 +85,35 @@ def make_experiment(
     config: validated.
     store: the data.
     axis_name: the axis the step will be mapped over; None on one device.
+    weights: the trained net to start from; None for random weights.
 
   Raises:
-    UserError: the data has no classes to tell apart, or the run no step.
+    UserError: the data has no classes to tell apart, or the weights are of another net.
   """
   if len(store.classes) < 2:
     raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
+  if config.weights and weights is None:
+    raise ValueError(f'config.weights={config.weights}: pass the net that weights.start reads')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
-  table = NETS[config.model.net](len(store.classes))
+  table = table_of(config, len(store.classes))
   model = AlexNet(table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
   shapes = {
     row.name: row.parameters(inputs)
     for row, inputs, _ in layers.walk(table, (config.input.crop, config.input.crop, 3))
     if row.parameters(inputs)
   }
+  new_layer = None
+  if weights is not None:
+    transfer.check_fit(weights, config, shapes, new_layer=table[-1].name)
+    same = weights.classes in (store.classes, store.class_names)
+    new_layer = None if same else table[-1].name
   schedule = config.optimizer.schedule
   plateau = None
   if schedule.kind == 'plateau':
     plateau = schedules.Plateau(schedule.factor, schedule.patience)
   recipe = Recipe(
     seed=config.seed,
-    preprocessing=make_preprocessing(config, store),
+    preprocessing=make_preprocessing(config, store, weights),
     colour_noise=make_colour_noise(config.input, calendar),
     rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
     optimizer=make_optimizer(config, shapes),
@@ -99,7 +121,9 @@ def make_experiment(
     ema_decay=config.ema_decay,
     micro_batches=config.micro_batches,
   )
-  return Experiment(config, store.classes, table, model, recipe, calendar, plateau)
+  return Experiment(
+    config, store.classes, table, model, recipe, calendar, plateau, weights, new_layer
+  )
 
 
 def make_colour_noise(settings, calendar: Calendar):
@@ -110,19 +134,33 @@ def make_colour_noise(settings, calendar: Calendar):
   return lambda step: jnp.float32(settings.colour_noise)
 
 
-def make_preprocessing(config, store: Store) -> augment.Preprocessing:
-  """The preprocessing that config.input describes, with the statistics of the training images."""
+def make_preprocessing(
+  config, store: Store | None, weights: 'Pretrained | None' = None
+) -> augment.Preprocessing:
+  """The preprocessing that config.input describes.
+
+  Args:
+    config: validated.
+    store: for the statistics of the training images; see `needs_statistics`.
+    weights: for `input.normalization=weights`.
+
+  Raises:
+    UserError: the mean of the weights is smaller than a view.
+  """
   settings = config.input
-  pixel = store.mean_image.mean((0, 1), dtype=np.float64)
-  covariance = store.colour_eigenvectors * store.colour_stdevs**2 @ store.colour_eigenvectors.T
-  ones = np.ones(3)
-  mean, scale = {
-    'mean_image': (_mean_view(store.mean_image, settings), ones),
-    'mean_pixel': (pixel, ones),
-    'standardize': (pixel, 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))),
-    'torchvision': (augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)),
-    'none': (0 * ones, ones),
-  }[settings.normalization]
+  mean, scale = np.zeros(3), np.ones(3)
+  match settings.normalization:
+    case 'mean_image':
+      mean = _mean_view(store.mean_image, settings)
+    case 'mean_pixel' | 'standardize':
+      mean = store.mean_image.mean((0, 1), dtype=np.float64)
+    case 'torchvision':
+      mean, scale = augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)
+    case 'weights':
+      mean, scale = transfer.normalization(weights, settings.crop)
+  if settings.normalization == 'standardize':
+    covariance = store.colour_eigenvectors * store.colour_stdevs**2 @ store.colour_eigenvectors.T
+    scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))
   if settings.colour_statistics == '2012':
     stdevs = np.array(augment.COLOUR_STDEVS_2012)
     eigenvectors = np.array(augment.COLOUR_EIGENVECTORS_2012)
@@ -137,6 +175,12 @@ def make_preprocessing(config, store: Store) -> augment.Preprocessing:
     random_crop=settings.random_crop,
     mirror=settings.mirror,
   )
+
+
+def needs_statistics(settings) -> bool:
+  """Whether config.input asks for statistics of the training images."""
+  own = settings.normalization in ('mean_image', 'mean_pixel', 'standardize')
+  return own or settings.colour_statistics == 'data'
 
 
 def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flax
 import ml_collections
@@ -14,9 +15,10 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, nets
 from alexnet_jax.results import figures, files, scores
-from alexnet_jax.results.console import Console, results_table
+from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
+from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.train import processes
 from alexnet_jax.train.checkpoint import Checkpoints
@@ -34,9 +36,19 @@ from alexnet_jax.train.workdir import (
   lock_workdir,
 )
 
+if TYPE_CHECKING:  # what is passed in comes from a room below
+  from alexnet_jax.weights.pretrained import Pretrained
+
+_SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
+
 
 def train(
-  config: ml_collections.ConfigDict, workdir: Path, *, command: str, allowed: Sequence[str] = ()
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  *,
+  command: str,
+  allowed: Sequence[str] = (),
+  weights: 'Pretrained | None' = None,
 ) -> dict:
   """Trains, evaluates, saves and draws; goes on where an earlier call stopped.
 
@@ -45,6 +57,7 @@ def train(
     workdir: folder of this run; made if need be.
     command: how the user started the run, for messages and results.json.
     allowed: fields that may differ from those the run was begun with.
+    weights: what config.weights names; None if it names nothing.
 
   Returns:
     What results.json holds; of several processes only the first need know.
@@ -67,13 +80,13 @@ def train(
   # Data, net, recipe.
   store = prepare_store(config.data)
   processes.check_same(config=to_json(config), store=store.meta)
-  experiment = make_experiment(config, store, AXIS)
+  experiment = make_experiment(config, store, AXIS, weights)
   calendar = experiment.calendar
 
   with contextlib.ExitStack() as stack:
     if primary:
       stack.enter_context(lock_workdir(workdir))
-      claim_workdir(workdir, config, devices, changes)
+      claim_workdir(workdir, config, experiment.recipe.preprocessing, devices, changes)
 
     # State: the newest good checkpoint, or the beginning.
     checkpoints = Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep, primary=primary)
@@ -93,6 +106,8 @@ def train(
       console.message(f'changed since the run began: {path}: {old} -> {new}')
     if start:
       console.message(f'resuming from step {start:,} (epoch {calendar.epoch_of(start):.2f})')
+    elif weights is not None:
+      console.message(starting_point(experiment))
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
     stack.callback(run.metrics.close)
     state = run.steps(devices.replicate(state))
@@ -100,6 +115,9 @@ def train(
     run.metrics.close()
     results = run.finish(state, command)
     if primary:
+      if 'classes' in results:
+        worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
+        console.message(class_table(worst) + '\n')
       console.message(results_table(results))
     processes.barrier('the end of the run')
   return results
@@ -116,6 +134,17 @@ def resume(checkpoints: Checkpoints, initial: TrainState) -> tuple[int, TrainSta
     state = flax.serialization.from_state_dict(state, found[1])
   start = int(processes.from_first(start))
   return start, processes.from_first(state) if start else state
+
+
+def starting_point(experiment: Experiment) -> str:
+  """What the run starts from, for people."""
+  weights, new = experiment.weights, experiment.new_layer
+  return f'starting from {weights.source}' + (
+    f'; {new} is new, for {len(experiment.classes):,} classes in place of'
+    f' {len(weights.classes):,} others'
+    if new
+    else ', with its classes'
+  )
 
 
 class Run:
@@ -256,6 +285,7 @@ class Run:
     meta = {
       'config': to_json(self.experiment.config),
       'classes': self.experiment.classes,
+      'class_names': self.store.class_names,
       'top1_error': self.best_error if kind == 'best' else None,
     }
     self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)
@@ -275,6 +305,12 @@ class Run:
       name = VIEW_NAMES[views].replace(' ', '_')
       final = scores.errors(predictions.probabilities, predictions.label)
       results.update({f'{name}/{key}': value for key, value in final.items()})
+    names = self.store.class_names
+    few = len(names) <= MOST_CLASSES
+    if few:
+      rows = scores.worst_classes(predictions.probabilities, predictions.label, names, len(names))
+      keys = ('class', 'images', 'top1_error', 'mostly_taken_for')
+      results['classes'] = [dict(zip(keys, row, strict=True)) for row in rows]
     speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
     results |= {
       'views': config.eval.views,
@@ -291,6 +327,10 @@ class Run:
       **environment(self.devices),
     }
     draw(self.experiment, records, to_host(state.params), workdir)
+    if few:
+      counts = scores.confusion(predictions.probabilities, predictions.label)
+      path = workdir / 'figures' / 'confusion.png'
+      confusion_matrix(counts, names, path, f'{workdir.name}: {VIEW_NAMES[views]}')
     write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
     files.write_json(workdir / RESULTS, results)
     return results
@@ -304,7 +344,7 @@ def draw(experiment: Experiment, records: list[dict], params: dict, workdir: Pat
   """Learning curves and the first layer's kernels, in WORKDIR/figures."""
   folder = workdir / 'figures'
   folder.mkdir(exist_ok=True)
-  net = experiment.config.model.net
+  net = nets.title(experiment.config.model)
   figures.learning_curves(records, folder / 'learning_curves.png', title=f'{workdir.name}: {net}')
   first = experiment.table[0]
   # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.

@@ -19,6 +19,8 @@ import ml_collections
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import files
+from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.train.preprocessing_file import write_preprocessing
 
 CONFIG = 'config.json'
 ENVIRONMENT = 'env.json'
@@ -64,7 +66,7 @@ def check_workdir(
   if not (workdir / CONFIG).exists():
     return {}
   # Through a config and back: fields that are newer than the run get their defaults.
-  old = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
+  old = configs.to_json(read_config(workdir))
   changes = configs.diff(old, configs.to_json(config))
   refused = [
     path
@@ -85,10 +87,14 @@ def check_workdir(
 def claim_workdir(
   workdir: Path,
   config: ml_collections.ConfigDict,
+  preprocessing: Preprocessing,
   devices,
   changes: Mapping[str, tuple[Any, Any]] = types.MappingProxyType({}),
 ) -> None:
-  """Notes in the folder whose it is: config.json, env.json and, for what changed, changes.jsonl.
+  """Notes in the folder whose it is: config.json, env.json, preprocessing.npz, changes.jsonl.
+
+  With the preprocessing, which has the data's mean and deviations, the folder can be used without
+  the data; changes are added to those of before.
 
   Raises:
     UserError: it cannot be written.
@@ -101,6 +107,7 @@ def claim_workdir(
       (workdir / RESULTS).unlink(missing_ok=True)  # they are of the run as it was
     files.write_json(workdir / CONFIG, configs.to_json(config))
     files.write_json(workdir / ENVIRONMENT, environment(devices))
+    write_preprocessing(workdir, preprocessing)
 
 
 @contextlib.contextmanager
@@ -154,6 +161,17 @@ def free_workdir(workdir: Path) -> Path:
   while (candidate := workdir.with_name(f'{workdir.name}-{number}')).exists():
     number += 1
   return candidate
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+  """The config of the run in a folder.
+
+  Raises:
+    UserError: there is no run, or its config cannot be used.
+  """
+  if not (workdir / CONFIG).exists():
+    raise UserError(f'{workdir} holds no run: there is no {CONFIG}')
+  return configs.from_json(read_json(workdir / CONFIG))
 
 
 def finished_results(workdir: Path) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from alexnet_jax.model import ablations, layers
+from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.augment import Preprocessing
 
 
@@ -12,13 +14,14 @@ class Pretrained:
 
   Attributes:
     source: what it is and where it came from, such as "torchvision alexnet, alexnet.pth".
-    net: a key of `nets.NETS`; the table is `NETS[net](len(classes))`.
+    net: a key of `nets.NETS`.
     variables: {'params': {layer: {'kernel', 'bias'}}, 'batch_stats': {...}} as NumPy float32, in
       the layout of `AlexNet`; the net takes RGB.
     classes: names, in the order of the logits.
     image_size: side of the square a picture is brought to before a view of it is cut.
     resize: how, 'crop' or 'warp', as in `data.images`.
     preprocessing: from that square to the net's input.
+    edits: ablations of the net, as in config.model.edits.
   """
 
   source: str
@@ -28,3 +31,10 @@ class Pretrained:
   image_size: int
   resize: str
   preprocessing: Preprocessing
+  edits: tuple[str, ...] = ()
+
+  @property
+  def table(self) -> layers.Table:
+    """The rows of the net."""
+    side = self.preprocessing.crop
+    return ablations.edited(NETS[self.net](len(self.classes)), self.edits, (side, side, 3))

@@ -1,0 +1,55 @@
+"""Converts weights.
+
+  python -m alexnet_jax.convert alexnet-owt-7be5be79.pth alexnet.npz
+  python -m alexnet_jax.convert runs/imagenet alexnet.stablehlo
+
+SRC, by its content: torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet
+(.caffemodel, .npy), our .npz, or the folder of a run.  DST, by its suffix:
+
+  .npz           all of it: weights, net, classes, preprocessing
+  .pth           the state dict of torchvision's alexnet, for torch.load; net owt only
+  .safetensors   the same for safetensors
+  .stablehlo     a program for jax.export: float32 views (b, crop, crop, 3), 0-255 RGB, to logits
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from alexnet_jax import command
+from alexnet_jax.errors import UserError
+
+_NET = flags.DEFINE_enum(
+  'net', None, ['caffe', 'caffenet'], 'Which one, where a Caffe file does not say it.'
+)
+_CLASSES = flags.DEFINE_string('classes', None, 'Text file of class names, one a line.')
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint', 'best', ['best', 'last'], 'Which saved state, if SRC is a run.'
+)
+
+
+def main(words: list[str]) -> None:
+  if len(words) != 2:
+    given = f'got {" ".join(words)}' if words else 'got neither'
+    raise UserError(f'give SRC and DST, two names of files, such as alexnet.pth a.npz; {given}')
+  source, target = words
+  import jax
+
+  from alexnet_jax.weights import load, save
+
+  path = Path(target).expanduser()
+  save.check_suffix(path)
+  jax.config.update('jax_platforms', 'cpu')  # another program may be using the accelerator
+  weights = load.load(source, net=_NET.value, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
+  size = save.save(weights, path)
+  preprocessing = weights.preprocessing
+  print(
+    f'{weights.source}: net {weights.net}, {len(weights.classes):,} classes, pictures'
+    f' {weights.resize} to {weights.image_size}, views of {preprocessing.crop}'
+  )
+  print(f'wrote {path}, {size / 1e6:,.1f} MB')
+
+
+if __name__ == '__main__':
+  sys.exit(command.run(main, positional=True))

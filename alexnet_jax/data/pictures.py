@@ -1,0 +1,118 @@
+"""Picture files of a user: found, and decoded by several threads ahead of whoever uses them."""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from alexnet_jax.data import images
+from alexnet_jax.data.folder import EXTENSIONS
+from alexnet_jax.errors import UserError
+
+# Few enough to share out evenly, enough that handing them over costs nothing: single small files
+# keep threads waiting for each other.
+_RUN = 16
+
+
+def find(arguments: Iterable[str]) -> list[pathlib.Path]:
+  """The picture files that words of a command mean.
+
+  Args:
+    arguments: files, taken as they are, and folders, of which all picture files at any depth are
+      taken in order of name.
+
+  Raises:
+    UserError: a folder has none.
+  """
+  found: list[pathlib.Path] = []
+  for argument in arguments:
+    path = pathlib.Path(argument).expanduser()
+    if not path.is_dir():
+      found.append(path)
+      continue
+    inside = sorted(
+      file
+      for file in path.rglob('*')
+      if file.suffix.lower() in EXTENSIONS
+      and not any(part.startswith('.') for part in file.relative_to(path).parts)
+    )
+    if not inside:
+      raise UserError(f'the folder {path} has no pictures ({" ".join(EXTENSIONS)})')
+    found += inside
+  return found
+
+
+def square(picture: pathlib.Path | str | np.ndarray, size: int, resize: str) -> np.ndarray:
+  """One picture as the store of a data set would hold it: uint8 (S, S, 3).
+
+  Args:
+    picture: a file, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
+    size: S.
+    resize: 'crop' or 'warp', see `images.square`.
+
+  Raises:
+    images.UnreadableImage: it cannot be read; the message says why.
+  """
+  if isinstance(picture, np.ndarray):
+    return images.square(picture, size, resize)
+  try:
+    with open(picture, 'rb') as file:
+      data = file.read()
+  except OSError as error:
+    raise images.UnreadableImage(error.strerror) from error
+  return images.square(data, size, resize)
+
+
+def batches(
+  pictures: Sequence[pathlib.Path | str | np.ndarray], size: int, resize: str, batch_size: int
+) -> Iterator[list[np.ndarray | images.UnreadableImage]]:
+  """Decodes pictures in order, a few batches ahead, on all cores.
+
+  Threads are as fast as processes here, since decoders release the interpreter, and start at once.
+
+  Args:
+    pictures: see `square`.
+    size, resize: see `square`.
+    batch_size: pictures in each list but the last.
+
+  Yields:
+    Lists of what `square` returned or raised.
+  """
+  # `images` silences Pillow while it decodes, which in one thread ends that of another.
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', module=r'PIL\.')
+    decoded = _decoded(pictures, size, resize, ahead=3 * batch_size)
+    while batch := list(itertools.islice(decoded, batch_size)):
+      yield batch
+
+
+def _decoded(pictures, size: int, resize: str, ahead: int):
+  """What `square` returned or raised, one after another."""
+
+  def decode(first: int):
+    return [_try_square(picture, size, resize) for picture in pictures[first : first + _RUN]]
+
+  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix='decode')
+  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+  try:
+    for first in range(0, len(pictures), _RUN):
+      waiting.append(pool.submit(decode, first))
+      if len(waiting) * _RUN >= ahead:
+        yield from waiting.popleft().result()
+    while waiting:
+      yield from waiting.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _try_square(picture, size: int, resize: str) -> np.ndarray | images.UnreadableImage:
+  try:
+    return square(picture, size, resize)
+  except images.UnreadableImage as error:
+    return error

@@ -1,0 +1,219 @@
+"""What a trained net sees in pictures, its features of them, and which are alike to it.
+
+  python -m alexnet_jax.predict --workdir=runs/digits a.png photos/ --figure=guesses.png
+  python -m alexnet_jax.predict --weights=alexnet.pth --views=10 --json=guesses.json photos/
+  find . -name '*.jpg' | python -m alexnet_jax.predict --workdir=runs/digits -
+  python -m alexnet_jax.predict --workdir=runs/digits --features=fc4 --npz=features.npz photos/
+  python -m alexnet_jax.predict --workdir=runs/digits --neighbours=6 --gallery=photos/ a.png
+
+Words are files, folders (of all pictures at any depth), or - for a list of files on standard input.
+They are decoded and resized as in training.  Where a picture's folder is named as a class, that is
+taken for its true class.  A picture that cannot be read is named and passed over: the exit code is
+2 only if none can be read.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from alexnet_jax import command, cpu
+from alexnet_jax.errors import UserError
+
+if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
+  from alexnet_jax.results.answers import Prediction
+
+_SHOWN = 8  # pictures in a figure, as in the paper's
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WEIGHTS = flags.DEFINE_string('weights', None, 'File of weights, in place of a run.')
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint', 'best', ['best', 'last'], 'Which saved state of the run.'
+)
+_CLASSES = flags.DEFINE_string(
+  'classes', None, "Text file with a class a line, in place of the weights' own names."
+)
+_VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged a picture.')
+_TOP = flags.DEFINE_integer('top', 5, 'Classes named a picture.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Pictures at a time.', lower_bound=1)
+_JSON = flags.DEFINE_string('json', None, 'File for all that is found; - for standard output.')
+_FIGURE = flags.DEFINE_string('figure', None, 'PNG of the first pictures with what is found.')
+_FEATURES = flags.DEFINE_string(
+  'features', None, 'Layer whose outputs are wanted, such as fc7; for --neighbours the last hidden.'
+)
+_NPZ = flags.DEFINE_string('npz', None, 'File for names and features; features-LAYER.npz.')
+_NEIGHBOURS = flags.DEFINE_integer(
+  'neighbours', None, 'How many pictures of the gallery to find for each.', lower_bound=1
+)
+_GALLERY = flags.DEFINE_string('gallery', None, 'Folder of pictures to look for neighbours in.')
+
+
+def main(words: list[str]) -> None:
+  _check_flags(words)
+  from alexnet_jax.data import pictures
+
+  files = pictures.find(_with_listed(words))
+  gallery = pictures.find([_GALLERY.value]) if _GALLERY.value else []
+  cpu.prepare_process()
+  from alexnet_jax.predictor import Predictor
+  from alexnet_jax.weights.load import load
+
+  path = Path(_WORKDIR.value or _WEIGHTS.value)
+  if _WORKDIR.value and not path.is_dir():
+    raise UserError(f'--workdir={path} is not a folder: give that of a run')
+  weights = load(path, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
+  predictor = Predictor(weights, views=int(_VIEWS.value), batch_size=_BATCH_SIZE.value)
+  if gallery:
+    _show_neighbours(predictor, files, gallery)
+  else:
+    _show_predictions(predictor, files)
+
+
+def _check_flags(words: list[str]) -> None:
+  """Raises UserError for what can be told to be wrong without looking at anything."""
+  if bool(_WORKDIR.value) == bool(_WEIGHTS.value):
+    raise UserError('give either --workdir=RUN or --weights=FILE')
+  if not words:
+    raise UserError('no pictures: give files or folders, or - for a list on standard input')
+  if bool(_NEIGHBOURS.value) != bool(_GALLERY.value):
+    raise UserError('--neighbours=K and --gallery=FOLDER need each other')
+  if _NPZ.value and not _FEATURES.value:
+    raise UserError(f'--npz={_NPZ.value}: which layer? give --features=LAYER too')
+  if _NPZ.value and _GALLERY.value:
+    raise UserError(f'--npz={_NPZ.value}: leave out --neighbours and --gallery to save features')
+
+
+def _with_listed(words: list[str]) -> list[str]:
+  """The words, `-` replaced by the lines of standard input."""
+  listed = []
+  if '-' in words:
+    listed = [line for line in sys.stdin.read().splitlines() if line]
+    if not listed and words == ['-']:
+      raise UserError('no pictures: standard input has no line')
+  return [word for word in words if word != '-'] + listed
+
+
+def _look(predictor, files, title: str, features: str | None) -> list['Prediction']:
+  """Predictions of all files, with a progress bar; what cannot be read is named."""
+  from alexnet_jax.data.progress import Console, Silent
+
+  progress = Console() if len(files) > 2 * _BATCH_SIZE.value else Silent()
+  with progress.count(title, len(files)) as advance:
+    found = list(predictor.stream(files, top=_TOP.value, features=features, advance=advance))
+  for prediction in found:
+    if prediction.error:
+      print(f'{prediction.name} cannot be read: {prediction.error}', file=sys.stderr)
+  if all(prediction.error for prediction in found):
+    raise UserError(f'{title}: none of {len(found):,} can be read')
+  return found
+
+
+def _show_predictions(predictor, files) -> None:
+  from alexnet_jax.results import answers
+
+  found = _look(predictor, files, 'pictures', _FEATURES.value)
+  classes = len(predictor.weights.classes)
+  _say(answers.text(found, classes))
+  _write_json(predictor, answers.errors(found, classes) | {'pictures': answers.as_json(found)})
+  readable = [each for each in found if not each.error]
+  if _FEATURES.value:
+    _write_features(readable)
+  if _FIGURE.value:
+    from alexnet_jax.results import figure4
+
+    shown = [
+      figure4.Guesses(
+        _square(predictor, each),
+        each.classes,
+        each.probabilities,
+        each.true_class,
+        Path(each.name).name,
+      )
+      for each in (readable[row] for row in _spread(len(readable)))
+    ]
+    _write('figure', _FIGURE.value, lambda path: figure4.guesses(shown, path, _title(predictor)))
+
+
+def _show_neighbours(predictor, files, gallery) -> None:
+  from alexnet_jax.results import neighbours
+
+  layer = _FEATURES.value or predictor.last_hidden
+  queries = _look(predictor, files, 'pictures', layer)
+  candidates = _look(predictor, gallery, f'pictures of {_GALLERY.value}', layer)
+  looked_at = len(queries) + len(candidates)
+  queries, candidates = ([x for x in each if not x.error] for each in (queries, candidates))
+  found = neighbours.search(queries, candidates, _NEIGHBOURS.value)
+  _say(neighbours.text(queries, found))
+  if broken := looked_at - len(queries) - len(candidates):
+    _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')
+  _write_json(predictor, {'layer': layer, 'pictures': neighbours.as_json(queries, found)})
+  if _FIGURE.value:
+    from alexnet_jax.results import figure4
+
+    def tile(each, note=''):
+      caption = each.true_class or Path(each.name).stem
+      return _square(predictor, each), f'{caption} {note}'.strip()
+
+    by_name = {each.name: each for each in candidates}
+    rows = _spread(len(queries))
+    asked = [tile(queries[row]) for row in rows]
+    nearest = [[tile(by_name[x.name], f'{x.distance:.1f}') for x in found[row]] for row in rows]
+    title = f'{_title(predictor)}: nearest in {layer}'
+    _write('figure', _FIGURE.value, lambda path: figure4.neighbours(asked, nearest, path, title))
+
+
+def _say(text: str) -> None:
+  if _JSON.value != '-':
+    print(text)
+
+
+def _title(predictor) -> str:
+  return Path(_WORKDIR.value or _WEIGHTS.value).name + f' ({predictor.weights.net})'
+
+
+def _spread(count: int) -> list[int]:
+  """At most `_SHOWN` of so many, evenly: neighbours in a list often show the same class."""
+  return [i * count // min(count, _SHOWN) for i in range(min(count, _SHOWN))]
+
+
+def _square(predictor, prediction: 'Prediction'):
+  from alexnet_jax.data import pictures
+
+  return pictures.square(prediction.name, predictor.weights.image_size, predictor.weights.resize)
+
+
+def _write_json(predictor, found: dict) -> None:
+  from alexnet_jax.results import files
+
+  value = {'weights': predictor.weights.source, 'views': int(_VIEWS.value), **found}
+  if _JSON.value == '-':
+    print(files.to_json(value, indent=2))
+  elif _JSON.value:
+    _write('json', _JSON.value, lambda path: files.write_json(path, value))
+
+
+def _write_features(found: list['Prediction']) -> None:
+  import numpy as np
+
+  from alexnet_jax.results import files
+
+  buffer = io.BytesIO()
+  features = np.stack([each.features for each in found])
+  np.savez(buffer, names=np.array([each.name for each in found]), features=features)
+  path = _NPZ.value or f'features-{_FEATURES.value}.npz'
+  _write('npz', path, lambda path: files.write_bytes(path, buffer.getvalue()))
+
+
+def _write(flag: str, path: str, write: Callable[[str], None]) -> None:
+  try:
+    write(path)
+  except OSError as error:
+    raise UserError(f'--{flag}={path} cannot be written: {error.strerror}') from error
+  print(f'{path} is written', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  sys.exit(command.run(main, positional=True))

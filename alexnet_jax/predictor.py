@@ -1,0 +1,183 @@
+"""A trained net applied to pictures, as a library.
+
+predictor = Predictor('runs/digits')  # the folder of a run, or a file of weights
+for prediction in predictor(['a.png', 'b.png']):
+  print(prediction.name, prediction.classes[0], prediction.probabilities[0])
+"""
+
+import collections
+import difflib
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax.data import imagenet, images, pictures
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.results.answers import Prediction
+from alexnet_jax.train import augment
+from alexnet_jax.weights.load import load
+from alexnet_jax.weights.pretrained import Pretrained
+
+_BATCH_SIZE = 128
+
+
+class Predictor:
+  """Decodes pictures as training did, runs the net on one device, and names what it sees.
+
+  Attributes:
+    weights: the trained net.
+    table: its layers.
+    last_hidden: name of the layer that the logits are computed from, whose outputs paper section
+      6.1 compares.
+  """
+
+  def __init__(
+    self, weights: str | os.PathLike | Pretrained, *, views: int = 1, batch_size: int = _BATCH_SIZE
+  ):
+    """Reads the net; compiles it at the first call.
+
+    Args:
+      weights: a file, the folder of a run, or a net that has been read.
+      views: 1 (the centre), 9 or 10, over which probabilities and features are averaged.
+      batch_size: pictures at a time.
+
+    Raises:
+      UserError: no such net or number of views, or all views would be the same.
+    """
+    if views not in augment.VIEWS:
+      raise UserError(f'views={views!r}: must be one of {", ".join(map(str, augment.VIEWS))}')
+    self.weights = weights if isinstance(weights, Pretrained) else load(Path(weights))
+    self.table = self.weights.table
+    hidden = [row for row in self.table[:-1] if not isinstance(row, layers.Dropout)]
+    self.last_hidden = hidden[-1].name
+    self._views = jnp.asarray(augment.VIEWS[views], jnp.float32)
+    self._batch_size = batch_size
+    self._variables = jax.device_put(self.weights.variables)
+    preprocessing = self.weights.preprocessing
+    if views > 1 and preprocessing.crop == (preprocessing.resize_to or self.weights.image_size):
+      raise UserError(
+        f'{views} views: all are the same, because {self.weights.source} sees the whole of its'
+        f' {preprocessing.crop}-pixel pictures; use 1'
+      )
+
+  def __call__(
+    self,
+    inputs: Sequence[str | os.PathLike | np.ndarray],
+    *,
+    top: int = 5,
+    features: str | None = None,
+  ) -> list[Prediction]:
+    """As a list, in order; see `stream`."""
+    return list(self.stream(inputs, top=top, features=features))
+
+  def stream(
+    self,
+    inputs: Sequence[str | os.PathLike | np.ndarray],
+    *,
+    top: int = 5,
+    features: str | None = None,
+    advance: Callable[[int], None] = lambda pictures: None,
+  ) -> Iterator[Prediction]:
+    """Looks at pictures; while the net works, those that follow are decoded.
+
+    Args:
+      inputs: files, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
+      top: classes to name, at most as many as there are.
+      features: a layer whose outputs are wanted too.
+      advance: told the number of pictures just done.
+
+    Yields:
+      A Prediction for each input, in order; one with an `error` where it cannot be read.
+
+    Raises:
+      UserError: there is no such layer.
+    """
+    if features is not None:
+      self._check_layer(features)
+    inputs = [item if isinstance(item, np.ndarray) else Path(item) for item in inputs]
+    # Rounded up, so that many small calls share a few compiled programs.
+    size = min(self._batch_size, 1 << max(len(inputs) - 1, 0).bit_length())
+    decoded = pictures.batches(inputs, self.weights.image_size, self.weights.resize, size)
+    names = (
+      f'#{i + 1}' if isinstance(item, np.ndarray) else str(item) for i, item in enumerate(inputs)
+    )
+    under_way = collections.deque()
+    for batch in decoded:
+      under_way.append((batch, self._start(batch, size, top, features)))
+      if len(under_way) > 2:
+        yield from self._finish(*under_way.popleft(), names, advance)
+    while under_way:
+      yield from self._finish(*under_way.popleft(), names, advance)
+
+  def _start(self, batch: list, size: int, top: int, features: str | None):
+    """Sets the net to work on a batch, without waiting."""
+    side = self.weights.image_size
+    pixels = np.zeros((size, side, side, 3), np.uint8)
+    for place, picture in enumerate(batch):
+      if isinstance(picture, np.ndarray):
+        pixels[place] = picture
+    pixels = jax.device_put(pixels)
+    found = [self._view(self._variables, pixels, place, features) for place in self._views]
+    probabilities, outputs = jax.tree.map(lambda *each: sum(each) / len(each), *found)
+    best, order = jax.lax.top_k(probabilities, min(top, len(self.weights.classes)))
+    return order, best, outputs
+
+  def _finish(self, batch, found, names, advance) -> Iterator[Prediction]:
+    order, probabilities, features = jax.device_get(found)
+    for place, (picture, name) in enumerate(zip(batch, names, strict=False)):
+      if isinstance(picture, images.UnreadableImage):
+        yield Prediction(name, error=str(picture))
+        continue
+      labels = tuple(order[place].tolist())
+      classes = tuple(self.weights.classes[label] for label in labels)
+      truth = self._true_label(name)
+      yield Prediction(
+        name=name,
+        classes=classes,
+        labels=labels,
+        probabilities=probabilities[place],
+        true_class='' if truth is None else self.weights.classes[truth],
+        true_label=truth,
+        features=None if features is None else features[place],
+      )
+    advance(len(batch))
+
+  def _true_label(self, name: str) -> int | None:
+    """The class after which a picture's folder is named; None if it is named otherwise.
+
+    ImageNet's folders are WNIDs, and then so is the order of its classes, whatever they are called.
+    """
+    folder, classes = Path(name).parent.name, self.weights.classes
+    if folder in classes:
+      return classes.index(folder)
+    if imagenet.WNID.fullmatch(folder) and len(classes) == 1000:
+      return imagenet.published_classes().index(folder)
+    return None
+
+  @functools.cached_property
+  def _view(self):
+    """Compiled: probabilities of a view of each picture, and the output of a layer or None."""
+    model, preprocessing = AlexNet(self.table), self.weights.preprocessing
+
+    def view(variables, pixels, place, features):
+      logits, state = model.apply(
+        variables, preprocessing.test_view(pixels, place), mutable=['intermediates']
+      )
+      outputs = state['intermediates']['outputs']
+      return jax.nn.softmax(logits), outputs[features] if features else None
+
+    return jax.jit(view, static_argnums=3)
+
+  def _check_layer(self, name: str) -> None:
+    known = [row.name for row in self.table]
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}'
+      raise UserError(f'net {self.weights.net} has no layer {name!r}: {hint}')

@@ -1,0 +1,125 @@
+"""What a net says of single pictures, for people and for programs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_MANY = 20  # pictures, above which each gets a line instead of a block
+_BAR, _NAME = 24, 40  # characters, at most
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+  """What a net says of a picture.
+
+  Attributes:
+    name: the file, or '#3' for the third of some arrays.
+    classes: names of the most probable classes, best first; () if the picture cannot be read.
+    labels: their numbers.
+    probabilities: theirs, float32 (k,).
+    true_class: what the folder of the file says it shows; '' if it says nothing.
+    true_label: the number of that class, or None.
+    features: float32, the output of the layer that was asked for, or None.
+    error: why the picture cannot be read; '' if it can.
+  """
+
+  name: str
+  classes: tuple[str, ...] = ()
+  labels: tuple[int, ...] = ()
+  probabilities: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+  true_class: str = ''
+  true_label: int | None = None
+  features: np.ndarray | None = None
+  error: str = ''
+
+
+def text(found: Sequence[Prediction], classes: int) -> str:
+  """A block for each picture, or a line where there are many, and what they come to.
+
+  Args:
+    found: of which one can be read at least.
+    classes: how many the net tells apart.
+  """
+  readable = [each for each in found if not each.error]
+  lines = _lines(readable) if len(readable) > _MANY else _blocks(readable)
+  return '\n'.join([*lines, '', _summary(found, classes)])
+
+
+def _blocks(found: Sequence[Prediction]) -> list[str]:
+  width = max(len(_short(name)) for each in found for name in each.classes)
+  lines = []
+  for each in found:
+    lines += ['', each.name]
+    for name, label, share in zip(each.classes, each.labels, each.probabilities, strict=True):
+      bar = '█' * round(_BAR * float(share))
+      note = '  true class' if label == each.true_label else ''
+      lines.append(f'  {_short(name):<{width}}  {share:8.2%}  {bar:<{_BAR}}{note}'.rstrip())
+    if each.true_class and each.true_label not in each.labels:
+      lines.append(f'  true class: {each.true_class}')
+  return lines[1:]
+
+
+def _lines(found: Sequence[Prediction]) -> list[str]:
+  file = max(len(each.name) for each in found)
+  width = max(len(_short(each.classes[0])) for each in found)
+  return [
+    f'{each.name:<{file}}  {_short(each.classes[0]):<{width}}  {each.probabilities[0]:8.2%}'
+    + f'  true class: {each.true_class}' * (each.true_label not in (None, each.labels[0]))
+    for each in found
+  ]
+
+
+def _short(name: str) -> str:
+  """ImageNet's classes have many names each."""
+  return name if len(name) <= _NAME else name[: _NAME - 1] + '…'
+
+
+def errors(found: Sequence[Prediction], classes: int) -> dict[str, float]:
+  """Where the true class is known: known (how many), and shares top1_error, top5_error.
+
+  top5_error is left out where fewer than five of more than five classes are named.
+  """
+  known = [each for each in found if each.true_label is not None and not each.error]
+  if not known:
+    return {'known': 0}
+  result = {
+    'known': len(known),
+    'top1_error': float(np.mean([each.true_label != each.labels[0] for each in known])),
+  }
+  if len(known[0].labels) >= 5 and classes > 5:
+    result['top5_error'] = float(
+      np.mean([each.true_label not in each.labels[:5] for each in known])
+    )
+  return result
+
+
+def _summary(found: Sequence[Prediction], classes: int) -> str:
+  broken = sum(bool(each.error) for each in found)
+  line = f'{len(found):,} picture{"s" * (len(found) != 1)}'
+  if broken:
+    line += f', of which {broken:,} cannot be read'
+  shares = errors(found, classes)
+  if count := shares.pop('known'):
+    told = ', '.join(f'top-{name[3]} error {share:.2%}' for name, share in shares.items())
+    line += f'; {told} over the {count:,} in folders named as a class'
+  return line
+
+
+def as_json(found: Sequence[Prediction]) -> list[dict[str, Any]]:
+  """One object a picture: file, and predictions with true_class if known, or error."""
+  objects = []
+  for each in found:
+    if each.error:
+      objects.append({'file': each.name, 'error': each.error})
+      continue
+    answer: dict[str, Any] = {'file': each.name}
+    if each.true_class:
+      answer['true_class'] = each.true_class
+    answer['predictions'] = [
+      {'class': name, 'probability': float(share)}
+      for name, share in zip(each.classes, each.probabilities, strict=True)
+    ]
+    objects.append(answer)
+  return objects

@@ -1,0 +1,71 @@
+"""Which classes a net takes for which, as a picture."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from alexnet_jax.results import figures
+
+MOST_CLASSES = 100  # beyond that there is no room for names
+_DPI = 160
+_INK, _FAINT = '#1f2933', '#6b7682'
+_NUMBERS = 20  # classes up to which every cell has its number
+
+
+def confusion_matrix(
+  counts: np.ndarray, classes: Sequence[str], path: str | os.PathLike, title: str
+) -> None:
+  """Draws a row for each true class: the share of its images taken for each class.
+
+  What is right, on the diagonal, is blue; what is wrong is red, its depth as the root of its share,
+  so that rare mistakes are seen.
+
+  Args:
+    counts: integers (classes, classes), see `scores.confusion`.
+    classes: their names.
+    path: where to put the PNG.
+    title: a line above.
+  """
+  from matplotlib.colors import LinearSegmentedColormap
+  from matplotlib.figure import Figure
+
+  count = len(classes)
+  names = [name if len(name) <= 24 else name[:23] + '…' for name in classes]
+  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  cell = max(min(0.5, 9 / count), 0.13)  # inches
+  size = min(9.0, 72 * cell * 0.75)  # points
+  border = 0.3 + max(map(len, names)) * size * 0.58 / 72
+  side = cell * count
+  width, height = max(border + side + 0.4, 4.0), border + side + 1.0
+  figure = Figure(figsize=(width, height), dpi=_DPI, facecolor='white')
+  box = (border / width, 0.4 / height, side / width, side / height)
+  axes = figure.add_axes(box)
+  wrong = LinearSegmentedColormap.from_list('wrong', ('#ffffff', '#e7907f', '#a32f1c'))
+  right = LinearSegmentedColormap.from_list('right', ('#ffffff', '#8fb4dc', '#2b6cb0'))
+  diagonal = np.eye(count, dtype=bool)
+  axes.imshow(
+    np.where(diagonal[..., None], right(shares), wrong(np.sqrt(shares))), interpolation='nearest'
+  )
+  if count <= _NUMBERS:
+    for row, column in np.argwhere(counts > 0):
+      dark = shares[row, column] > 0.6
+      axes.text(
+        column,
+        row,
+        f'{counts[row, column]:,}',
+        ha='center',
+        va='center',
+        fontsize=size * 0.85,
+        color='white' if dark else _INK,
+      )
+  upright = border - 0.3 > cell
+  axes.set_xticks(range(count), names, rotation=90 * upright, fontsize=size, parse_math=False)
+  axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
+  axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=4)
+  axes.tick_params(axis='both', labelcolor=_INK)
+  for spine in axes.spines.values():
+    spine.set_color('#dde1e6')
+  figure.text(0.2 / width, 1 - 0.3 / height, title, fontsize=12, color=_INK, parse_math=False)
+  axes.set_xlabel('taken for the column, a row for each true class', fontsize=8.5, color=_FAINT)
+  figures.save(figure, path)

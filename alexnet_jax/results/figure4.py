@@ -1,0 +1,139 @@
+"""Pictures with what a net says of them: the two halves of the paper's Figure 4."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from alexnet_jax.results import figures
+
+_DPI = 160
+_INK, _FAINT = '#1f2933', '#6b7682'
+_BAR, _TRUE = '#c6d8ec', '#f0b4aa'
+_COLUMNS = 4  # as in the paper
+_SIDE, _GAP, _MARGIN = 1.9, 0.35, 0.4  # inches
+_CAPTION, _LINE = 0.3, 0.22  # heights of a line of text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guesses:
+  """A picture and the most probable classes.
+
+  Attributes:
+    picture: uint8 (S, S, 3).
+    classes, probabilities: best first.
+    truth: the true class, or '' where it is not known.
+    caption: what to write below where it is not.
+  """
+
+  picture: np.ndarray
+  classes: Sequence[str]
+  probabilities: Sequence[float]
+  truth: str
+  caption: str
+
+
+def guesses(shown: Sequence[Guesses], path: str | os.PathLike, title: str) -> None:
+  """Draws pictures with bars for their most probable classes, the true one in red (Figure 4 left).
+
+  Args:
+    shown: in rows of four.
+    path: where to put the PNG.
+    title: a line above.
+  """
+  bars = max(len(each.classes) for each in shown)
+  height = _SIDE + _CAPTION + bars * _LINE
+  page = _Page(len(shown), min(_COLUMNS, len(shown)), height, title)
+  for place, each in enumerate(shown):
+    left, top = page.cell(place)
+    page.picture(each.picture, left, top, _SIDE)
+    text, colour = (each.truth, _INK) if each.truth else (each.caption, _FAINT)
+    page.text(text, left + _SIDE / 2, top + _SIDE + _CAPTION / 2, _SIDE, colour, align='center')
+    top += _SIDE + _CAPTION
+    for row, (name, share) in enumerate(zip(each.classes, each.probabilities, strict=True)):
+      colour = _TRUE if name == each.truth else _BAR
+      page.bar(left, top + row * _LINE, share * _SIDE, colour)
+      middle = top + (row + 0.46) * _LINE
+      page.text(name, left + 0.05, middle, _SIDE - 0.45, _INK)
+      page.text(f'{100 * share:.0f}%', left + _SIDE, middle, 0.4, _FAINT, align='right')
+  figures.save(page.figure, path)
+
+
+def neighbours(
+  queries: Sequence[tuple[np.ndarray, str]],
+  found: Sequence[Sequence[tuple[np.ndarray, str]]],
+  path: str | os.PathLike,
+  title: str,
+) -> None:
+  """Draws each query and, to its right, its nearest pictures (Figure 4 right).
+
+  Args:
+    queries: (picture uint8 (S, S, 3), caption).
+    found: for each query the same of its neighbours, nearest first.
+    path: where to put the PNG.
+    title: a line above.
+  """
+  columns = 1 + max(map(len, found))
+  side, apart = 1.3, 0.2
+  page = _Page(len(queries) * columns, columns, side + _CAPTION, title, side, 0.12, apart)
+  for row, (query, others) in enumerate(zip(queries, found, strict=True)):
+    for column, (picture, caption) in enumerate([query, *others]):
+      left, top = page.cell(row * columns + column)
+      left += apart if column else 0
+      page.picture(picture, left, top, side)
+      page.text(
+        caption, left + side / 2, top + side + 0.13, side, _FAINT if column else _INK, 'center'
+      )
+  figures.save(page.figure, path)
+
+
+class _Page:
+  """A white page with cells in rows; lengths are inches from its upper left corner."""
+
+  def __init__(self, cells, columns, height, title, width=_SIDE, gap=_GAP, extra=0.0):
+    from matplotlib.figure import Figure
+
+    self._columns, self._width, self._height, self._gap = columns, width, height, gap
+    rows = math.ceil(cells / columns)
+    self._top = _MARGIN + 0.45
+    page_width = max(2 * _MARGIN + columns * width + (columns - 1) * gap + extra, 5.0)
+    page_height = self._top + rows * height + (rows - 1) * gap + _MARGIN
+    self._size = page_width, page_height
+    self.figure = Figure(figsize=self._size, dpi=_DPI, facecolor='white')
+    self.text(title, _MARGIN, _MARGIN + 0.05, page_width - 2 * _MARGIN, _INK, size=12)
+
+  def cell(self, place: int) -> tuple[float, float]:
+    row, column = divmod(place, self._columns)
+    left = _MARGIN + column * (self._width + self._gap)
+    return left, self._top + row * (self._height + self._gap)
+
+  def _box(self, left, top, width, height) -> tuple[float, float, float, float]:
+    across, down = self._size
+    return left / across, 1 - (top + height) / down, width / across, height / down
+
+  def picture(self, pixels, left, top, side) -> None:
+    axes = self.figure.add_axes(self._box(left, top, side, side))
+    # Small pictures stay squares of pixels; large ones are averaged down.
+    small = len(pixels) <= 64
+    axes.imshow(pixels, interpolation='nearest' if small else 'antialiased')
+    axes.set_axis_off()
+
+  def bar(self, left, top, length, colour) -> None:
+    from matplotlib.patches import Rectangle
+
+    box = self._box(left, top, length, _LINE * 0.86)
+    transform = self.figure.transFigure
+    self.figure.add_artist(Rectangle(box[:2], *box[2:], color=colour, lw=0, transform=transform))
+
+  def text(self, text, left, middle, width, colour, align='left', size=8.5) -> None:
+    """Writes a line, cut where it would be longer than `width`."""
+    x, y, _, _ = self._box(left, middle, 0, 0)
+    most = max(int(width * 72 / (0.56 * size)), 3)
+    if len(text) > most:
+      text = text[: most - 1] + '…'
+    # Names may hold what Matplotlib takes for formulas.
+    self.figure.text(
+      x, y, text, fontsize=size, color=colour, ha=align, va='center', parse_math=False
+    )

@@ -1,0 +1,1 @@
+"""Runs side by side: `python -m alexnet_jax.results.report DIR...`."""

@@ -1,0 +1,132 @@
+"""Finished runs as a report sees them: config, results, record, predictions."""
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.results import scores
+from alexnet_jax.results.metrics import read_metrics
+from alexnet_jax.train.workdir import CONFIG, ENVIRONMENT, RESULTS, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run.
+
+  Attributes:
+    workdir: its folder.
+    config: its config, as plain dicts.
+    results: its results.json.
+    environment: versions and hardware.
+    label: int (n,), of the held-out images; None where predictions were not saved.
+    probabilities: float32 (n, classes), or None.
+  """
+
+  workdir: Path
+  config: dict[str, Any]
+  results: dict[str, Any]
+  environment: dict[str, Any]
+  label: np.ndarray | None
+  probabilities: np.ndarray | None
+
+  @property
+  def seed(self) -> int:
+    return self.config['seed']
+
+  @property
+  def views(self) -> int:
+    return self.config['eval']['final_views']
+
+  @cached_property
+  def errors(self) -> dict[str, float]:
+    """loss, top1_error and, with more than 5 classes, top5_error, over the final views.
+
+    Computed from the predictions; taken from results.json where there are none.
+    """
+    if self.probabilities is not None:
+      return scores.errors(self.probabilities, self.label)
+    names = {1: 'eval', 9: 'nine_views', 10: 'ten_views'}
+    prefix = 'eval' if self.views == self.config['eval']['views'] else names[self.views]
+    found = {name: self.results.get(f'{prefix}/{name}') for name in ('loss', *METRICS)}
+    return {name: value for name, value in found.items() if value is not None}
+
+  @cached_property
+  def record(self) -> list[dict]:
+    """The lines of metrics.jsonl, each with its epoch: batches are of one size."""
+    lines = read_metrics(self.workdir)
+    known = (line['epoch'] / line['step'] for line in lines if line['step'] and 'epoch' in line)
+    per_step = next(known, 1.0)
+    return [{'epoch': line['step'] * per_step} | line for line in lines]
+
+  def wrong(self, k: int) -> np.ndarray | None:
+    """Which held-out images are wrong, bool (n,); None where predictions were not saved."""
+    return None if self.probabilities is None else scores.wrong(self.probabilities, self.label, k)
+
+
+METRICS = {'top1_error': 1, 'top5_error': 5}  # and their k
+
+
+def find(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
+  """The finished runs in some folders and below, and the folders of unfinished ones.
+
+  Raises:
+    UserError: no such folder, no finished run, or a damaged one.
+  """
+  workdirs: dict[Path, None] = {}
+  for folder in folders:
+    if not folder.is_dir():
+      raise UserError(f'{folder} is not a folder: give folders of runs or of sweeps')
+    for path, below, files in os.walk(folder):
+      below[:] = sorted(name for name in below if name not in ('checkpoints', 'figures'))
+      if CONFIG in files:
+        workdirs[Path(path)] = None
+  finished = [workdir for workdir in workdirs if (workdir / RESULTS).exists()]
+  if not finished:
+    shown = ', '.join(map(str, folders))
+    raise UserError(f'{shown}: holds no finished run, a folder with {CONFIG} and {RESULTS}')
+  return [_read(workdir) for workdir in finished], [w for w in workdirs if w not in finished]
+
+
+def _read(workdir: Path) -> Run:
+  # Through a config and back: fields that are newer than the run get their defaults.
+  config = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
+  results = read_json(workdir / RESULTS)
+  environment = workdir / ENVIRONMENT
+  path = workdir / f'predictions-last-{config["eval"]["final_views"]}.npz'
+  label, probabilities = _predictions(path) if path.exists() else (None, None)
+  return Run(
+    workdir,
+    config,
+    results,
+    read_json(environment) if environment.exists() else {},
+    label,
+    probabilities,
+  )
+
+
+def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
+  try:
+    # Opened here because np.load leaves a damaged file open.
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as saved:
+      label, probabilities = saved['label'], saved['probabilities']
+    if (
+      label.ndim != 1
+      or probabilities.ndim != 2
+      or len(label) != len(probabilities)
+      or not 0 <= label.min() <= label.max() < probabilities.shape[1]
+    ):
+      raise ValueError(f'shapes {label.shape} and {probabilities.shape}, or labels, do not fit')
+  except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f'{path} is damaged ({error}): write it again with python -m alexnet_jax.evaluate'
+      f' --workdir={path.parent}'
+    ) from None
+  return label, probabilities

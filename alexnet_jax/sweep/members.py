@@ -1,0 +1,160 @@
+"""The members of a sweep: ablations x seeds x values of fields, each a run with its own folder."""
+
+import dataclasses
+import difflib
+import itertools
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from alexnet_jax import ablations
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.train.workdir import CONFIG, finished_results, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One run.
+
+  Attributes:
+    name: `<ablation>/seed<k>[/<field>=<value>,...]`, also its folder in that of the sweep.
+    workdir: that folder.
+    config: what it runs, validated.
+    words: the arguments of `alexnet_jax.main`.
+  """
+
+  name: str
+  workdir: Path
+  config: ml_collections.ConfigDict
+  words: tuple[str, ...]
+
+  def command(self, python: str = 'python') -> list[str]:
+    return [python, '-m', 'alexnet_jax.main', *self.words]
+
+  @property
+  def finished(self) -> bool:
+    return finished_results(self.workdir) is not None
+
+
+def members(
+  config_words: Sequence[str],
+  changes: Sequence[str],
+  seeds: Sequence[int],
+  grid: Sequence[tuple[str, Sequence[str]]],
+  workdir: Path,
+) -> list[Member]:
+  """All runs of a sweep, none of them started.
+
+  Args:
+    config_words: `--config=...` and `--config.*` as for `alexnet_jax.main`, already found right.
+    changes: ablations: a name, several joined by "+", or "baseline" for none.
+    seeds: of the runs.
+    grid: (field, values as on the command line).
+    workdir: folder of the sweep.
+
+  Raises:
+    UserError: an ablation, field or value that is wrong, or a folder that holds another run.
+  """
+  found = []
+  values = [[(field, value) for value in given] for field, given in grid]
+  # Seeds outermost: a sweep that is stopped early has all its changes with the first of them.
+  for seed, change, point in itertools.product(seeds, changes, itertools.product(*values)):
+    names = [] if change == ablations.BASELINE else change.split('+')
+    parts = [change, f'seed{seed}']
+    if point:
+      parts.append(_folder(','.join(f'{field}={value}' for field, value in point)))
+    words = [*config_words, f'--config.seed={seed}']
+    words += [f'--config.{field}={value}' for field, value in point]
+    config = ablations.apply(_parsed(words), names)
+    if names:
+      words.append(f'--ablation={",".join(names)}')
+    folder = workdir.joinpath(*parts)
+    words.append(f'--workdir={folder}')
+    found.append(Member('/'.join(parts), folder, config, tuple(words)))
+  _check(found)
+  return found
+
+
+def parse_grid(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
+  """['optimizer.learning_rate=0.01,0.02'] -> [('optimizer.learning_rate', ['0.01', '0.02'])].
+
+  Commas within brackets or quotes belong to a value: `optimizer.schedule.milestones=(8.0,),(5.0,)`.
+  """
+  grid = []
+  for text in texts:
+    field, equals, values = text.partition('=')
+    field = field.removeprefix('config.')
+    if field not in configs.FIELDS:
+      near = difflib.get_close_matches(field, configs.FIELDS, 1, 0.5)
+      hint = (
+        f'did you mean {near[0]}?' if near else 'the fields are listed in alexnet_jax/config.py'
+      )
+      raise UserError(f'--grid={text}: {field!r} is not a field: {hint}')
+    if field == 'seed' or field in [other for other, _ in grid]:
+      raise UserError(f'--grid={text}: give each field once, and seeds as --seeds')
+    split = re.findall(r'(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|\'[^\']*\'|[^,])+', values)
+    if not equals or not split or len(set(split)) < len(split):
+      raise UserError(f'--grid={text}: must be FIELD=VALUE,VALUE,... with different values')
+    grid.append((field, split))
+  return grid
+
+
+def parse_seeds(words: Sequence[str]) -> list[int]:
+  """['3'] -> [0, 1, 2]; ['3', '5'] -> [3, 5]."""
+  try:
+    seeds = [int(word) for word in words]
+  except ValueError:
+    seeds = []
+  if len(seeds) == 1 and seeds[0] > 0:
+    return list(range(seeds[0]))
+  if len(seeds) > 1 and min(seeds) >= 0 and len(set(seeds)) == len(seeds):
+    return seeds
+  raise UserError(
+    f'--seeds={",".join(words)}: must be how many, such as 3, or which, such as 0,4,7'
+  )
+
+
+def _parsed(words: Sequence[str]) -> ml_collections.ConfigDict:
+  """The config that the words give to `alexnet_jax.main`, validated."""
+  argv = ['sweep', *words]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(f'--grid: {" ".join(str(error).split())}') from None
+  configs.validate(values['config'].value)
+  return values['config'].value
+
+
+def _folder(text: str) -> str:
+  return re.sub(r'[^\w.=,+-]', '_', text)
+
+
+def _check(found: Sequence[Member]) -> None:
+  """Raises UserError if two members share a folder, or one's folder is another run's."""
+  folders = [member.workdir for member in found]
+  for member in found:
+    if folders.count(member.workdir) > 1:
+      raise UserError(f'{member.name} occurs twice in this sweep: give each change once')
+    if (member.workdir / CONFIG).exists():
+      old = configs.to_json(configs.from_json(read_json(member.workdir / CONFIG)))
+      if changes := configs.diff(old, configs.to_json(member.config)):
+        shown = ', '.join(f'{field}: {old} -> {new}' for field, (old, new) in changes.items())
+        raise UserError(
+          f'{member.workdir} holds a run with another config ({shown}): give this sweep another'
+          ' --workdir'
+        )
+
+
+def listing(found: Sequence[Member]) -> str:
+  """One line a member: whether it is done, and its command."""
+  return '\n'.join(
+    f'{"done" if member.finished else "to do":<7}{shlex.join(member.command())}' for member in found
+  )

@@ -1,0 +1,47 @@
+"""The preprocessing that a run keeps in its folder, so that the folder is enough to use the net."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.results import files
+from alexnet_jax.train.augment import Preprocessing
+
+PREPROCESSING = 'preprocessing.npz'
+
+
+def write_preprocessing(workdir: Path, preprocessing: Preprocessing) -> None:
+  """Writes every field as an array of its name."""
+  buffer = io.BytesIO()
+  fields = dataclasses.fields(preprocessing)
+  np.savez(buffer, **{field.name: getattr(preprocessing, field.name) for field in fields})
+  files.write_bytes(workdir / PREPROCESSING, buffer.getvalue())
+
+
+def read_preprocessing(workdir: Path) -> Preprocessing | None:
+  """The preprocessing that a run keeps; None in a folder of a version that kept none.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = workdir / PREPROCESSING
+  if not path.exists():
+    return None
+  try:
+    # From memory, since np.load leaves a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
+      fields = dataclasses.fields(Preprocessing)
+      values = {field.name: np.asarray(saved[field.name]) for field in fields}
+    preprocessing = Preprocessing(
+      **{name: array if array.ndim else array.item() for name, array in values.items()}
+    )
+    crop, mean = preprocessing.crop, preprocessing.mean
+    if np.shape(mean) not in ((3,), (crop, crop, 3)) or np.shape(preprocessing.scale) != (3,):
+      raise ValueError(f'a mean of shape {np.shape(mean)} for views of {crop} pixels')
+    return preprocessing
+  except Exception as error:  # NumPy's readers raise nearly anything on damaged bytes
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    raise UserError(f'{path} is damaged ({reason}): restore it from a copy') from None

@@ -1,0 +1,141 @@
+"""Our own file: `.npz` with an array per parameter and the rest as JSON; NumPy opens it.
+
+- `params/<layer>/kernel`, `.../bias`: float32, in the layout of `AlexNet`;
+- `batch_stats/<layer>/mean`, `.../var`: float32, of nets with batch normalization;
+- `preprocessing/mean`, `scale`, `colour_basis`: float32;
+- `metadata`: uint8, UTF-8 JSON of format, version, source, net, classes, image_size, resize, and
+  what else the preprocessing consists of.
+"""
+
+import io
+import json
+
+import numpy as np
+
+from alexnet_jax.data.images import RESIZES
+from alexnet_jax.model import ablations, layers
+from alexnet_jax.model.nets import NETS
+from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.weights import archive, npy
+from alexnet_jax.weights.blob import Blob, Shape
+from alexnet_jax.weights.layouts import MAX_CLASSES, checked
+from alexnet_jax.weights.pretrained import Pretrained
+
+FORMAT, VERSION = 'alexnet_jax', 1
+_MAX_SIDE = 4096
+_ARRAYS = ('mean', 'scale', 'colour_basis')
+_SWITCHES = ('random_crop', 'mirror')
+
+
+def write(pretrained: Pretrained) -> bytes:
+  preprocessing = pretrained.preprocessing
+  metadata = {
+    'format': FORMAT,
+    'version': VERSION,
+    'source': pretrained.source,
+    'net': pretrained.net,
+    'edits': list(pretrained.edits),
+    'classes': list(pretrained.classes),
+    'image_size': pretrained.image_size,
+    'resize': pretrained.resize,
+    'crop': preprocessing.crop,
+    'resize_to': preprocessing.resize_to,
+    **{name: getattr(preprocessing, name) for name in _SWITCHES},
+  }
+  arrays = {
+    f'{collection}/{layer}/{name}': array
+    for collection, by_layer in pretrained.variables.items()
+    for layer, by_name in by_layer.items()
+    for name, array in by_name.items()
+  }
+  arrays |= {f'preprocessing/{name}': getattr(preprocessing, name) for name in _ARRAYS}
+  arrays = {name: np.asarray(array, np.float32) for name, array in sorted(arrays.items())}
+  text = json.dumps(metadata, ensure_ascii=False).encode()
+  buffer = io.BytesIO()
+  np.savez(buffer, metadata=np.frombuffer(text, np.uint8), **arrays)
+  return buffer.getvalue()
+
+
+def read(files: archive.Members) -> Pretrained:
+  """What `write` wrote.
+
+  Raises:
+    ValueError: not that, or damaged.
+  """
+  blobs = {}
+  for member, data in files.items():
+    name = member.removesuffix('.npy')
+    blobs[name] = npy.read(name, data)
+  try:
+    metadata = json.loads(bytes(blobs.pop('metadata').read()))
+    if metadata['format'] != FORMAT:
+      raise ValueError(f'its format is {metadata["format"]!r:.40}, not {FORMAT!r}')
+    if metadata['version'] != VERSION:
+      raise ValueError(f'it is of version {metadata["version"]!r:.40}; this is version {VERSION}')
+    return _assemble(metadata, blobs)
+  except (AttributeError, KeyError, RecursionError, TypeError) as error:
+    reason = f'{type(error).__name__}: {error}'
+    raise ValueError(f'its metadata is damaged ({reason:.80})') from None
+
+
+def _assemble(metadata: dict, blobs: dict[str, Blob]) -> Pretrained:
+  sizes = {name: metadata[name] for name in ('image_size', 'crop', 'resize_to')}
+  classes, net, edits = metadata['classes'], metadata['net'], metadata['edits']
+  valid = (
+    type(net) is type(metadata['source']) is str
+    and type(classes) is type(edits) is list
+    and 2 <= len(classes) <= MAX_CLASSES
+    and all(type(name) is str for name in classes)
+    and all(type(size) is int and 0 <= size <= _MAX_SIDE for size in sizes.values())
+    and 0 < sizes['crop'] <= (sizes['resize_to'] or sizes['image_size'])
+    and metadata['resize'] in RESIZES
+    and all(type(metadata[name]) is bool for name in _SWITCHES)
+  )
+  if not valid:
+    raise ValueError('its metadata is damaged: a field has a value that is not allowed')
+  if net not in NETS:
+    raise ValueError(f'it is of net {net!r:.40}, which this version does not have')
+  crop = sizes['crop']
+  table = ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3))
+  wanted = _shapes(table, crop)
+  whole_mean = blobs['preprocessing/mean'].shape != (3,)
+  wanted |= {
+    'preprocessing/mean': (crop, crop, 3) if whole_mean else (3,),
+    'preprocessing/scale': (3,),
+    'preprocessing/colour_basis': (3, 3),
+  }
+  for name in sorted(wanted.keys() ^ blobs.keys()):
+    raise ValueError(f'it {"lacks" if name in wanted else "has an unknown"} array {name:.60}')
+  arrays = {name: checked(blobs[name], name, shape, net) for name, shape in wanted.items()}
+  variables = {'params': {}, 'batch_stats': {}}
+  for name, array in arrays.items():
+    collection, *path = name.split('/')
+    if collection in variables:
+      layer, kind = path
+      variables[collection].setdefault(layer, {})[kind] = array
+  return Pretrained(
+    source=metadata['source'],
+    net=net,
+    variables=variables,
+    classes=tuple(classes),
+    image_size=sizes['image_size'],
+    resize=metadata['resize'],
+    preprocessing=Preprocessing(
+      crop=crop,
+      resize_to=sizes['resize_to'],
+      **{name: arrays[f'preprocessing/{name}'] for name in _ARRAYS},
+      **{name: metadata[name] for name in _SWITCHES},
+    ),
+    edits=tuple(edits),
+  )
+
+
+def _shapes(table: layers.Table, crop: int) -> dict[str, Shape]:
+  """Every array of a net by its name here."""
+  shapes = {}
+  for row, inputs, _ in layers.walk(table, (crop, crop, 3)):
+    for name, shape in row.parameters(inputs).items():
+      shapes[f'params/{row.name}/{name}'] = shape
+    if isinstance(row, layers.BatchNorm):
+      shapes |= {f'batch_stats/{row.name}/{name}': inputs[-1:] for name in ('mean', 'var')}
+  return shapes

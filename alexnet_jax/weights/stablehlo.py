@@ -1,0 +1,34 @@
+"""The net as a StableHLO program, which JAX runs without this package.
+
+`jax.export.deserialize(data).call(views)` maps float32 views (b, crop, crop, 3) of 0-255 RGB, for
+any b, to float32 logits (b, classes).  Mean and scale are inside; how a picture becomes a
+view is not.  `jax.export` promises to read such a file for six months at least.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.weights.pretrained import Pretrained
+
+_PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def write(pretrained: Pretrained) -> bytes:
+  """Raises UserError without the package flatbuffers, which jax.export needs."""
+  preprocessing = pretrained.preprocessing
+  model = AlexNet(pretrained.table)
+
+  def logits(views):
+    return model.apply(pretrained.variables, (views - preprocessing.mean) * preprocessing.scale)
+
+  shape = (*export.symbolic_shape('b'), preprocessing.crop, preprocessing.crop, 3)
+  exported = export.export(jax.jit(logits), platforms=_PLATFORMS)(
+    jax.ShapeDtypeStruct(shape, jnp.float32)
+  )
+  try:
+    return bytes(exported.serialize())
+  except ImportError:
+    raise UserError('jax.export needs a package: pip install flatbuffers') from None

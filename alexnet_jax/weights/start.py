@@ -1,0 +1,58 @@
+"""What a run starts from, and the fields of its config that follow from that."""
+
+from pathlib import Path
+
+import ml_collections
+
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.weights.load import load
+from alexnet_jax.weights.pretrained import Pretrained
+from alexnet_jax.weights.workdir import load_workdir
+
+
+def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Pretrained | None:
+  """The trained net that a run starts from; None if it starts at random.
+
+  A run with a checkpoint has all that it took from the weights, so it goes on without them.
+
+  Args:
+    config: the run's.
+    workdir: its folder, if it may have begun.
+
+  Raises:
+    UserError: the weights cannot be read.
+  """
+  if not config.weights:
+    return None
+  if workdir and Checkpoints(workdir / 'checkpoints', primary=False).steps('last'):
+    return load_workdir(workdir, 'last')
+  return load(config.weights)
+
+
+def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> None:
+  """Fills in what a config leaves to its weights: see `config.left_open`.
+
+  Raises:
+    UserError: there are none, or they cannot be read.
+  """
+  if not config.weights:
+    raise UserError(
+      'config.weights is missing: name the trained net to start from, a file or the folder of a'
+      ' run, such as --config.weights=runs/digits'
+    )
+  weights = weights_of(config, workdir)
+  preprocessing = weights.preprocessing
+  if not config.input.crop:
+    config.input.crop = preprocessing.crop
+    config.input.resize_to = config.input.resize_to or preprocessing.resize_to
+  if not config.model.net:
+    config.model.net, config.model.edits = weights.net, weights.edits
+  config.data.image_size = config.data.image_size or weights.image_size
+  config.data.resize = config.data.resize or weights.resize
+  *_, last = weights.table
+  config.optimizer.layer_factors = {
+    last.name if layer == configs.LAST else layer: changes
+    for layer, changes in config.optimizer.layer_factors.items()
+  }

@@ -1,0 +1,289 @@
+"""Damages good files in many ways and demands of a reader: a result, or one line that says why not.
+
+  python tests/fuzz.py weights --tries=5000
+
+Any other exception, more than ten seconds, or a gigabyte more memory is a failure; what caused it
+is kept.  A target names good files and how to read one; `TARGETS` has them all.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tiny_data
+
+from alexnet_jax.errors import UserError
+
+SECONDS, BYTES = 10, 1 << 30
+_TEXT = re.compile(rb'[ -~]{4,}')
+_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A reader of untrusted files.
+
+  Attributes:
+    samples: makes good files, bytes by name.
+    read: reads one; raises UserError if it is damaged.
+    setting: what has to hold meanwhile.
+  """
+
+  samples: Callable[[], dict[str, bytes]]
+  read: Callable[[Path], object]
+  setting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+  """Damages a file, or a member of an archive, whose checksum is then good again."""
+  if not data.startswith(b'PK') or rng.random() < 0.3:
+    return _damaged(rng, data)
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, 'w') as new:
+    names = old.namelist()
+    chosen = rng.choice(
+      [*names, *(name for name in names if name.endswith(('.pkl', 'metadata.npy')))]
+    )
+    for name in names:
+      new.writestr(name, _damaged(rng, old.read(name)) if name == chosen else old.read(name))
+  return buffer.getvalue()
+
+
+def _damaged(rng: random.Random, data: bytes) -> bytes:
+  """One to three damages: cut, flip bits, change a number, drop, repeat or insert a piece."""
+  # Near text, start and end lies what gives the rest its meaning.
+  landmarks = [0, len(data), *(match.start() for match in _TEXT.finditer(data))]
+  for _ in range(rng.choice((1, 1, 1, 2, 3))):
+    data = bytearray(data)
+    place = rng.randrange(len(data) + 1)
+    if rng.random() < 0.8:
+      place = min(max(rng.choice(landmarks) + rng.randint(-24, 48), 0), len(data))
+    size = min(int(2 ** rng.uniform(0, 12)), len(data) - place)
+    match rng.randrange(7):
+      case 0:
+        del data[place:]
+      case 1 | 2:
+        for at in range(place, min(place + rng.choice((1, 1, 4)), len(data))):
+          data[at] ^= 1 << rng.randrange(8)
+      case 3:
+        number = rng.choice(_NUMBERS) % 2**64
+        code = rng.choice('BHIQ')
+        number %= 256 ** struct.calcsize(f'<{code}')
+        data[place : place + struct.calcsize(f'<{code}')] = struct.pack(f'<{code}', number)
+      case 4:
+        del data[place : place + size]
+      case 5:
+        data[place:place] = data[place : place + size]
+      case 6:
+        data[place:place] = rng.randbytes(min(size, 64))
+    data = bytes(data) or b'\0'
+  return data
+
+
+def run(target: Target, tries: int, seed: int, folder: Path) -> collections.Counter:
+  """Reads every sample, and `tries` damaged ones.
+
+  Returns:
+    How many were read, and how many refused.
+
+  Raises:
+    AssertionError: what must not happen has happened; the file is left in `folder`.
+  """
+  outcomes, path = collections.Counter(), folder / 'damaged'
+  with target.setting():
+    samples = sorted(target.samples().items())
+    for name, data in samples:
+      path.write_bytes(data)
+      assert _read(target, path, f'the good {name}') == 'read', f'the good {name} is refused'
+    for number in range(tries):
+      rng = random.Random(f'{seed}/{number}')
+      name, data = rng.choice(samples)
+      path.write_bytes(mutate(rng, data))
+      outcomes[_read(target, path, f'seed {seed}, try {number}, of {name}: {path}')] += 1
+  path.unlink()
+  return outcomes
+
+
+def _read(target: Target, path: Path, what: str) -> str:
+  try:
+    with _limits():
+      target.read(path)
+    return 'read'
+  except UserError as error:
+    message = str(error)
+    assert '\n' not in message and len(message) < 1000, f'{what}: not one line: {message!r}'
+    return 'refused'
+  except BaseException as error:
+    raise AssertionError(f'{what}: {type(error).__name__}: {error}') from error
+
+
+@contextlib.contextmanager
+def _limits() -> Iterator[None]:
+  """An exception in place of a hang or of all memory being used."""
+
+  def late(*_):
+    raise TimeoutError(f'took more than {SECONDS} s')
+
+  pages = int(Path('/proc/self/statm').read_text().split()[0])
+  soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+  former = signal.signal(signal.SIGALRM, late)
+  try:
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, hard))
+    signal.alarm(SECONDS)
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _weights() -> Target:
+  import weight_files as files
+
+  from alexnet_jax.weights import load, npz
+
+  def samples():
+    owt, caffe = files.random_arrays('owt', 3), files.random_arrays('caffe', 3)
+    state, layers = files.state_dict(owt), files.caffe_tensorflow_layers(caffe, len(caffe[4][0]))
+    with tempfile.NamedTemporaryFile() as file:
+      file.write(files.torch_file(state))
+      file.flush()
+      ours = npz.write(load.load(file.name))
+    return {
+      'zip of torch': files.torch_file(state),
+      'pickles of torch': files.torch_file(state, legacy=True),
+      'safetensors': files.safetensors_file(owt),
+      'caffemodel': files.caffe_file('caffe', caffe),
+      'caffemodel v1': files.caffe_file('caffenet', caffe, 'v1', double=True),
+      'caffemodel v0': files.caffe_file('caffe', caffe, 'v0'),
+      'npy': files.npy_file(layers),
+      'npy of Python 2': files.python2_npy_file(layers),
+      'npz': ours,
+    }
+
+  return Target(samples, load.load, files.narrow_nets)
+
+
+def _images() -> Target:
+  from alexnet_jax.data import images
+
+  def samples():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    made = {}
+    for form, modes in {'JPEG': ('RGB', 'L', 'CMYK'), 'PNG': ('RGB', 'RGBA', 'P', 'I;16')}.items():
+      for mode in modes:
+        made[f'{form} {mode}'] = tiny_data.encoded(pixels, form, mode)
+    return made | {form: tiny_data.encoded(pixels, form) for form in ('BMP', 'WEBP', 'GIF')}
+
+  def read(path):
+    try:
+      images.square(path.read_bytes(), 32, 'crop')
+    except images.UnreadableImage as error:
+      raise UserError(str(error)) from None
+
+  return Target(samples, read)
+
+
+def _store(file: str) -> Target:
+  from alexnet_jax.data import store
+  from alexnet_jax.data.folder import open_folder
+  from alexnet_jax.data.progress import Silent
+  from alexnet_jax.data.writer import write_store
+
+  folder = Path(tempfile.mkdtemp(prefix='fuzzed-store-'))
+  photos = tiny_data.write_folder(folder / 'photos', train=4, held_out=2)
+  source = open_folder(photos, validation_fraction=0.25)
+  write_store(source, folder / 'store', image_size=16, resize='crop', progress=Silent(), workers=1)
+  file = folder / 'store' / file
+  good = file.read_bytes()
+
+  def read(path):
+    file.write_bytes(path.read_bytes())
+    store.open_store(folder / 'store')
+
+  return Target(lambda: {file.name: good}, read)
+
+
+def _config() -> Target:
+  from alexnet_jax import config
+  from alexnet_jax.train import workdir
+
+  def samples():
+    changed = config.default()
+    changed.optimizer.layer_factors = {'conv1': ((67.0, 0.1), (72.0, 0.0))}
+    return {'config.json': json.dumps(config.to_json(changed), indent=1).encode()}
+
+  return Target(samples, lambda path: config.from_json(workdir.read_json(path)))
+
+
+def _metrics() -> Target:
+  from alexnet_jax.results import metrics
+
+  line = '{"step": %d, "train/loss": 2.5, "eval/top1_error": null, "epoch": 0.25}\n'
+  sample = ''.join(line % step for step in range(1, 30)).encode()
+
+  def read(path):
+    (path.parent / metrics.JSONL).write_bytes(path.read_bytes())
+    metrics.read_metrics(path.parent)
+
+  return Target(lambda: {metrics.JSONL: sample}, read)
+
+
+def _preprocessing() -> Target:
+  import trained
+
+  from alexnet_jax.train import preprocessing_file as kept
+
+  def samples():
+    with tempfile.TemporaryDirectory() as folder:
+      kept.write_preprocessing(Path(folder), trained.preprocessing())
+      return {kept.PREPROCESSING: (Path(folder) / kept.PREPROCESSING).read_bytes()}
+
+  def read(path):
+    (path.parent / kept.PREPROCESSING).write_bytes(path.read_bytes())
+    kept.read_preprocessing(path.parent)
+
+  return Target(samples, read)
+
+
+TARGETS = {
+  'weights': _weights,
+  'images': _images,
+  'store': lambda: _store('meta.json'),
+  'labels': lambda: _store('train/labels.npy'),
+  'config': _config,
+  'metrics': _metrics,
+  'preprocessing': _preprocessing,
+}
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('target', choices=TARGETS)
+  parser.add_argument('--tries', type=int, default=5000)
+  parser.add_argument('--seed', type=int, default=0)
+  flags = parser.parse_args()
+  folder = Path(tempfile.mkdtemp(prefix='fuzz-'))
+  outcomes = run(TARGETS[flags.target](), flags.tries, flags.seed, folder)
+  shutil.rmtree(folder)
+  print(', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items()))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,417 @@
+"""Ablations change what they say, are recorded, and are refused where they would do nothing."""
+
+import dataclasses
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import ablations
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets
+from alexnet_jax.model.ablations import EDITS, edited
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.layers import Conv, Dense, Dropout, MaxPool, Relu, ResponseNorm, Tanh
+
+ROOT = Path(__file__).parents[1]
+IMAGENET = (224, 224, 3)
+
+
+def get_config(name):
+  file, _, variant = name.partition(':')
+  arguments = [variant] if variant else []
+  return runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config'](*arguments)
+
+
+def table_of(name, *names):
+  return nets.table_of(ablations.apply(get_config(name), names), 1000)
+
+
+def order(table):
+  """One letter a row: Conv, response Norm, Spatial norm, Pool, Relu, Tanh, Batch norm, ..."""
+  letters = {'AvgPool': 'p', 'MaxPool': 'p', 'ResponseNorm': 'n', 'Dropout': 'x'}
+  return ''.join(letters.get(type(row).__name__, type(row).__name__[0].lower()) for row in table)
+
+
+def test_every_edit_of_a_net_is_an_ablation_and_every_ablation_does_something():
+  assert {name for name, a in ablations.ABLATIONS.items() if not a.fields} == set(EDITS)
+  assert not {path for a in ablations.ABLATIONS.values() for path in a.fields} - set(configs.FIELDS)
+
+
+# Published differences of errors, in points, from the notes in the configurations of 2012.
+NOTES = {  # ablation: (with the change, without), ten views
+  'no_lrn': ((42.0340, 19.3620), (40.6640, 18.2100)),
+  'non_overlapping_pool': ((41.0580, 18.5100), (40.6640, 18.2100)),
+  'one_tower': ((39.1680, 18.2287), (37.4727, 16.9987)),
+  'no_cross_tower': ((41.83, 19.33), (40.66, 18.21)),
+  'no_lrn2': ((40.49, 18.12), (40.53, 18.05)),
+  'lrn2_before_relu': ((41.10, 18.67), (40.53, 18.05)),
+  'lrn_after_pool': ((41.04, 18.71), (40.93, 18.57)),
+  'k1': ((40.93, 18.57), (41.07, 18.42)),
+}
+
+
+@pytest.mark.parametrize('name', NOTES)
+def test_published_differences_are_those_of_the_notes(name):
+  changed, plain = NOTES[name]
+  for given, a, b in zip(ablations.ABLATIONS[name].difference, changed, plain, strict=True):
+    assert given == pytest.approx(a - b, abs=0.006)
+
+
+def test_the_table_in_the_docs_is_the_published_one():
+  text = (ROOT / 'docs' / 'results.md').read_text()
+  given = {}
+  for names, points in re.findall(r'^\| (`\w+`(?:, `\w+`)*) \| ([-+][^|]*) \|', text, re.M):
+    for name in re.findall(r'\w+', names):
+      given[name] = [float(number) for number in points.split(' / ')]
+  assert given == {
+    name: [points for points in ablation.difference if points is not None]
+    for name, ablation in ablations.ABLATIONS.items()
+    if ablation.difference != (None, None)
+  }
+
+
+@pytest.mark.parametrize(
+  'name, parameters, macs',
+  [
+    ('ungrouped', 62_378_344, 1_135_256_096),
+    ('one_tower', 59_798_312, 391_514_384),
+    ('no_lrn', 60_965_224, 724_406_816),
+    ('tanh', 60_965_224, 724_406_816),
+    ('no_dropout', 60_965_224, 724_406_816),
+    # conv2 on 26x26 maps, conv5 on 11x11: 48*25*256*(27*27-26*26) + 192*9*256*(13*13-11*11) fewer.
+    ('non_overlapping_pool', 60_965_224, 724_406_816 - 16_281_600 - 21_233_664),
+    # 384 maps of 6x6 into fc6 in place of 256; conv5 gone.
+    (
+      'without_conv5',
+      60_965_224 - 442_624 + 128 * 36 * 4096,
+      724_406_816 - 74_760_192 + 18_874_368,
+    ),
+    # conv4 sees 128 maps of pool2 in a tower in place of 192 of conv3; conv3 gone.
+    ('without_conv3', 60_965_224 - 885_120 - 64 * 9 * 384, 724_406_816 - 149_520_384 - 37_380_096),
+    ('without_conv4', 60_965_224 - 663_936, 724_406_816 - 112_140_288),
+  ],
+)
+def test_counts_of_the_2012_net(name, parameters, macs):
+  table = table_of('imagenet', name)
+  assert layers.count_parameters(table, IMAGENET) == parameters
+  assert layers.count_macs(table, IMAGENET) == macs
+
+
+def test_one_tower_is_the_table_of_the_one_gpu_net():
+  assert table_of('imagenet', 'one_tower') == nets.one_tower(1000)
+
+
+def test_towers_that_never_meet_cost_what_meeting_towers_cost():
+  """#150 widened conv2 and fc6 to make up for what it cut: within 0.5 % of #145."""
+  table = table_of('imagenet', 'no_cross_tower')
+  assert layers.count_macs(table, IMAGENET) == pytest.approx(724_406_816, rel=0.005)
+  assert layers.count_parameters(table, IMAGENET) == pytest.approx(60_965_224, rel=0.005)
+  features = {row.name: row.features for row in table if isinstance(row, (Conv, Dense))}
+  assert (features['conv2'], features['fc6'], features['fc7']) == (320, 8192, 4096)
+
+
+def test_towers_that_never_meet_cannot_be_seen_by_each_other():
+  """A change of tower b's maps after conv1 leaves tower a's half of every layer as it was."""
+  table = (
+    Conv('conv1', 8, 3, stride=2),
+    Relu('relu1'),
+    Conv('conv2', 8, 3, padding=1, groups=2),
+    Conv('conv3', 8, 3, padding=1),
+    MaxPool('pool3'),
+    Dense('fc6', 16),
+    Relu('relu6'),
+    Dense('fc7', 16),
+    Dense('fc8', 5),
+  )
+  apart = edited(table, ['no_cross_tower'], (15, 15, 3))
+  images = jax.random.normal(jax.random.key(1), (2, 15, 15, 3))
+  net = AlexNet(apart)
+  params = net.init(jax.random.key(0), images)['params']
+  params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(2), x.shape), params)
+
+  def outputs(params):
+    _, state = net.apply({'params': params}, images, mutable=['intermediates'])
+    return state['intermediates']['outputs']
+
+  before = outputs(params)
+  params['conv1']['kernel'] = params['conv1']['kernel'].at[..., 4:].multiply(-2)
+  after = outputs(params)
+  for name in ('conv2', 'conv3', 'fc6', 'fc7'):
+    half = before[name].shape[-1] // 2
+    np.testing.assert_array_equal(after[name][..., :half], before[name][..., :half])
+    assert not np.allclose(after[name][..., half:], before[name][..., half:])
+  assert not np.allclose(after['fc8'], before['fc8'])
+
+
+def test_pools_without_overlap_are_configuration_147():
+  table = {row.name: row for row in table_of('imagenet', 'non_overlapping_pool')}
+  assert table['conv2'].padding == 1 and table['conv5'].padding == 0
+  assert {table[name].window for name in ('pool1', 'pool2', 'pool5')} == {2}
+  outputs = {row.name: o for row, _, o in layers.walk(tuple(table.values()), IMAGENET)}
+  assert outputs['pool2'] == (13, 13, 256) and outputs['pool5'] == (6, 6, 256)
+
+
+@pytest.mark.parametrize('name', ['cifar10:18pct', 'cifar10:11pct', 'digits', 'imagenet:caffe'])
+def test_pools_without_overlap_keep_the_size_of_the_last_map(name):
+  config = get_config(name)
+  shape = (config.input.crop, config.input.crop, 3)
+
+  def last_map(*names):
+    walked = list(layers.walk(table_of(name, *names), shape))
+    return [output for _, _, output in walked if len(output) == 3][-1]
+
+  assert last_map('non_overlapping_pool') == last_map()
+
+
+@pytest.mark.parametrize(
+  'name, edit, expected',
+  [
+    ('imagenet', None, 'cnprcrnspcrcrcprdrxdrxd'),
+    ('imagenet', 'no_lrn', 'cprcrpcrcrcprdrxdrxd'),
+    ('imagenet', 'no_lrn2', 'cnprcrpcrcrcprdrxdrxd'),
+    ('imagenet', 'no_spatial_norm', 'cnprcrnpcrcrcprdrxdrxd'),
+    ('imagenet', 'lrn_after_pool', 'cpnrcrpnscrcrcprdrxdrxd'),
+    ('imagenet', 'lrn2_before_relu', 'cnprcnsprcrcrcprdrxdrxd'),
+    ('imagenet', 'tanh', 'cnptctnspctctcptdtxdtxd'),
+    ('imagenet', 'no_dropout', 'cnprcrnspcrcrcprdrdrd'),
+    ('imagenet', 'without_conv4', 'cnprcrnspcrcprdrxdrxd'),
+    ('imagenet', 'without_conv5', 'cnprcrnspcrcrpdrxdrxd'),
+    ('imagenet:bn', 'without_conv3', 'cbrpcbrpcbrcbrpdrxdrxd'),
+    ('cifar10:18pct', 'no_lrn', 'cprcrpcrpd'),
+    ('cifar10:18pct', 'tanh', 'cptsctpsctpd'),
+    ('cifar10:18pct', 'without_conv3', 'cprscrpspd'),
+  ],
+)
+def test_order_of_the_layers(name, edit, expected):
+  assert order(table_of(name, *filter(None, [edit]))) == expected
+
+
+def test_no_lrn_makes_the_18pct_net_the_19pct_net():
+  assert nets.table_of(ablations.apply(get_config('cifar10'), ['no_lrn']), 10) == nets.cifar_19pct()
+
+
+def test_bvlc_alexnet_with_norms_after_pools_is_caffenet_but_for_its_biases():
+  def without_biases(table):
+    return [
+      dataclasses.replace(row, bias=0.0) if isinstance(row, (Conv, Dense)) else row for row in table
+    ]
+
+  ours = without_biases(table_of('imagenet:caffe', 'lrn_after_pool'))
+  assert ours == without_biases(nets.caffenet(1000))
+
+
+def test_single_fields_of_rows():
+  plain = table_of('imagenet')
+  k1 = table_of('imagenet', 'k1')
+  assert [row.k for row in k1 if isinstance(row, ResponseNorm)] == [1.0, 1.0]
+  init = table_of('imagenet', 'init_01')
+  assert {row.init for row in init if isinstance(row, (Conv, Dense))} == {0.01}
+  inverted = table_of('imagenet', 'inverted_dropout')
+  assert all(row.inverted for row in inverted if isinstance(row, Dropout))
+  for table in (k1, init, inverted):
+    assert [row.name for row in table] == [row.name for row in plain]
+  ungrouped = table_of('imagenet', 'ungrouped')
+  assert all(getattr(row, 'groups', 1) == 1 for row in ungrouped)
+  assert not any(isinstance(row, Relu) for row in table_of('imagenet', 'tanh'))
+  assert sum(isinstance(row, Tanh) for row in table_of('imagenet', 'tanh')) == 7
+
+
+@pytest.mark.parametrize(
+  'name, fields',
+  [
+    ('no_colour_noise', {'input.colour_noise': 0.0, 'input.colour_noise_epochs': 0.0}),
+    ('no_mirror', {'input.mirror': False}),
+    ('no_crop', {'input.random_crop': False}),
+    (
+      'no_augmentation',
+      {
+        'input.random_crop': False,
+        'input.mirror': False,
+        'input.colour_noise': 0.0,
+        'input.colour_noise_epochs': 0.0,
+      },
+    ),
+    ('no_weight_decay', {'optimizer.weight_decay': 0.0}),
+    ('scalar_mean', {'input.normalization': 'mean_pixel'}),
+  ],
+)
+def test_recipes_change_these_fields_and_no_other(name, fields):
+  plain = configs.flatten(configs.to_json(get_config('imagenet')))
+  changed = configs.to_json(ablations.apply(get_config('imagenet'), [name]))
+  assert configs.flatten(changed) == plain | fields
+
+
+def test_no_weight_decay_means_none_in_any_layer():
+  config = ablations.apply(get_config('cifar10'), ['no_weight_decay'])
+  assert config.optimizer.weight_decay == 0 and not config.optimizer.layer_weight_decay
+
+
+def test_a_config_with_ablations_comes_back_from_json_with_its_net():
+  config = ablations.apply(get_config('imagenet'), ['no_lrn', 'ungrouped', 'no_mirror'])
+  again = configs.from_json(configs.to_json(config))
+  assert nets.table_of(again, 1000) == nets.table_of(config, 1000)
+  assert not again.input.mirror
+  changes = configs.diff(configs.to_json(get_config('imagenet')), configs.to_json(again))
+  assert changes == {'model.edits': ([], ['no_lrn', 'ungrouped']), 'input.mirror': (True, False)}
+  old = configs.to_json(get_config('imagenet'))
+  del old['model']['edits']  # as runs before there were ablations
+  assert configs.from_json(old).model.edits == ()
+
+
+def test_a_stored_config_with_an_edit_of_another_version_is_refused():
+  stored = configs.to_json(get_config('imagenet'))
+  stored['model']['edits'] = [['no_lrn']]
+  with pytest.raises(UserError, match='must be a tuple of no_lrn'):
+    configs.from_json(stored)
+  stored['model']['edits'] = ['no_softmax']
+  with pytest.raises(UserError, match=r"model.edits=\('no_softmax',\): must be a tuple of no_lrn"):
+    configs.from_json(stored)
+
+
+@pytest.mark.parametrize(
+  'name, ablation, reason',
+  [
+    ('imagenet:owt', 'no_lrn', 'changes nothing in this net'),
+    ('imagenet:owt', 'ungrouped', 'changes nothing'),
+    ('imagenet:one_tower', 'one_tower', 'changes nothing'),
+    ('imagenet:one_tower', 'no_cross_tower', 'changes nothing'),
+    ('imagenet:caffe', 'k1', 'changes nothing'),
+    ('imagenet:caffe', 'inverted_dropout', 'changes nothing'),
+    ('imagenet:caffenet', 'lrn_after_pool', 'changes nothing'),
+    ('imagenet:caffenet', 'lrn2_before_relu', 'changes nothing'),
+    ('imagenet:paper', 'init_01', 'changes nothing'),
+    ('cifar10_bn', 'non_overlapping_pool', 'changes nothing'),
+    ('cifar10:13pct', 'without_conv3', 'changes nothing'),
+    ('cifar10', 'no_mirror', 'already has input.mirror=False'),
+    ('cifar10_bn', 'no_weight_decay', 'already has optimizer.weight_decay=0.0'),
+    ('digits', 'scalar_mean', 'no mean image is subtracted: input.normalization is standardize'),
+    ('imagenet', 'no_lnr', 'there is no such ablation, did you mean no_lrn?'),
+  ],
+)
+def test_what_does_nothing_is_refused_with_what_fits(name, ablation, reason):
+  with pytest.raises(UserError) as error:
+    ablations.apply(get_config(name), [ablation])
+  message = str(error.value)
+  assert message.startswith(f'--ablation={ablation}: ') and reason in message
+  assert '\n' not in message
+  fitting = message.rpartition('those that fit here: ')[2].split(', ')
+  assert ablation not in fitting and 'tanh' in fitting
+  for fits in fitting:
+    ablations.apply(get_config(name), [fits])
+
+
+def test_the_crop_of_a_whole_image_is_no_crop():
+  config = get_config('digits')
+  config.input.crop = 32
+  with pytest.raises(UserError, match='no_crop: the crop is the whole image'):
+    ablations.apply(config, ['no_crop'])
+
+
+def test_the_same_ablation_twice_is_refused():
+  with pytest.raises(UserError, match='no_lrn: no_lrn changes nothing in this net'):
+    ablations.apply(get_config('imagenet'), ['no_lrn', 'no_lrn'])
+  with pytest.raises(UserError, match='no_lrn2 changes nothing'):
+    ablations.apply(get_config('imagenet'), ['no_lrn', 'no_lrn2'])
+
+
+def test_a_layer_that_the_recipe_mentions_cannot_go():
+  config = get_config('imagenet')
+  config.optimizer.layer_factors = {'conv3': ((1.0, 0.1),)}
+  with pytest.raises(UserError, match="without_conv3: .*no layer 'conv3'"):
+    ablations.apply(config, ['without_conv3'])
+
+
+# Values against PyTorch.
+
+
+def torch_output(table, params, images):
+  """The rows of a table in PyTorch, evaluation mode, as far as the tables below need it."""
+  torch = pytest.importorskip('torch')
+  functional = torch.nn.functional
+  x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+  for row in table:
+    if isinstance(row, Conv):
+      kernel = torch.tensor(np.array(params[row.name]['kernel'])).permute(3, 2, 0, 1)
+      bias = torch.tensor(np.array(params[row.name]['bias']))
+      x = functional.conv2d(x, kernel, bias, row.stride, row.padding, groups=row.groups)
+    elif isinstance(row, Dense):
+      flat = x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x
+      x = flat @ torch.tensor(np.array(params[row.name]['kernel']))
+      x = x + torch.tensor(np.array(params[row.name]['bias']))
+    elif isinstance(row, ResponseNorm):
+      norm = functional.local_response_norm
+      parts = [
+        norm(p, row.size, row.alpha * row.size, row.beta, row.k) for p in x.chunk(row.groups, 1)
+      ]
+      x = torch.cat(parts, 1)
+    elif isinstance(row, MaxPool):
+      x = functional.max_pool2d(x, row.window, row.stride, ceil_mode=True)
+    else:
+      x = {'Relu': torch.relu, 'Tanh': torch.tanh}[type(row).__name__](x)
+  return x.numpy()
+
+
+SMALL = (
+  Conv('conv1', 8, 5, stride=2, padding=2, init=0.1),
+  Relu('relu1'),
+  ResponseNorm('norm1', alpha=0.3, groups=2),
+  MaxPool('pool1'),
+  Conv('conv2', 12, 3, padding=1, groups=2, init=0.1, bias=0.3),
+  Relu('relu2'),
+  ResponseNorm('norm2', alpha=0.3, groups=2),
+  MaxPool('pool2'),
+  Conv('conv3', 8, 3, padding=1, init=0.1),
+  Relu('relu3'),
+  Dense('fc4', 5, init=0.1),
+)
+
+
+@pytest.mark.parametrize(
+  'name', ['ungrouped', 'lrn_after_pool', 'lrn2_before_relu', 'non_overlapping_pool', 'tanh', 'k1']
+)
+def test_logits_agree_with_torch(name):
+  table = edited(SMALL, [name], (21, 21, 3))
+  images = jax.random.normal(jax.random.key(1), (3, 21, 21, 3)) * 2
+  net = AlexNet(table)
+  params = net.init(jax.random.key(0), images)['params']
+  ours = net.apply({'params': params}, images)
+  np.testing.assert_allclose(ours, torch_output(table, params, images), rtol=2e-5, atol=2e-6)
+  plain = AlexNet(SMALL)
+  same_shapes = jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, plain.init(jax.random.key(0), images)['params']
+  )
+  if same_shapes:  # the edit shows
+    assert not np.allclose(ours, plain.apply({'params': params}, images), rtol=1e-3)
+
+
+# The door.
+
+
+def run(*words):
+  return subprocess.run(
+    [sys.executable, '-m', *words], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+
+
+def test_plan_and_summary_show_the_edited_net():
+  words = ['--config=configs/imagenet.py', '--ablation=ungrouped,no_mirror']
+  plan = run('alexnet_jax.main', *words, '--dry_run')
+  assert 'krizhevsky2012 (ungrouped): 62,378,344 parameters, 1,135,256,096 MACs' in plan.stdout
+  summary = run('alexnet_jax.summarize', *words)
+  assert summary.stdout.startswith('imagenet-ungrouped-no_mirror: net krizhevsky2012 (ungrouped)')
+  assert '62,378,344' in summary.stdout
+
+
+def test_a_typo_is_one_line():
+  done = run('alexnet_jax.main', '--config=configs/imagenet.py', '--ablation=tahn')
+  assert done.returncode == 2 and done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: --ablation=tahn: there is no such ablation, did you mean tanh?')

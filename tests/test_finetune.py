@@ -1,0 +1,317 @@
+"""Runs that start from a trained net: what is taken, new, frozen and refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from trained import CLASSES, digits_config, digits_net, preprocessing, write_run
+
+from alexnet_jax import config as configs
+from alexnet_jax.data.store import Split, Store
+from alexnet_jax.errors import UserError
+from alexnet_jax.predictor import Predictor
+from alexnet_jax.results import scores
+from alexnet_jax.train.experiment import make_experiment
+from alexnet_jax.train.schedules import make_rates
+from alexnet_jax.weights import start
+from alexnet_jax.weights.workdir import load_workdir
+
+ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+
+def main(*words):
+  return subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.main', *map(str, words)],
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+
+
+def store_of(classes, size=32):
+  split = Split(np.zeros((100, 1, 1, 3), np.uint8), np.zeros(100, np.int32))
+  mean = np.full((size, size, 3), 50, np.float32)
+  return Store(None, tuple(classes), split, split, mean, np.ones(3), np.eye(3), {})
+
+
+def finetune_config(folder='/images'):
+  import runpy
+
+  file = os.path.join(os.path.dirname(__file__), '..', 'configs', 'finetune.py')
+  return runpy.run_path(file)['get_config'](str(folder))
+
+
+# The state before the first step.
+
+
+@pytest.mark.parametrize('classes', [('no', 'yes'), tuple(map(str, range(3000)))])
+def test_all_but_the_last_layer_are_taken(classes):
+  weights = digits_net()
+  config = digits_config(weights='somewhere')
+  experiment = make_experiment(config, store_of(classes), None, weights)
+  state = jax.tree.map(np.asarray, experiment.initial_state())
+  for layer, leaves in weights.variables['params'].items():
+    for name, leaf in leaves.items():
+      if layer != 'fc5':
+        np.testing.assert_array_equal(state.params[layer][name], leaf)
+  last = state.params['fc5']
+  assert last['kernel'].shape == (128, len(classes))
+  assert last['kernel'].std() == pytest.approx(np.sqrt(2 / 128), rel=0.15)  # He, as the table says
+  assert not last['bias'].any()
+
+
+def test_the_last_layer_stays_where_the_classes_do():
+  weights, config = digits_net(), digits_config(weights='somewhere')
+  for classes, kept in ((CLASSES, True), (CLASSES[::-1], False), (CLASSES[:2], False)):
+    state = make_experiment(config, store_of(classes), None, weights).initial_state()
+    taken = weights.variables['params']['fc5']['kernel']
+    same = taken.shape == state.params['fc5']['kernel'].shape and np.array_equal(
+      state.params['fc5']['kernel'], taken
+    )
+    assert same == kept
+
+
+def test_running_moments_and_average_are_taken():
+  weights = digits_net(net='cifar_bn', variables=bn_variables())
+  config = digits_config(
+    **{'weights': 'x', 'model.net': 'cifar_bn', 'input.crop': 32, 'ema_decay': 0.9}
+  )
+  state = make_experiment(config, store_of('ab'), None, weights).initial_state()
+  for name, leaf in weights.variables['batch_stats']['bn3'].items():
+    np.testing.assert_array_equal(state.batch_stats['bn3'][name], leaf)
+  kernel = weights.variables['params']['fc7']['kernel']
+  np.testing.assert_array_equal(state.ema['fc7']['kernel'], kernel)
+
+
+def bn_variables():
+  from trained import random_variables
+
+  return random_variables('cifar_bn', len(CLASSES), 32)
+
+
+def test_another_net_or_view_is_refused():
+  config = digits_config(**{'weights': 'w.npz', 'model.net': 'cifar_80sec'})
+  with pytest.raises(UserError, match='w.npz holds net digits, .* config.model.net=cifar_80sec'):
+    make_experiment(config, store_of('ab'), None, digits_net())
+  config = digits_config(**{'weights': 'w.npz', 'input.crop': 32})
+  with pytest.raises(UserError, match=r'fc4/kernel of shape \(576, 128\).*input.crop=28'):
+    make_experiment(config, store_of('ab'), None, digits_net())
+
+
+def test_preprocessing_is_that_of_the_weights():
+  weights, config = digits_net(), digits_config(weights='x')
+  own = make_experiment(config, store_of('ab'), None, weights).recipe.preprocessing
+  np.testing.assert_array_equal(own.mean, np.full((28, 28, 3), 50))
+  config.input.normalization = 'weights'
+  taken = make_experiment(config, store_of('ab'), None, weights).recipe.preprocessing
+  np.testing.assert_array_equal(taken.mean, preprocessing().mean)
+  np.testing.assert_array_equal(taken.scale, preprocessing().scale)
+  wide = digits_net(preprocessing=preprocessing(32))
+  cut = make_experiment(config, store_of('ab'), None, wide).recipe.preprocessing
+  np.testing.assert_array_equal(cut.mean, preprocessing(32).mean[2:30, 2:30])
+
+
+# The config.
+
+
+def test_open_fields_are_filled_in(monkeypatch):
+  weights = digits_net(resize='warp', image_size=40)
+  monkeypatch.setattr(start, 'load', lambda path: weights)
+  config = finetune_config()
+  config.weights = 'x'
+  assert set(configs.left_open(config)) == {
+    'model.net',
+    'data.image_size',
+    'data.resize',
+    'input.crop',
+    'optimizer.layer_factors.last',
+  }
+  start.complete(config)
+  assert not configs.left_open(config)
+  configs.validate(config)
+  assert (config.model.net, config.data.image_size, config.data.resize) == ('digits', 40, 'warp')
+  assert config.input.crop == 28
+  assert dict(config.optimizer.layer_factors) == {'fc5': ((0.0, 10.0),)}
+  config = finetune_config()
+  config.weights, config.data.resize, config.input.crop = 'x', 'crop', 24
+  start.complete(config)
+  assert (config.data.resize, config.input.crop) == ('crop', 24)  # what is said stays
+
+
+def test_factors_hold_from_the_first_step():
+  config = digits_config()
+  config.optimizer.layer_factors = {'fc5': ((0.0, 10.0), (2.0, 5.0)), 'conv1': ((0.0, 0.0),)}
+  config.optimizer.schedule.kind = 'constant'
+  configs.validate(config)
+  rates = make_rates(config, lambda epoch: int(epoch * 4), 100)
+  params = {'conv1': {'kernel': 0, 'bias': 0}, 'fc5': {'kernel': 0}, 'fc4': {'kernel': 0}}
+  for step, factor in ((0, 10), (7, 10), (8, 5)):
+    tree = rates.tree(params, np.int32(step), 1.0)
+    assert tree['fc4']['kernel'] == pytest.approx(0.01)
+    assert tree['fc5']['kernel'] == pytest.approx(0.01 * factor)
+    assert tree['conv1']['kernel'] == tree['conv1']['bias'] == 0
+
+
+@pytest.mark.parametrize('changes', [((0.0, 1.0), (0.0, 2.0)), ((-1.0, 1.0),), ((0.0, -1.0),)])
+def test_wrong_factors_are_refused(changes):
+  config = digits_config()
+  config.optimizer.layer_factors = {'fc5': changes}
+  with pytest.raises(UserError, match='layer_factors.fc5'):
+    configs.validate(config)
+
+
+def test_weights_as_normalization_need_weights():
+  config = digits_config(**{'input.normalization': 'weights'})
+  with pytest.raises(UserError, match='normalization=weights.*--config.weights'):
+    configs.validate(config)
+  config.weights, config.input.scale = 'somewhere', 0.5
+  with pytest.raises(UserError, match='input.scale=0.5'):  # a resumed run would scale twice
+    configs.validate(config)
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """Two classes that colour tells apart."""
+  folder = tmp_path_factory.mktemp('data') / 'photos'
+  random = np.random.default_rng(0)
+  for name, colour in (('blue', (60, 60, 200)), ('red', (200, 60, 60))):
+    for part, count in (('train', 24), ('validation', 6)):
+      (folder / part / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = np.clip(random.normal(colour, 40, (40, 50, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / part / name / f'{i}.png')
+  return folder
+
+
+@pytest.fixture(scope='module')
+def finetuned(photos, tmp_path_factory):
+  """A run with conv1 frozen and conv2 slowed, whose weights and data are gone by now."""
+  folder = tmp_path_factory.mktemp('runs')
+  trained = write_run(folder / 'trained', digits_config(), digits_net().variables)
+  data = folder / 'photos'
+  shutil.copytree(photos, data)
+  factors = "{'last': ((0.0, 10.0),), 'conv1': ((0.0, 0.0),), 'conv2': ((0.0, 0.5),)}"
+  words = (
+    f'--config=configs/finetune.py:{data}',
+    f'--config.weights={trained}',
+    f'--config.optimizer.layer_factors={factors}',
+    '--config.epochs=4',
+    '--config.batch_size=16',
+    f'--workdir={folder / "run"}',
+  )
+  process = main(*words)
+  assert process.returncode == 0, process.stderr
+  shutil.rmtree(trained)
+  return folder / 'run', words, process
+
+
+def saved_params(workdir, step):
+  with ocp.StandardCheckpointer() as reader:
+    return reader.restore(workdir / 'checkpoints' / 'last' / str(step) / 'state')['params']
+
+
+def test_frozen_layers_are_equal_to_the_bit(finetuned):
+  workdir, _, process = finetuned
+  assert 'fc5 is new, for 2 classes in place of 7 others' in process.stderr
+  before, after = digits_net().variables['params'], saved_params(workdir, 12)
+  for name, leaf in before['conv1'].items():
+    assert np.array_equal(after['conv1'][name], leaf)
+  for layer in ('conv2', 'conv3', 'fc4'):
+    assert not np.array_equal(after[layer]['kernel'], before[layer]['kernel'])
+    assert np.abs(after[layer]['kernel'] - before[layer]['kernel']).max() < 0.1
+  assert after['fc5']['kernel'].shape == (128, 2)
+
+
+def test_the_config_in_the_folder_is_concrete(finetuned):
+  workdir, _, _ = finetuned
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['model']['net'] == 'digits' and config['input']['crop'] == 28
+  assert config['data']['image_size'] == 32 and config['data']['resize'] == 'crop'
+  assert config['optimizer']['layer_factors']['fc5'] == [[0.0, 10.0]]
+  assert 'last' not in config['optimizer']['layer_factors']
+  with np.load(workdir / 'preprocessing.npz', allow_pickle=False) as saved:
+    np.testing.assert_array_equal(saved['mean'], preprocessing().mean)
+
+
+def test_two_classes_are_learnt_and_confusions_told(finetuned):
+  workdir, _, process = finetuned
+  results = json.loads((workdir / 'results.json').read_text())
+  assert results['eval/top1_error'] == 0
+  assert [row['class'] for row in results['classes']] == ['blue', 'red']
+  assert {row['images'] for row in results['classes']} == {6}
+  assert 'mostly taken for' in process.stderr
+  with Image.open(workdir / 'figures' / 'confusion.png') as figure:
+    assert min(figure.size) > 300
+
+
+def test_a_run_predicts_without_its_data(finetuned, photos):
+  workdir, _, _ = finetuned
+  with np.load(workdir / 'predictions-last-1.npz', allow_pickle=False) as saved:
+    probabilities, labels = saved['probabilities'], saved['label']
+  data = workdir.parent / 'photos'
+  stores = workdir.parent / 'photos-stores'
+  for folder in (data, stores):
+    folder.rename(folder.with_name(f'away-{folder.name}'))
+  try:
+    files = sorted((photos / 'validation').glob('*/*.png'))
+    found = Predictor(load_workdir(workdir, 'last'))(files)
+  finally:
+    for folder in (data, stores):
+      folder.with_name(f'away-{folder.name}').rename(folder)
+  assert [prediction.true_label for prediction in found] == labels.tolist()
+  for prediction, expected in zip(found, probabilities, strict=True):
+    np.testing.assert_allclose(
+      prediction.probabilities[list(np.argsort(prediction.labels))], expected, rtol=1e-3, atol=1e-6
+    )
+
+
+def test_going_on_needs_no_weights(finetuned):
+  workdir, words, _ = finetuned
+  kept = (workdir / 'results.json').read_bytes()
+  (workdir / 'results.json').unlink()
+  process = main(*words)
+  assert process.returncode == 0, process.stderr
+  assert 'resuming from step 12' in process.stderr
+  again = json.loads((workdir / 'results.json').read_bytes())
+  for name in ('eval/loss', 'classes'):
+    assert again[name] == json.loads(kept)[name]
+
+
+@pytest.mark.parametrize(
+  'change, told',
+  [
+    ('--config.weights=elsewhere', r'weights: .*trained -> elsewhere'),
+    ('--workdir={fresh}', 'trained'),
+    ('--config.weights=', 'config.weights is missing'),
+  ],
+)
+def test_refusals_take_one_line(finetuned, tmp_path, change, told):
+  import re
+
+  _, words, _ = finetuned
+  process = main(*words, change.format(fresh=tmp_path / 'fresh'))
+  assert process.returncode == 2 and 'Traceback' not in process.stderr, process.stderr
+  last = process.stderr.strip().splitlines()[-1]
+  assert last.startswith('error: ') and re.search(told, last)
+  assert not (tmp_path / 'fresh').exists()
+
+
+def test_confusions_agree_with_scikit_learn():
+  from sklearn.metrics import confusion_matrix
+
+  random = np.random.default_rng(0)
+  probabilities = random.random((200, 6))
+  labels = random.integers(0, 5, 200)  # no image of the last class
+  expected = confusion_matrix(labels, probabilities.argmax(1), labels=range(6))
+  np.testing.assert_array_equal(scores.confusion(probabilities, labels), expected)

@@ -1,0 +1,401 @@
+"""Trained nets on pictures, against Pillow, NumPy, PyTorch and scikit-learn."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from trained import (
+  CLASSES,
+  digits_config,
+  digits_net,
+  preprocessing,
+  random_variables,
+  write_run,
+)
+
+from alexnet_jax.data import pictures
+from alexnet_jax.errors import UserError
+from alexnet_jax.predictor import Predictor
+from alexnet_jax.results import answers, neighbours
+from alexnet_jax.weights.workdir import load_workdir
+
+ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+
+def predict(*words, stdin=None):
+  return subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.predict', *map(str, words)],
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    input=stdin,
+    timeout=200,
+  )
+
+
+def write_photos(folder, count, *, names=('ant', 'bee'), size=(40, 52), seed=0):
+  """Smooth pictures, `count` in a folder for each name; returns the files in order."""
+  random = np.random.default_rng(seed)
+  files = []
+  for name in names:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+      coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+      files.append(folder / name / f'{number:02}.png')
+      coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(files[-1])
+  return files
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('photos')
+  return folder, write_photos(folder, 5)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'digits'
+  return write_run(workdir, digits_config(), digits_net().variables)
+
+
+def by_torch(file, net, places):
+  """Features of relu4 and probabilities by other libraries.
+
+  Args:
+    file: a picture whose height is the smaller side.
+    net: see `trained.digits_net`.
+    places: (row, column, mirrored) of each view, as corners of its square in the picture.
+  """
+  torch = pytest.importorskip('torch')
+  functional = torch.nn.functional
+  image = Image.open(file).convert('RGB')
+  width = int(image.width * 32 / image.height + 0.5)
+  left = (width - 32) // 2
+  square = image.resize((width, 32), Image.Resampling.BILINEAR).crop((left, 0, left + 32, 32))
+  params = net.variables['params']
+
+  def weights(name):
+    kernel, bias = params[name]['kernel'], params[name]['bias']
+    axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+    return torch.tensor(kernel.transpose(axes).copy()), torch.tensor(bias)
+
+  hidden, probabilities = [], []
+  for top, left, mirrored in places:
+    view = np.asarray(square, np.float32)[top : top + 28, left : left + 28]
+    view = view[:, ::-1] if mirrored else view
+    inputs = (view - net.preprocessing.mean) * net.preprocessing.scale
+    x = torch.tensor(inputs.transpose(2, 0, 1)[None].copy())
+    for name, padding, normalized in (('conv1', 2, True), ('conv2', 2, True), ('conv3', 1, False)):
+      x = functional.relu(functional.conv2d(x, *weights(name), padding=padding))
+      x = functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0) if normalized else x
+      x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
+    x = functional.relu(functional.linear(x.permute(0, 2, 3, 1).flatten(1), *weights('fc4')))
+    hidden.append(x[0].numpy())
+    logits = functional.linear(0.5 * x, *weights('fc5'))  # as in 2012, the test halves
+    probabilities.append(functional.softmax(logits, 1)[0].numpy())
+  return np.mean(hidden, 0), np.mean(probabilities, 0)
+
+
+CENTRE = [(2, 2, 0)]
+TEN = [(y, x, m) for m in (0, 1) for y, x in ((0, 0), (0, 4), (2, 2), (4, 0), (4, 4))]
+
+
+@pytest.mark.parametrize('views, places', [(1, CENTRE), (10, TEN)])
+def test_predictions_and_features_agree_with_torch(photos, views, places):
+  _, files = photos
+  net = digits_net()
+  found = Predictor(net, views=views)(files[:3], top=7, features='relu4')
+  for file, prediction in zip(files, found, strict=False):
+    hidden, probabilities = by_torch(file, net, places)
+    order = np.argsort(-probabilities)
+    assert prediction.labels == tuple(order)
+    assert prediction.classes == tuple(CLASSES[i] for i in order)
+    np.testing.assert_allclose(prediction.probabilities, probabilities[order], rtol=2e-4)
+    np.testing.assert_allclose(prediction.features, hidden, rtol=1e-3, atol=1e-3)
+    assert prediction.features.dtype == np.float32
+  assert len({prediction.classes for prediction in found}) > 1  # the pictures do matter
+
+
+def test_arrays_and_files_are_alike(photos):
+  _, files = photos
+  predictor = Predictor(digits_net())
+  (by_file,) = predictor([str(files[0])])
+  (by_array,) = predictor([np.asarray(Image.open(files[0]))])
+  assert by_array.name == '#1' and by_file.name == str(files[0])
+  assert by_array.classes == by_file.classes
+  np.testing.assert_array_equal(by_array.probabilities, by_file.probabilities)
+  assert (by_file.true_class, by_array.true_class) == ('ant', '')
+
+
+def test_many_pictures_come_back_in_order_around_broken_ones(tmp_path):
+  files = write_photos(tmp_path, 30, names=('ant', 'bee', 'cat'), size=(33, 33))
+  broken = {3, 40, 41, 89}
+  for place in broken:
+    files[place].write_bytes(files[place].read_bytes()[:150])
+  whole = Predictor(digits_net(), batch_size=90)
+  parts = Predictor(digits_net(), batch_size=8)
+  counted = []
+  found = list(parts.stream(files, advance=counted.append))
+  assert [prediction.name for prediction in found] == list(map(str, files))
+  assert {i for i, prediction in enumerate(found) if prediction.error} == broken
+  assert sum(counted) == 90 and len(counted) == 12
+  for one, other in zip(found, whole(files), strict=True):
+    assert one.labels == other.labels
+    np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
+
+
+def test_decoded_batches_are_those_of_the_store(tmp_path):
+  files = write_photos(tmp_path, 25)
+  batches = list(pictures.batches([*files, tmp_path / 'absent'], 32, 'warp', 20))
+  assert [len(batch) for batch in batches] == [20, 20, 11]
+  flat = [picture for batch in batches for picture in batch]
+  assert 'No such file' in str(flat[-1])
+  for file, pixels in zip(files, flat, strict=False):
+    expected = Image.open(file).resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+def test_unknown_layer_and_equal_views_are_refused():
+  predictor = Predictor(digits_net())
+  with pytest.raises(UserError, match="no layer 'pol3': did you mean pool3"):
+    predictor(['a.png'], features='pol3')
+  with pytest.raises(UserError, match='10 views: all are the same'):
+    Predictor(digits_net(image_size=28), views=10)
+
+
+@pytest.mark.parametrize(
+  'net, layer', [('digits', 'relu4'), ('owt', 'relu7'), ('cifar_80sec', 'fc64'), ('bn', 'relu7')]
+)
+def test_last_hidden_layer(net, layer):
+  assert Predictor(digits_net(net=net, variables={})).last_hidden == layer
+
+
+def test_imagenet_folders_are_classes():
+  imagenet = pytest.importorskip('alexnet_jax.data.imagenet')
+  classes = tuple(f'word {i}' for i in range(1000))
+  predictor = Predictor(digits_net(classes))
+  (found,) = predictor([np.zeros((40, 40, 3), np.uint8)])
+  assert found.true_label is None
+  wnid = imagenet.published_classes()[388]
+  assert wnid == 'n02510455'  # the giant panda
+  assert predictor._true_label(f'/photos/{wnid}/a.jpg') == 388
+
+
+# Neighbours.
+
+
+def test_neighbours_agree_with_scikit_learn():
+  from sklearn.neighbors import NearestNeighbors
+
+  random = np.random.default_rng(0)
+  # Large and close together: the distances of squared norms would lose their digits.
+  gallery = (1e4 + random.normal(size=(300, 4, 8))).astype(np.float32)
+  queries = (1e4 + random.normal(size=(20, 4, 8))).astype(np.float32)
+  search = NearestNeighbors(n_neighbors=7, algorithm='brute', metric='euclidean')
+  search.fit(gallery.reshape(300, -1).astype(np.float64) - 1e4)
+  distances, rows = search.kneighbors(queries.reshape(20, -1).astype(np.float64) - 1e4)
+  for i, query in enumerate(queries):
+    order, found = neighbours.nearest(gallery, query, 7)
+    np.testing.assert_array_equal(order, rows[i])
+    np.testing.assert_allclose(found, distances[i], rtol=1e-9)
+
+
+def test_a_query_is_not_its_own_neighbour():
+  features = np.array([[0.0], [1.0], [3.0], [0.0]], np.float32)
+  gallery = [answers.Prediction(f'/g/{i}.png', features=row) for i, row in enumerate(features)]
+  stranger = answers.Prediction('/q/0.png', features=features[0])
+  own, other = neighbours.search([gallery[0], stranger], gallery, 2)
+  assert [x.name for x in own] == ['/g/3.png', '/g/1.png']  # its copy counts
+  assert [x.name for x in other] == ['/g/0.png', '/g/3.png']
+  assert [x.distance for x in own] == [0, 1]
+
+
+# Runs as nets.
+
+
+def test_a_run_gives_its_averaged_weights(tmp_path):
+  variables, ema = (random_variables('digits', 7, 28, seed) for seed in (1, 2))
+  config = digits_config(ema_decay=0.9)
+  write_run(tmp_path / 'run', config, variables, ema=ema['params'])
+  write_run(tmp_path / 'run', config, variables, kind='last', step=9)
+  best, last = load_workdir(tmp_path / 'run'), load_workdir(tmp_path / 'run', 'last')
+  for name, kernel in ema['params']['conv2'].items():
+    np.testing.assert_array_equal(best.variables['params']['conv2'][name], kernel)
+    kernel = variables['params']['conv2'][name]
+    np.testing.assert_array_equal(last.variables['params']['conv2'][name], kernel)
+  assert best.classes == CLASSES and (best.image_size, best.resize) == (32, 'crop')
+  np.testing.assert_array_equal(best.preprocessing.mean, preprocessing().mean)
+  assert best.preprocessing.crop == 28 and best.preprocessing.random_crop is True
+
+
+def test_older_runs_need_the_store_only_for_its_statistics(tmp_path):
+  variables = random_variables('digits', 7, 28)
+  config = digits_config(**{'data.store': str(tmp_path / 'store')})
+  old = write_run(tmp_path / 'old', config, variables, keep=False)
+  with pytest.raises(UserError, match=r'no preprocessing.npz, .*mean_image.*store'):
+    load_workdir(old)
+  config.weights, config.input.normalization = 'gone', 'weights'
+  lost = write_run(tmp_path / 'lost', config, variables, keep=False)
+  with pytest.raises(UserError, match='has lost its preprocessing.npz'):
+    load_workdir(lost)
+  config.weights, config.input.normalization = '', 'torchvision'
+  plain = write_run(tmp_path / 'plain', config, variables, keep=False)
+  mean = load_workdir(plain).preprocessing.mean
+  np.testing.assert_allclose(mean, [123.675, 116.28, 103.53], rtol=1e-6)
+
+
+def test_damaged_preprocessing_is_named(tmp_path):
+  run = write_run(tmp_path / 'run', digits_config(), random_variables('digits', 7, 28))
+  path = run / 'preprocessing.npz'
+  for damage in (path.read_bytes()[:100], b'', pickled()):
+    path.write_bytes(damage)
+    with pytest.raises(UserError, match='preprocessing.npz is damaged'):
+      load_workdir(run)
+
+
+def pickled():
+  """An .npz that would run code if it were trusted."""
+  buffer = io.BytesIO()
+  fields = ('crop', 'mean', 'scale', 'colour_basis', 'resize_to', 'random_crop', 'mirror')
+  np.savez(buffer, **{name: np.array([print], dtype=object) for name in fields})
+  return buffer.getvalue()
+
+
+def test_no_run_and_no_checkpoint_are_told(tmp_path):
+  with pytest.raises(UserError, match='holds no run'):
+    load_workdir(tmp_path)
+  run = write_run(tmp_path / 'run', digits_config(), random_variables('digits', 7, 28))
+  shutil.rmtree(run / 'checkpoints')
+  with pytest.raises(UserError, match='no checkpoint yet'):
+    load_workdir(run)
+
+
+# The command.
+
+
+def test_command_tells_classes_and_names_broken_files(workdir, photos, tmp_path):
+  folder, files = photos
+  broken = tmp_path / 'broken.png'
+  broken.write_bytes(files[0].read_bytes()[:100])
+  found = predict(
+    f'--workdir={workdir}',
+    *files[:2],
+    broken,
+    tmp_path / 'absent.png',
+    '--top=3',
+    f'--json={tmp_path / "found.json"}',
+    f'--figure={tmp_path / "found.png"}',
+  )
+  assert found.returncode == 0, found.stderr
+  for name in ('broken.png', 'absent.png'):
+    assert f'{tmp_path / name} cannot be read' in found.stderr
+  assert '4 pictures, of which 2 cannot be read' in found.stdout
+  saved = json.loads((tmp_path / 'found.json').read_text())
+  expected = Predictor(workdir)(files[:2], top=3)
+  for picture, prediction in zip(saved['pictures'], expected, strict=False):
+    assert picture['file'] == prediction.name and picture['true_class'] == 'ant'
+    assert [x['class'] for x in picture['predictions']] == list(prediction.classes)
+    shares = [x['probability'] for x in picture['predictions']]
+    np.testing.assert_allclose(shares, prediction.probabilities, rtol=1e-3)
+    assert f'{prediction.classes[0]}' in found.stdout and f'{shares[0]:.2%}' in found.stdout
+  assert 'error' in saved['pictures'][2]
+  wrong = np.mean([prediction.classes[0] != 'ant' for prediction in expected])
+  assert saved['top1_error'] == wrong and f'top-1 error {wrong:.2%}' in found.stdout
+  with Image.open(tmp_path / 'found.png') as figure:
+    assert min(figure.size) > 300
+
+
+def test_command_reads_lists_and_writes_features(workdir, photos, tmp_path):
+  folder, files = photos
+  path = tmp_path / 'features.npz'
+  found = predict(
+    f'--workdir={workdir}',
+    '-',
+    '--features=pool3',
+    f'--npz={path}',
+    '--json=-',
+    stdin=f'{files[3]}\n\n{folder / "bee"}\n',
+  )
+  assert found.returncode == 0, found.stderr
+  listed = [files[3], *files[5:]]
+  assert [x['file'] for x in json.loads(found.stdout)['pictures']] == list(map(str, listed))
+  with np.load(path, allow_pickle=False) as saved:
+    assert saved['names'].tolist() == list(map(str, listed))
+    assert saved['features'].shape == (6, 3, 3, 64) and saved['features'].dtype == np.float32
+    expected = Predictor(workdir)(listed[:1], features='pool3')[0].features
+    np.testing.assert_allclose(saved['features'][0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_command_finds_neighbours(workdir, photos, tmp_path):
+  folder, files = photos
+  found = predict(
+    f'--workdir={workdir}',
+    files[0],
+    '--neighbours=2',
+    f'--gallery={folder}',
+    f'--json={tmp_path / "found.json"}',
+    f'--figure={tmp_path / "found.png"}',
+  )
+  assert found.returncode == 0, found.stderr
+  saved = json.loads((tmp_path / 'found.json').read_text())
+  assert saved['layer'] == 'relu4'
+  features = np.stack([x.features for x in Predictor(workdir)(files, features='relu4')])
+  distances = np.linalg.norm(features - features[0], axis=1)
+  nearest = np.argsort(distances)[1:3]
+  (picture,) = saved['pictures']
+  assert [x['file'] for x in picture['neighbours']] == [str(files[i]) for i in nearest]
+  got = [x['distance'] for x in picture['neighbours']]
+  np.testing.assert_allclose(got, distances[nearest], rtol=1e-3)
+  for i in nearest:
+    assert str(files[i]) in found.stdout
+  assert (tmp_path / 'found.png').stat().st_size > 1000
+
+
+def test_classes_can_be_named(workdir, photos, tmp_path):
+  _, files = photos
+  names = tmp_path / 'names.txt'
+  names.write_text(''.join(f'the {name}\n' for name in CLASSES))
+  found = predict(f'--workdir={workdir}', files[0], f'--classes={names}', '--top=7')
+  assert found.returncode == 0, found.stderr
+  (expected,) = Predictor(workdir)(files[:1], top=7)
+  told = [line.split('%')[0].split()[:2] for line in found.stdout.splitlines() if '%' in line]
+  assert told == [['the', name] for name in expected.classes]
+  names.write_text('ant\nbee\n')
+  refused = predict(f'--workdir={workdir}', files[0], f'--classes={names}')
+  assert refused.returncode == 2 and '2 names; the net has 7' in refused.stderr
+
+
+@pytest.mark.parametrize(
+  'words, told',
+  [
+    (['a.png'], 'either --workdir=RUN or --weights=FILE'),
+    (['--workdir=absent'], 'no pictures'),
+    (['--workdir=absent', '.'], '--workdir=absent is not a folder'),
+    (['--workdir=absent', '--neighbours=3', '.'], '--gallery=FOLDER'),
+    (['--workdir=absent', '--npz=a.npz', '.'], '--features=LAYER'),
+    (['--workdir=absent', 'empty'], 'has no pictures'),
+    (['--workdir=absent', '--neighbors=3', '.'], 'neighbours'),
+    (['--workdir=run', 'nothing.png'], 'none of 1 can be read'),
+  ],
+)
+def test_mistakes_are_told_in_one_line(words, told, tmp_path, workdir):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'run').symlink_to(workdir)
+  write_photos(tmp_path, 1)
+  process = subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.predict', *words],
+    env=ENVIRONMENT | {'PYTHONPATH': os.pathsep.join(sys.path)},
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert process.returncode == 2 and 'Traceback' not in process.stderr, process.stderr
+  last = process.stderr.strip().splitlines()[-1]
+  assert last.startswith('error: ') and told in last, process.stderr

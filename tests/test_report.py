@@ -1,0 +1,499 @@
+"""Reports: every number again from the files, claims judged rightly, pages that stand alone."""
+
+import csv
+import dataclasses
+import html.parser
+import json
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alexnet_jax import ablations
+from alexnet_jax import config as configs
+from alexnet_jax.data import preparation
+from alexnet_jax.errors import UserError
+from alexnet_jax.results.figures import filter_grid
+from alexnet_jax.results.report import comparison, mistakes, page, relu_vs_tanh, runs, tables
+from alexnet_jax.results.report.comparison import Difference, judge
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def labels():
+  """Of the held-out digits."""
+  return np.array(preparation.prepare_store(digits().data).eval.labels)
+
+
+def digits(*names, **fields):
+  config = runpy.run_path(str(ROOT / 'configs' / 'digits.py'))['get_config']()
+  config.epochs = 6.0
+  for path, value in fields.items():
+    config.update_from_flattened_dict({path.replace('__', '.'): value})
+  return ablations.apply(config, names)
+
+
+def write_run(workdir, config, label, error, *, pace=1.0, predictions=True, seed=0):
+  """A finished run as training leaves it, with about the error asked for."""
+  config.seed = seed
+  random = np.random.default_rng([seed, round(1e6 * error)])
+  workdir.mkdir(parents=True)
+  (workdir / 'config.json').write_text(json.dumps(configs.to_json(config)))
+  logits = random.normal(0, 1, (len(label), 10))
+  wrong = random.random(len(label)) < error
+  answer = np.where(wrong, (label + random.integers(1, 4, len(label))) % 10, label)
+  logits[np.arange(len(label)), answer] += random.uniform(2.5, 8, len(label))
+  probabilities = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32)
+  if predictions:
+    np.savez(workdir / 'predictions-last-1.npz', label=label, probabilities=probabilities)
+  top1 = float((probabilities.argmax(1) != label).mean())
+  five = np.argsort(-probabilities, axis=1)[:, :5]
+  top5 = float((five != label[:, None]).all(1).mean())
+  results = {'eval/loss': 1.0, 'eval/top1_error': top1, 'eval/top5_error': top5}
+  results['evaluated_images'] = len(label)
+  (workdir / 'results.json').write_text(json.dumps(results))
+  environment = {'hardware': '1 x cpu (cpu)', 'python': '3.11.7', 'versions': {'jax': '0.10.2'}}
+  (workdir / 'env.json').write_text(json.dumps(environment))
+  with open(workdir / 'metrics.jsonl', 'w') as file:
+    for step in range(10, 121, 10):
+      epoch, training = step / 20, 0.05 + 0.9 * math.exp(-step / (30 * pace))
+      file.write(json.dumps({'step': step, 'epoch': epoch, 'train/top1_error': training}) + '\n')
+      if step % 20 == 0:
+        held_out = top1 + (0.85 - top1) * math.exp(-step / (25 * pace)) * (1 - step / 120)
+        file.write(json.dumps({'step': step, 'eval/top1_error': held_out}) + '\n')
+  (workdir / 'figures').mkdir()
+  filter_grid(random.normal(0, 1, (5, 5, 3, 32)), workdir / 'figures' / 'first_layer_kernels.png')
+
+
+ERRORS = {'baseline': 0.06, 'no_lrn': 0.10, 'non_overlapping_pool': 0.065, 'tanh': 0.12}
+
+
+@pytest.fixture(scope='module')
+def sweep(tmp_path_factory, labels):
+  """Four rows of three seeds."""
+  folder = tmp_path_factory.mktemp('sweep')
+  for name, error in ERRORS.items():
+    for seed in range(3):
+      names = [] if name == 'baseline' else [name]
+      write_run(
+        folder / name / f'seed{seed}',
+        digits(*names),
+        labels,
+        error + 0.004 * seed,
+        seed=seed,
+        pace=4.0 if name == 'tanh' else 1.0,
+      )
+  return folder
+
+
+def saved(workdir):
+  with np.load(workdir / 'predictions-last-1.npz', allow_pickle=False) as file:
+    return file['label'], file['probabilities']
+
+
+def wrong_again(workdir, k):
+  """By sorting, which the report does not do."""
+  label, probabilities = saved(workdir)
+  best = np.argsort(-probabilities, axis=1, kind='stable')[:, :k]
+  return (best != label[:, None]).all(1)
+
+
+def read_csv(folder):
+  with open(folder / 'report.csv', newline='') as file:
+    return {line['row']: line for line in csv.DictReader(file)}
+
+
+@pytest.fixture(scope='module')
+def report(sweep):
+  done = subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.results.report', str(sweep)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return sweep, done.stdout
+
+
+@pytest.mark.parametrize('metric, k', [('top1_error', 1), ('top5_error', 5)])
+def test_every_number_again_from_the_saved_predictions(report, metric, k):
+  folder, _ = report
+  lines = read_csv(folder)
+  assert set(lines) == set(ERRORS)
+  errors = {
+    name: np.array([wrong_again(folder / name / f'seed{s}', k).mean() for s in range(3)])
+    for name in ERRORS
+  }
+  for name, line in lines.items():
+    assert line['seeds'] == '0 1 2'
+    assert float(line[f'{metric}_mean']) == pytest.approx(errors[name].mean())
+    assert float(line[f'{metric}_deviation']) == pytest.approx(errors[name].std(ddof=1))
+    if name == 'baseline':
+      assert line[f'{metric}_difference'] == line['reference'] == ''
+      continue
+    assert line['reference'] == 'baseline' and line[f'{metric}_pairs'] == '3'
+    test = stats.ttest_rel(errors[name], errors['baseline'])
+    low, high = test.confidence_interval(0.95)
+    assert float(line[f'{metric}_difference']) == pytest.approx(
+      (errors[name] - errors['baseline']).mean()
+    )
+    assert float(line[f'{metric}_seeds_low']) == pytest.approx(low)
+    assert float(line[f'{metric}_seeds_high']) == pytest.approx(high)
+
+
+def test_the_interval_over_images_is_that_of_drawing_images_again(report):
+  folder, _ = report
+  line = read_csv(folder)['no_lrn']
+  gain = np.mean(
+    [
+      wrong_again(folder / 'no_lrn' / f'seed{s}', 1).astype(float)
+      - wrong_again(folder / 'baseline' / f'seed{s}', 1)
+      for s in range(3)
+    ],
+    axis=0,
+  )
+  drawn = np.random.default_rng(1).integers(0, len(gain), (4000, len(gain)))
+  low, high = np.quantile(gain[drawn].mean(1), (0.025, 0.975))
+  assert float(line['top1_error_images_low']) == pytest.approx(low, abs=0.004)
+  assert float(line['top1_error_images_high']) == pytest.approx(high, abs=0.004)
+  assert low < float(line['top1_error_difference']) < high
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+  random = np.random.default_rng(0)
+  covered = [
+    low <= 0.3 <= high
+    for low, high in (
+      comparison.student_interval(list(random.normal(0.3, 1, 4))) for _ in range(2000)
+    )
+  ]
+  assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_markdown_says_the_same_as_csv(report):
+  folder, printed = report
+  text = (folder / 'report.md').read_text()
+  assert text.strip() in printed
+  for name, line in read_csv(folder).items():
+    row = next(row for row in text.splitlines() if row.startswith(f'| {name} |'))
+    cells = [cell.strip() for cell in row.strip('|').split('|')]
+    assert cells[1] == '3'
+    mean, deviation = (100 * float(line[f'top1_error_{what}']) for what in ('mean', 'deviation'))
+    assert cells[2] == f'{mean:.2f} ± {deviation:.2f}'
+    assert cells[-1] == line['verdict']
+    if name != 'baseline':
+      assert cells[4] == f'{100 * float(line["top1_error_difference"]):+.2f}'
+  assert '+1.37 / +1.15' in text and '+0.39 / +0.30' in text
+  assert '| CNN | 37.5 | 17.0 | not run |' in text
+  assert '| 1 CNN | 40.7 | 18.2 | - | not run |' in text
+  assert '| 7 CNNs* | 36.7 | 15.4 | 15.3 | not run |' in text
+
+
+# What is compared with what.
+
+
+def test_rows_are_named_by_what_they_change_and_compared_with_the_same_without_it(tmp_path, labels):
+  fast = {'optimizer__learning_rate': 0.1}
+  for folder, config in {
+    'a': digits(),
+    'b': digits('no_lrn', 'no_crop'),
+    'c': digits(**fast),
+    'd': digits('no_lrn', **fast),
+    'e': digits('no_augmentation'),
+    'f': digits('no_weight_decay'),
+    'g': digits(optimizer__momentum=0.8),
+    'h': digits('no_lrn'),
+  }.items():
+    write_run(tmp_path / folder, config, labels, 0.1)
+  found, _ = runs.find([tmp_path])
+  assert {row.name: row.reference for row in comparison.rows(found)} == {
+    'baseline': '',
+    'no_lrn': 'baseline',
+    'no_lrn+no_crop': 'baseline',
+    'no_weight_decay': 'baseline',
+    'no_crop': 'baseline',  # digits have no mirrors and no noise: it is the same
+    'optimizer.momentum=0.8': 'baseline',
+    'optimizer.learning_rate=0.1': 'baseline',
+    'no_lrn, optimizer.learning_rate=0.1': 'optimizer.learning_rate=0.1',
+  }
+
+
+def test_an_edit_that_only_the_base_has_is_shown_as_what_it_is(tmp_path, labels):
+  for i, names in enumerate((['no_lrn'], ['no_lrn', 'tanh'], ['tanh'])):
+    write_run(tmp_path / str(i), digits(*names), labels, 0.1)
+  rows = comparison.rows(runs.find([tmp_path])[0])
+  assert [row.name for row in rows] == ['baseline', 'tanh', "model.edits=['tanh']"]
+
+
+def test_the_base_is_the_row_that_the_other_is_an_ablation_of(tmp_path, labels):
+  write_run(tmp_path / 'a', digits('no_weight_decay'), labels, 0.1)
+  write_run(tmp_path / 'b', digits(), labels, 0.1)
+  rows = comparison.rows(runs.find([tmp_path])[0])
+  assert [row.name for row in rows] == ['baseline', 'no_weight_decay']
+  assert [row.runs[0].workdir.name for row in rows] == ['b', 'a']
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path, labels):
+  for seed in (0, 1, 2):
+    write_run(tmp_path / f'a{seed}', digits(), labels, 0.1, seed=seed)
+  for seed in (1, 2, 5):
+    write_run(tmp_path / f'b{seed}', digits('tanh'), labels, 0.2, seed=seed)
+  base, row = comparison.rows(runs.find([tmp_path])[0])
+  change = row.differences['top1_error']
+  assert change.pairs == 2 and len(row.runs) == 3
+  pairs = [
+    wrong_again(tmp_path / f'b{s}', 1).mean() - wrong_again(tmp_path / f'a{s}', 1).mean()
+    for s in (1, 2)
+  ]
+  assert change.mean == pytest.approx(np.mean(pairs))
+
+
+def test_runs_without_predictions_or_with_one_seed_say_less(tmp_path, labels):
+  write_run(tmp_path / 'a', digits(), labels, 0.1, predictions=False)
+  write_run(tmp_path / 'b', digits('no_lrn'), labels, 0.2)
+  base, row = comparison.rows(runs.find([tmp_path])[0])
+  change = row.differences['top1_error']
+  assert change.over_seeds is None and change.over_images is None
+  assert row.verdict == 'cannot tell: one seed and no predictions'
+  results = json.loads((tmp_path / 'a' / 'results.json').read_text())
+  assert base.mean['top1_error'] == results['eval/top1_error']
+  text = page.html_page([base, row], [], '')
+  assert 'No saved predictions' in text
+
+
+def test_other_data_is_not_compared(tmp_path, labels):
+  write_run(tmp_path / 'a', digits(), labels, 0.1)
+  write_run(tmp_path / 'b', digits(data__validation_fraction=0.1), labels[:179], 0.2)
+  assert [row.differences for row in comparison.rows(runs.find([tmp_path])[0])] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+  'published, seeds, images, expected',
+  [
+    (0.0137, (0.01, 0.02), None, 'confirmed: worse (3 seeds)'),
+    (0.0137, (-0.001, 0.02), (0.001, 0.02), 'not confirmed: the interval contains 0 (3 seeds)'),
+    (0.0137, (-0.02, -0.001), None, 'contradicted: better (3 seeds)'),
+    (-0.0137, (-0.02, -0.001), None, 'confirmed: better (3 seeds)'),
+    (-0.0004, (-0.02, 0.01), None, 'consistent: the interval contains 0, as none was published'),
+    (-0.0004, (0.01, 0.02), None, 'contradicted: worse, where none was published (3 seeds)'),
+    (0.0137, None, (0.01, 0.02), 'confirmed: worse (one seed: the interval is over images alone)'),
+    (0.0137, None, None, 'cannot tell'),
+  ],
+)
+def test_claims_are_judged(published, seeds, images, expected):
+  assert judge(published, Difference(0.01, 3, seeds, images)).startswith(expected)
+
+
+# ReLU against tanh.
+
+
+def test_epochs_to_a_training_error():
+  """20 steps an epoch; lines of unequal length count by their steps."""
+  lines = [(1, 1.0), (20, 0.9), (30, 0.2), (40, 0.4), (60, 0.2)]
+  record = [{'step': s, 'epoch': s / 20, 'train/top1_error': e} for s, e in lines]
+  record.insert(3, {'step': 30, 'epoch': 1.5, 'eval/top1_error': 0.0})
+  means = dict(relu_vs_tanh.training_errors(record))
+  assert means == pytest.approx(
+    {1.0: (1 + 19 * 0.9) / 20, 1.5: (19 * 0.9 + 10 * 0.2) / 29, 2.0: 0.3, 3.0: 0.2}
+  )
+  assert relu_vs_tanh.epochs_to(record, 0.3) == 2.0
+  assert relu_vs_tanh.epochs_to(record, 0.25) == 3.0
+  assert relu_vs_tanh.epochs_to(record, 0.1) is None
+
+
+def test_the_fastest_rate_of_each_unit_counts(tmp_path, labels):
+  """The pace of the made-up records: 0.05 + 0.9 exp(-step / (30 pace)), 20 steps an epoch."""
+  for i, (names, rate, pace) in enumerate(
+    [((), 0.05, 1.0), ((), 0.02, 2.0), (('tanh',), 0.05, 3.0), (('tanh',), 0.02, 2.5)]
+  ):
+    config = digits(*names, optimizer__learning_rate=rate)
+    write_run(tmp_path / str(i), config, labels, 0.1, pace=pace)
+  rows = comparison.rows(runs.find([tmp_path])[0])
+  found = relu_vs_tanh.speeds(rows)
+
+  def expected(pace):
+    for step in range(20, 121, 10):
+      pair = [0.05 + 0.9 * math.exp(-s / (30 * pace)) for s in (step - 10, step)]
+      if np.mean(pair) <= 0.25:
+        return step / 20
+    return None
+
+  by_rate = {(speed.unit, speed.rate): speed.mean for speed in found}
+  assert by_rate == {
+    ('ReLU', 0.05): expected(1.0),
+    ('ReLU', 0.02): expected(2.0),
+    ('tanh', 0.05): None,
+    ('tanh', 0.02): expected(2.5),
+  }
+  assert relu_vs_tanh.ratio(found) == pytest.approx(expected(2.5) / expected(1.0))
+  assert relu_vs_tanh.verdict(found).startswith('confirmed: tanh takes 2.')
+  same_rate = [found[0], dataclasses.replace(found[3], rate=found[0].rate)]
+  assert relu_vs_tanh.verdict(same_rate).endswith('where the paper tuned both')
+  assert not relu_vs_tanh.verdict(found).endswith('tuned both')
+  assert relu_vs_tanh.speeds([row for row in rows if not row.ablations]) == []
+  late = [speed for speed in found if speed.mean is None or speed.unit == 'ReLU']
+  assert relu_vs_tanh.verdict(late).startswith('cannot tell: tanh did not reach 25%')
+
+
+# The page.
+
+
+class Parser(html.parser.HTMLParser):
+  """Checks that tags close in order, and collects what there is."""
+
+  VOID = {'meta', 'img', 'br', 'line', 'circle', 'path', 'polyline'}
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.tags, self.links, self.text = [], [], [], []
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    self.links += [v for k, v in attributes if k in ('src', 'href', 'data', 'action', 'srcset')]
+    if tag not in self.VOID or tag == 'polyline':
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    self.tags.append(tag)
+
+  def handle_endtag(self, tag):
+    if tag == 'path':
+      return
+    assert self.open and self.open[-1] == tag, (tag, self.open)
+    self.open.pop()
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+
+def parsed(text):
+  parser = Parser()
+  parser.feed(text)
+  parser.close()
+  return parser
+
+
+def test_the_page_is_whole_and_needs_nothing_else(report):
+  folder, _ = report
+  text = (folder / 'report.html').read_text()
+  parser = parsed(text)
+  assert not parser.open
+  assert parser.links and all(link.startswith('data:image/png;base64,') for link in parser.links)
+  assert not {'script', 'link', 'iframe', 'object'} & set(parser.tags)
+  assert 'url(' not in text and '@import' not in text and 'http' not in text
+  assert 'prefers-color-scheme: dark' in text and 'width=device-width' in text
+  shown = ' '.join(' '.join(parser.text).split())
+  for name, line in read_csv(folder).items():
+    assert name in shown and line['verdict'] in shown
+    assert f'{100 * float(line["top1_error_mean"]):.2f} ±' in shown
+  assert '1 x cpu (cpu)' in shown and '0.10.2' in shown and '12 runs' in shown
+  assert parser.tags.count('details') == 4
+  # first-layer kernels of four rows and twelve or fewer mistakes of each
+  assert len(parser.links) == 4 + sum(
+    min(12, int(wrong_again(folder / name / 'seed0', 1).sum())) for name in ERRORS
+  )
+
+
+def test_names_cannot_smuggle_html_into_the_page(tmp_path, labels):
+  write_run(tmp_path / '<script>x', digits(), labels, 0.1)
+  environment = {'hardware': '<img src=x onerror=alert(1)>', 'versions': {}}
+  (tmp_path / '<script>x' / 'env.json').write_text(json.dumps(environment))
+  rows = comparison.rows(runs.find([tmp_path])[0])
+  text = page.html_page(rows, [tmp_path / '<script>y'], 'python <b>')
+  assert '<script' not in text and '<img src=x' not in text and 'python <b>' not in text
+
+
+def test_confusions_and_surest_mistakes_are_those_of_the_predictions(report):
+  folder, _ = report
+  found = [run for run in runs.find([folder])[0] if 'no_lrn' in run.config['model']['edits']]
+  matrix = np.zeros((10, 10), int)
+  for seed in range(3):
+    label, probabilities = saved(folder / 'no_lrn' / f'seed{seed}')
+    for row, answers in zip(label, probabilities, strict=True):
+      matrix[row, np.argmax(answers)] += 1
+  assert np.array_equal(mistakes.confusion(found), matrix)
+  label, probabilities = saved(folder / 'no_lrn' / 'seed0')
+  wrong = [i for i in range(len(label)) if probabilities[i].argmax() != label[i]]
+  wrong.sort(key=lambda i: -probabilities[i].max())
+  surest = mistakes.surest(found[0], 5)
+  assert [mistake.image for mistake in surest] == wrong[:5]
+  assert [mistake.label for mistake in surest] == [label[i] for i in wrong[:5]]
+
+
+def test_pictures_need_the_store_that_was_evaluated(tmp_path, labels):
+  write_run(tmp_path / 'same', digits(), labels, 0.1)
+  write_run(tmp_path / 'shuffled', digits(), labels[::-1].copy(), 0.1, seed=1)
+  absent = digits(data__source='folder', data__dir=str(tmp_path / 'gone'))
+  write_run(tmp_path / 'absent', absent, labels, 0.1, seed=2)
+  same, shuffled, gone = (
+    runs.find([tmp_path / name])[0][0] for name in ('same', 'shuffled', 'absent')
+  )
+  assert mistakes.held_out(same) is not None
+  assert mistakes.held_out(shuffled) is None and mistakes.held_out(gone) is None
+  assert not (tmp_path / 'gone').exists()
+
+
+# Bad input.
+
+
+def test_unfinished_runs_are_named_and_left_out(tmp_path, labels):
+  write_run(tmp_path / 'a', digits(), labels, 0.1)
+  write_run(tmp_path / 'b', digits('tanh'), labels, 0.1)
+  (tmp_path / 'b' / 'results.json').unlink()
+  found, unfinished = runs.find([tmp_path])
+  assert [run.workdir for run in found] == [tmp_path / 'a'] and unfinished == [tmp_path / 'b']
+  assert f'not finished: `{tmp_path}/b`' in tables.markdown(comparison.rows(found), unfinished)
+
+
+def test_damaged_and_absent_runs_are_one_line(tmp_path, labels):
+  with pytest.raises(UserError, match='is not a folder'):
+    runs.find([tmp_path / 'none'])
+  with pytest.raises(UserError, match='holds no finished run'):
+    runs.find([tmp_path])
+  write_run(tmp_path / 'a', digits(), labels, 0.1)
+  path = tmp_path / 'a' / 'predictions-last-1.npz'
+  good = path.read_bytes()
+  np.savez(path, label=labels, probabilities=np.array([{}], object))  # a pickle
+  for content in (path.read_bytes(), good[:1000], b'', b'PK'):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match='predictions-last-1.npz is damaged') as error:
+      runs.find([tmp_path])
+    assert '\n' not in str(error.value)
+  np.savez(path, label=labels + 9, probabilities=np.ones((len(labels), 10), np.float32))
+  with pytest.raises(UserError, match='is damaged'):
+    runs.find([tmp_path])
+
+
+@pytest.mark.parametrize('words', [[], ['/no/such/folder'], ['--uot=x', '.']])
+def test_a_mistake_on_the_command_line_is_one_line(words):
+  done = subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.results.report', *words],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2 and done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ')
+
+
+# ILSVRC.
+
+
+def test_a_run_on_all_of_ilsvrc_fills_its_row():
+  config = configs.to_json(runpy.run_path(str(ROOT / 'configs' / 'imagenet.py'))['get_config']())
+  run = runs.Run(
+    Path('r'), config,
+    {'ten_views/top1_error': 0.407, 'ten_views/top5_error': 0.182, 'evaluated_images': 50_000},
+    {}, None, None,
+  )  # fmt: skip
+  (row,) = comparison.rows([run])
+  line = next(x for x in tables.markdown([row], []).splitlines() if x.startswith('| 1 CNN |'))
+  assert line == '| 1 CNN | 40.7 | 18.2 | - | 40.70 / 18.20 |'
+  run.results['evaluated_images'] = 49_999
+  assert '| 1 CNN | 40.7 | 18.2 | - | not run |' in tables.markdown([row], [])
