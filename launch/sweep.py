@@ -54,7 +54,7 @@ def main() -> None:
     print(sweep.listing(found))
   elif _TPU.value:
     for member in unfinished:
-      print(f'launch/tpu_vm.sh run {shlex.quote(_TPU.value)} -- {shlex.join(member.command())}')
+      print(f'TPU={shlex.quote(_TPU.value)} launch/tpu_vm.sh run {shlex.join(member.words)}')
   elif _SLURM.value:
     _slurm(unfinished, workdir)
   else:

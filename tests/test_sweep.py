@@ -328,9 +328,7 @@ def test_the_command_writes_submits_and_prints(tmp_path):
   assert submitted.stdout == f'Submitted {tmp_path}/s/sweep.sbatch\n'
   printed = run(*words, '--tpu=my-tpu').stdout.splitlines()
   assert len(printed) == 2
-  assert printed[1].startswith(
-    'launch/tpu_vm.sh run my-tpu -- python -m alexnet_jax.main --config='
-  )
+  assert printed[1].startswith('TPU=my-tpu launch/tpu_vm.sh run --config=')
   assert printed[1].endswith(f'--config.seed=1 --workdir={tmp_path}/s/baseline/seed1')
   listed = run(*words, '--dry_run').stdout.splitlines()
   assert [line.split()[:2] for line in listed] == [['to', 'do']] * 2
