@@ -210,7 +210,7 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
 
   devices = Devices()
   if devices.process_index:
-    processes.barrier('the report')
+    processes.part('the report')
     return
   results = {}
   for name, probabilities in rows.items():
@@ -240,7 +240,7 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
     },
   )
   write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
-  processes.barrier('the report')
+  processes.part('the report')
 
 
 if __name__ == '__main__':

@@ -23,7 +23,11 @@ from alexnet_jax.sweep.members import Member, members, parse_grid, parse_seeds
 from alexnet_jax.sweep.runner import LOCK, Runner
 
 # ml_collections reads config files in a way that Python 3.12 will not know.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+pytestmark = [
+  pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
+  # Other tests have started JAX's threads in this process, which a sweep's never does.
+  pytest.mark.filterwarnings('ignore:os.fork:RuntimeWarning'),
+]
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {

@@ -74,7 +74,9 @@ def train(
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else finished_results(workdir)
   if processes.from_first(np.array(results is not None)):
-    print(f'{workdir} is finished:\n{results_table(results)}' if results else 'finished')
+    if results:
+      print(f'{workdir} is finished:\n{results_table(results)}')
+    processes.part('finished')
     return results or {}
 
   # Data, net, recipe.
@@ -119,7 +121,7 @@ def train(
         worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
         console.message(class_table(worst) + '\n')
       console.message(results_table(results))
-    processes.barrier('the end of the run')
+    processes.part('the end of the run')
   return results
 
 
@@ -208,7 +210,7 @@ class Run:
           self.save(step, state)
         if stopping and step < total:
           self.checkpoints.wait()
-          processes.barrier('stopping')
+          processes.part('stopping')
           raise Interrupted(
             f'stopped by {stop.requested or "another process"} at step {step:,}, which is saved;'
             ' the same command goes on from there'

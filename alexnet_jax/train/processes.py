@@ -73,6 +73,17 @@ def barrier(label: str, seconds: float = BARRIER_SECONDS) -> None:
     ) from error
 
 
+def part(label: str) -> None:
+  """Ends the job when every process is here; afterwards nothing collective works any more.
+
+  The end of process 0, which all others depend on, would else be taken for a failure by those that
+  are a moment behind.
+  """
+  if jax.process_count() > 1:
+    barrier(label)
+    jax.distributed.shutdown()
+
+
 class Agreement:
   """Whether any process wants to stop, known to all of them at the same step.
 
