@@ -191,7 +191,7 @@ def overfit(
     The loss and error before the first update and after each, as training sees them, until the
     batch is learned or training has diverged.
   """
-  devices = Devices(jax.local_devices()[:1])
+  devices = Devices.single()
   train_step = devices.train_step(make_train_step(experiment.model, experiment.recipe, AXIS))
   state = devices.replicate(to_host(state))
   batch = devices.put_batch(

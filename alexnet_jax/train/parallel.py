@@ -40,6 +40,11 @@ class Devices:
     self.process_index = jax.process_index()
     self.process_count = jax.process_count()
 
+  @classmethod
+  def single(cls) -> 'Devices':
+    """The first device of this process alone."""
+    return cls(jax.local_devices()[:1])
+
   def describe(self) -> str:
     return (
       f'process {self.process_index + 1}/{self.process_count}, {self.local_count} of'
