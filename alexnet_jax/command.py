@@ -1,6 +1,7 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -27,8 +28,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run(main: Callable[[], None]) -> int:
-  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code."""
+def run(main: Callable[..., None], *, positional: bool = False) -> int:
+  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
+
+  With `positional`, `main` is given the list of words that are not flags; else there may be none.
+  """
   code = 0
   logging.set_verbosity(logging.WARNING)
   for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -36,10 +40,10 @@ def run(main: Callable[[], None]) -> int:
 
   def guarded(argv):
     nonlocal code
-    if len(argv) > 1:
+    if len(argv) > 1 and not positional:
       code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
       return
-    code = _guard(main)
+    code = _guard(functools.partial(main, argv[1:]) if positional else main)
 
   try:
     app.run(guarded, flags_parser=_parse)

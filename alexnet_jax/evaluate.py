@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu
+from alexnet_jax import command, compilation_cache, cpu
 from alexnet_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -36,6 +36,7 @@ def main() -> None:
   from alexnet_jax.results import scores
 
   cpu.prepare_process()
+  compilation_cache.prepare_process()
   found = [_predict(workdir) for workdir in workdirs]
   names, predictions, classes, views = zip(*found, strict=True)
   label = predictions[0].label
