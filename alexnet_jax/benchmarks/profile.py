@@ -136,7 +136,7 @@ def read_program(hlo: str) -> tuple[dict[str, str], dict[str, str]]:
   One without metadata means what most of the operations fused into it do, or else what the first
   that uses its result does.
   """
-  op_names, opcodes, calls, users = {}, {}, {}, {}
+  op_names, opcodes, calls, users = {}, {}, {}, collections.defaultdict(list)
   members, computation = collections.defaultdict(collections.Counter), ''
   for line in hlo.splitlines():
     if header := _COMPUTATION.match(line):
@@ -151,14 +151,15 @@ def read_program(hlo: str) -> tuple[dict[str, str], dict[str, str]]:
     if called := _CALLS.search(line):
       calls[name] = called[1]
     for operand in _OPERANDS.findall(line[found.end() :].partition('metadata=')[0]):
-      users.setdefault(operand, name)
+      users[operand].append(name)
 
   def op_name_of(name: str, depth: int = 3) -> str:
     if name in op_names:
       return op_names[name]
     if fused := members[calls.get(name, '')]:
       return fused.most_common(1)[0][0]
-    return op_name_of(users[name], depth - 1) if name in users and depth else ''
+    named = (op_name_of(user, depth - 1) for user in users.get(name, ()) if depth)
+    return next(filter(None, named), '')
 
   return {name: readable(op_name_of(name)) for name in opcodes}, opcodes
 
