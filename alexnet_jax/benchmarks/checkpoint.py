@@ -118,7 +118,7 @@ class SavingTraining:
     hold = time.perf_counter() - began
     with ThreadPoolExecutor(1) as pool:
       saved = pool.submit(self._end_of_save)
-      during = []
+      during = [self._timed_step()]
       while not saved.done():
         during.append(self._timed_step())
     save = saved.result() - began
