@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-
 STEPS = 5
 
 # `  ROOT %name = f32[8]{0} opcode(%operand, ...), calls=%computation, metadata={op_name="..."}`
@@ -58,6 +56,8 @@ def trace(run: Callable[[int], int], hlo: str, folder: Path) -> list[Operation]:
   Returns:
     All operations, dearest first.
   """
+  import jax  # here, because who only reads what was traced does without
+
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0  # Python's calls would be most of the trace
   before = set(folder.rglob('*.trace.json.gz'))
