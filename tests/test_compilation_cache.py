@@ -13,10 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 # Two training steps of the digits net; prints a checksum of all that came of them.
 STEPS = """
-import runpy, zlib
+import logging, runpy, zlib
 from alexnet_jax import compilation_cache, config
 from alexnet_jax.benchmarks.our_step import OurStep
 compilation_cache.prepare_process()
+logging.getLogger('jax._src.compiler').setLevel('DEBUG')
+logging.getLogger('jax._src.compiler').addHandler(logging.StreamHandler())
 settings = runpy.run_path('configs/digits.py')['get_config']()
 settings.batch_size = 8
 side = OurStep(config.to_json(settings))
@@ -47,9 +49,9 @@ def run(*program, **environment):
 def three(tmp_path_factory):
   """The same steps compiled with no cache, compiled into an empty one, and loaded from it."""
   home = str(tmp_path_factory.mktemp('home'))
-  log = {'XDG_CACHE_HOME': home, 'JAX_DEBUG_LOG_MODULES': 'jax._src.compiler'}
-  without = run('-c', STEPS, JAX_ENABLE_COMPILATION_CACHE='false', **log)
-  return Path(home), log, without, run('-c', STEPS, **log), run('-c', STEPS, **log)
+  there = {'XDG_CACHE_HOME': home}
+  without = run('-c', STEPS, JAX_ENABLE_COMPILATION_CACHE='false', **there)
+  return Path(home), there, without, run('-c', STEPS, **there), run('-c', STEPS, **there)
 
 
 def test_loaded_programs_compute_the_same_bits(three):
@@ -64,10 +66,10 @@ def test_loaded_programs_compute_the_same_bits(three):
 
 
 def test_a_damaged_program_is_compiled_again(three):
-  home, log, without, *_ = three
+  home, there, without, *_ = three
   for file in home.rglob('jit__fun*'):
     os.truncate(file, file.stat().st_size // 2)
-  again = run('-c', STEPS, **log)
+  again = run('-c', STEPS, **there)
   assert HIT not in again.stderr and again.stdout == without.stdout
 
 
