@@ -1,25 +1,35 @@
 """Measures how fast this is, in the same run as what it is compared with.
 
   python -m alexnet_jax.benchmark                                  # everything
-  python -m alexnet_jax.benchmark --what=feed --json=feed.json
-  python -m alexnet_jax.benchmark --what=step --config=configs/imagenet.py --batch_sizes=32,128
+  python -m alexnet_jax.benchmark feed --json=feed.json
+  python -m alexnet_jax.benchmark feed --compare=feed.json         # slower than then? exit code 1
+  python -m alexnet_jax.benchmark step --config=configs/imagenet.py --batch_sizes=32,128
+  python -m alexnet_jax.benchmark step --config=configs/imagenet.py --peers= --profile=traces
 
 step: a training step of configs/cifar10.py:18pct (batch 128) and of configs/imagenet.py (batch 32),
 or of --config, from uint8 images to updated weights, against the same net in PyTorch, which is
-handed its views ready made.  Loss and gradients are first shown to be equal.
+handed its views ready made.  Loss and gradients are first shown to be equal.  Beside the speed
+stand the shares of what the device can compute and move.
 loop: steps fed from the store of a config, against the step alone; with --config or, if not given,
 on generated images of configs/imagenet.py.
 feed: batches of stored 256x256 images, against tf.data and torch's DataLoader on the same file.
+checkpoint: how long a save holds training up, and how long it and a restore take; of the state of
+configs/imagenet.py or --config.
+startup: from the command to the first finished step, without and with programs compiled before; of
+configs/digits.py, configs/cifar10.py:18pct and configs/imagenet.py, or of --config.
 prepare: the photos of --photos to a finished store, against FFCV's writer; all cores.
+all: all of these, which is also what no word means; prepare only if there are photos.
 
 Each side runs in a process of its own with the memory allocator's setting that suits it; they take
-turns, so that only one computes at a time.
+turns, so that only one computes at a time.  Goals, and how each is measured: docs/performance.md.
 """
 
 import difflib
+import itertools
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -27,29 +37,34 @@ from absl import flags
 
 from alexnet_jax import command
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import feed, loop, prepare, step
-from alexnet_jax.benchmarks.comparison import Comparison, Options, table
 from alexnet_jax.errors import UserError
-from alexnet_jax.results import files
 
-_PEER_NAMES = (*step.PEERS, *loop.PEERS, *feed.PEERS, *prepare.PEERS)
-_TARGETS = ('step', 'loop', 'feed', 'prepare')
-# What is measured without --config: file, batch size, and source of the images.
+_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'prepare')
+# What is measured without --config: file and batch size, None for the config's own.
 _DEFAULTS = {
-  'step': (('configs/cifar10.py:18pct', 128, 'tfds'), ('configs/imagenet.py', 32, 'tfds')),
-  'loop': (('configs/imagenet.py', 128, 'synthetic'),),
+  'step': (('configs/cifar10.py:18pct', 128), ('configs/imagenet.py', 32)),
+  'loop': (('configs/imagenet.py', 128),),
+  'checkpoint': (('configs/imagenet.py', 32),),
+  'startup': (
+    ('configs/digits.py', None),
+    ('configs/cifar10.py:18pct', None),
+    ('configs/imagenet.py', None),
+  ),
 }
+_ROUNDS_EACH = {'startup': 3}
 
-_WHAT = flags.DEFINE_list('what', list(_TARGETS[:3]), f'What to measure: {", ".join(_TARGETS)}.')
 _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own."
 )
 _PEERS = flags.DEFINE_list(
-  'peers',
-  None,
-  f'Whom to compare with: {", ".join(_PEER_NAMES)}; all if not given, none if empty.',
+  'peers', None, 'Whom to compare with, such as eager,compiled; all if not given, none if empty.'
 )
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each side.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+  'rounds',
+  None,
+  'Turns of each side, saves, or starts; 9 if not given, and 3 starts.',
+  lower_bound=1,
+)
 _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
 )
@@ -64,40 +79,80 @@ _WORKERS = flags.DEFINE_integer(
   'workers', os.cpu_count(), 'Processes of the prepare benchmark.', lower_bound=1
 )
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
+_COMPARE = flags.DEFINE_string(
+  'compare', None, 'File of an earlier --json; exit code 1 if something has become slower.'
+)
+_PROFILE = flags.DEFINE_string(
+  'profile', None, 'Folder for traces of a few steps; the ten dearest operations are printed.'
+)
 
 
-def main() -> None:
-  what = _chosen('what', _WHAT.value, _TARGETS)
-  peers = _PEERS.value
-  if peers is not None:
-    peers = _chosen('peers', peers, _PEER_NAMES)
-  options = Options(_ROUNDS.value, _TURN_SECONDS.value, peers)
+def main(words: list[str]) -> None:
+  targets = _targets(words)
+  if _PROFILE.value and 'step' not in targets:
+    raise UserError(f'--profile={_PROFILE.value} is of training steps: add the word step')
+  from alexnet_jax.benchmarks import comparison, durations, regression
+
+  before = regression.read(Path(_COMPARE.value)) if _COMPARE.value else None
   finished = []
-  for target, compare in (('step', step.compare), ('loop', loop.compare)):
-    for name, config in _configs(_DEFAULTS[target]) if target in what else ():
-      finished.append(compare(name, config, options))
-      print(table(finished[-1]), end='\n\n', flush=True)
-  if 'feed' in what:
-    finished.append(feed.compare(_FEED_IMAGES.value, options))
-    print(table(finished[-1]), end='\n\n', flush=True)
-  if 'prepare' in what:
-    photos = Path(_PHOTOS.value) if _PHOTOS.value else None
-    finished.append(prepare.compare(photos, _PREPARE_IMAGES.value, _WORKERS.value, options))
-    print(table(finished[-1]), flush=True)
+  for result in _measure(targets):
+    table = durations.table if isinstance(result, durations.Durations) else comparison.table
+    print(table(result), end='\n\n', flush=True)
+    finished.append(result)
+  record = {'command': command.spoken(), 'results': [result.to_json() for result in finished]}
   if _JSON.value:
-    _write(Path(_JSON.value), finished)
-  for comparison in finished:
-    if comparison.absent and len(comparison.sides) == 1:
+    _write(Path(_JSON.value), record)
+  if before:
+    changes = regression.compare(before, record)
+    print('\n'.join(comparison.aligned(regression.lines(changes))))
+    if any(change.verdict == 'slower' for change in changes):
+      sys.exit(1)
+  for result in finished:
+    if (absent := getattr(result, 'absent', None)) and len(result.sides) == 1:
       raise UserError(
-        f'{comparison.target}: measured alone, nothing to compare with:'
-        f' {next(iter(comparison.absent.values()))}'
+        f'{result.target}: measured alone, nothing to compare with: {next(iter(absent.values()))}'
       )
 
 
-def _configs(defaults) -> list[tuple[str, ml_collections.ConfigDict]]:
+def _targets(words: list[str]) -> tuple[str, ...]:
+  _check_words('', words, (*_TARGETS, 'all'))
+  if words and 'all' not in words:
+    return tuple(target for target in _TARGETS if target in words)
+  if not _PHOTOS.value:
+    print('prepare is not measured: it needs --photos=FOLDER', file=sys.stderr)
+  return tuple(target for target in _TARGETS if target != 'prepare' or _PHOTOS.value)
+
+
+def _measure(targets: tuple[str, ...]) -> Iterator:
+  """Yields a Comparison or Durations for each target and config."""
+  from alexnet_jax.benchmarks import checkpoint, feed, loop, prepare, startup, step
+  from alexnet_jax.benchmarks.comparison import Options
+
+  peers = None if _PEERS.value is None else tuple(_PEERS.value)
+  if peers:
+    sides = (step.PEERS, step.GPU_PEERS, loop.PEERS, feed.PEERS, prepare.PEERS)
+    _check_words('--peers: ', peers, tuple(itertools.chain(*sides)))
+  profile = Path(_PROFILE.value) if _PROFILE.value else None
+  of_configs = {'step': step, 'loop': loop, 'checkpoint': checkpoint, 'startup': startup}
+  for target in targets:
+    rounds = _ROUNDS.value or _ROUNDS_EACH.get(target, 9)
+    options = Options(rounds, _TURN_SECONDS.value, peers, profile)
+    if target in of_configs:
+      for name, config in _configs(target):
+        yield of_configs[target].compare(name, config, options)
+    if target == 'startup':
+      yield startup.compare_small(options)
+    if target == 'feed':
+      yield feed.compare(_FEED_IMAGES.value, options)
+    if target == 'prepare':
+      photos = Path(_PHOTOS.value) if _PHOTOS.value else None
+      yield prepare.compare(photos, _PREPARE_IMAGES.value, _WORKERS.value, options)
+
+
+def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
   """Names and configs to take training steps of, one for each batch size."""
   if flags.FLAGS.config is None:
-    chosen = [_default(*default) for default in defaults]
+    chosen = [_default(target, *default) for default in _DEFAULTS[target]]
   else:
     config, name = command.read_config()
     chosen = [(name, config)]
@@ -111,15 +166,16 @@ def _configs(defaults) -> list[tuple[str, ml_collections.ConfigDict]]:
   return result
 
 
-def _default(filename: str, batch_size: int, source: str):
+def _default(target: str, filename: str, batch_size: int | None):
   path, _, variant = filename.partition(':')
   if not Path(path).is_file():
     raise UserError(
       f'{path} does not exist: run this in the folder of the project, or give --config'
     )
   config = runpy.run_path(path)['get_config'](*filter(None, [variant]))
-  config.batch_size = batch_size
-  config.data.source = source
+  config.batch_size = batch_size or config.batch_size
+  if target == 'loop':
+    config.data.source = 'synthetic'
   return command.experiment_name(filename, config.data.source), config
 
 
@@ -132,19 +188,19 @@ def _batch_sizes() -> list[int]:
     ) from None
 
 
-def _chosen(flag: str, words: list[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
+def _check_words(what: str, words: list[str], allowed: tuple[str, ...]) -> None:
   for word in words:
     if word not in allowed:
       near = difflib.get_close_matches(word, allowed, 1, 0.5)
       hint = f'did you mean {near[0]}?' if near else f'choose from {", ".join(allowed)}'
-      raise UserError(f'--{flag}: {word!r} is not known: {hint}')
-  return tuple(words)
+      raise UserError(f'{what}{word!r} is not known: {hint}')
 
 
-def _write(path: Path, finished: list[Comparison]) -> None:
-  comparisons = [comparison.to_json() for comparison in finished]
+def _write(path: Path, record: dict) -> None:
+  from alexnet_jax.results import files
+
   try:
-    files.write_json(path, {'command': command.spoken(), 'comparisons': comparisons})
+    files.write_json(path, record)
   except OSError as error:
     raise UserError(
       f'--json={path} cannot be written ({error.strerror}): choose another file'
@@ -152,4 +208,4 @@ def _write(path: Path, finished: list[Comparison]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(command.run(main, positional=True))

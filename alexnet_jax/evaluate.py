@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu, distributed
+from alexnet_jax import command, compilation_cache, cpu, distributed
 from alexnet_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -48,7 +48,8 @@ def main() -> None:
     )
   config = command.read_config()[0] if _WEIGHTS.value else None
   cpu.prepare_process()
-  distributed.join(_DISTRIBUTED.value)
+  if not distributed.join(_DISTRIBUTED.value):
+    compilation_cache.prepare_process()
   from alexnet_jax.results import scores
 
   if config:

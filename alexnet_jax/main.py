@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, cpu, deterministic, distributed
+from alexnet_jax import command, compilation_cache, cpu, deterministic, distributed
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>][-<ablation>] if not given.'
@@ -35,6 +35,8 @@ def main() -> None:
   if config.deterministic and not _DRY_RUN.value:
     deterministic.prepare_process(workdir)
   many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
+  if not many:
+    compilation_cache.prepare_process()
   from alexnet_jax.train.parallel import Devices  # after the flags: help and typos need no jax
 
   devices = Devices()

@@ -3,6 +3,7 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # nothing is taken over from run to run
 
 import jax  # noqa: E402
 

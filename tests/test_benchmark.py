@@ -1,5 +1,6 @@
 """The benchmark command: what it compares is the same computation, and what it reports adds up."""
 
+import gzip
 import json
 import math
 import os
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import comparison, sides, step
+from alexnet_jax.benchmarks import (
+  comparison,
+  durations,
+  profile,
+  regression,
+  roofline,
+  sides,
+  startup,
+  step,
+)
 from alexnet_jax.benchmarks.comparison import Comparison, Options
 from alexnet_jax.benchmarks.sides import Probe, Sample, Unavailable
 from alexnet_jax.benchmarks.worker import Contender
@@ -267,9 +277,12 @@ class Fake(Side):
     return {'date': 'today'}
   def loss(self):
     return self.last_loss
+  def roofline(self):
+    from alexnet_jax.benchmarks.roofline import Roofline
+    return Roofline(4, 6e9, 2e9, 1e9, 5, 7, {'float32': 3e12}, 1e11)
   def task(self):
     weights = {'fc1': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
-    return Task((layers.Dense('fc1', 2),), (3,), 'cpu', '', '', 0, None, None, weights, {}, {})
+    return Task((layers.Dense('fc1', 2),), (3,), 'cpu', 'float32', '', 0, None, None, weights, {}, {})
   def probe(self, weights):
     return Probe(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
 """
@@ -403,6 +416,158 @@ def test_the_spread_of_one_value():
   assert comparison.spread([3.0]) == {'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
 
 
+def test_the_roofline_in_words_and_numbers():
+  rates = {'float32': 2e12, 'bfloat16': 8e12}
+  what = roofline.Roofline(10, 12e9, 130e9, 3e9, 2_000_000, 500, rates, 20e9)
+  arithmetic, traffic, memory = what.lines(50.0, 'float32')
+  assert '12 GFLOP an image, 600 GFLOP/s, 30.0% of a' in arithmetic
+  assert 'bfloat16 8 T' in arithmetic and 'float32 2 T' in arithmetic
+  assert '3 GB a step, 15 GB/s, 75.0% of a large sum (20 GB/s); 130 GFLOP a step' in traffic
+  assert memory.startswith('memory: 2 MB while it runs, and 500 B')
+  assert what.to_json(50.0, 'bfloat16')['utilization'] == pytest.approx(0.075)
+
+
+def test_the_device_is_timed():
+  assert 1e6 < roofline.matrix_rate('float32', side=64) < 1e16
+  assert 1e5 < roofline.memory_rate(numbers=4096) < 1e16
+
+
+# Profiles.
+
+HLO = """HloModule jit_step
+
+%fused_computation (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %m = f32[8]{0} negate(%p), metadata={op_name="jit(f)/jvp(AlexNet)/AlexNet._run/norm1/mul"}
+}
+
+%body (q: (f32[8], s32[])) -> (f32[8], s32[]) {
+  %inner = f32[8]{0} add(%q, %q), metadata={op_name="jit(step)/drop4/while/body/add"}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %dot.1 = f32[8]{0} dot(%a, %a), metadata={op_name="jit(f)/transpose(jvp(AlexNet))/fc4/fc4/dot"}
+  %wrapped = f32[8]{0} fusion(%dot.1), kind=kLoop, calls=%fused_computation
+  %copy.2 = f32[8]{0} copy(%wrapped)
+  %loop = (f32[8]{0}, /*index=1*/s32[]) while(%copy.2), body=%body
+  ROOT %last = f32[8]{0} negate(%copy.2), metadata={op_name="jit(step)/jit(main)/neg"}
+}
+"""
+
+
+def test_operations_mean_what_the_program_says():
+  meanings, opcodes = profile.read_program(HLO)
+  assert meanings['dot.1'] == 'fc4/dot, backward'
+  assert meanings['wrapped'] == 'norm1/mul'  # as what was fused
+  assert meanings['copy.2'] == 'neg'  # as its first user with a name
+  assert meanings['inner'] == 'drop4/add' and meanings['last'] == 'neg'
+  assert opcodes['loop'] == 'while' and opcodes['dot.1'] == 'dot'
+
+
+def event(name, begin, length, **more):
+  return {'ph': 'X', 'name': name, 'ts': begin, 'dur': length} | more
+
+
+def operation(name, begin, length):
+  return event(name, begin, length, args={'hlo_op': name})
+
+
+def test_time_is_shared_by_what_runs_at_once():
+  events = [
+    {'ph': 'M', 'name': 'thread_name'},
+    {},
+    event('python', 0, 1e6),
+    operation('loop', 0, 100),  # holds `inner`, which is there itself
+    operation('inner', 0, 40),
+    operation('dot.1', 50, 1),  # hands over; done at 90
+    event('end: dot.1', 90, 0.1),
+    operation('last', 70, 30),
+    operation('inner', 200, 10),
+    operation('dot.1', 210, 50),
+    event('end: dot.1', 250, 0.1),
+  ]
+  found = {operation.name: operation for operation in profile.operations(events, HLO, steps=2)}
+  # dot.1: 50 to 70 alone, 70 to 90 half of it, then 210 to 260; all of it lies between 0 and 260.
+  assert found['dot.1'].milliseconds == pytest.approx((20 + 10 + 50) / 1000 / 2)
+  assert found['last'].milliseconds == pytest.approx((10 + 10) / 1000 / 2)
+  assert found['inner'].share == pytest.approx(50 / 260) and found['inner'].times == 1
+  assert found['dot.1'].meaning == 'fc4/dot, backward' and 'loop' not in found
+  assert list(found) == ['dot.1', 'inner', 'last']
+  shown = profile.lines(list(found.values()), count=1)
+  assert shown[1][0] == 'fc4/dot, backward (dot.1)' and shown[2][0] == '2 others'
+  assert profile.operations([], HLO, 1) == []
+
+
+# Slower than before?
+
+
+def record(seconds, title='digits', processor='a CPU'):
+  """What --json would have written of a comparison and of a save."""
+  samples = [Sample(20, time, 2 * time) for time in seconds]
+  machine = {'hardware': '1 x cpu', 'processor': processor, 'cores': 2}
+  made = made_up_comparison(
+    title=title,
+    samples={'alexnet_jax': samples},
+    sides={'alexnet_jax': {'title': 'alexnet_jax'}},
+    environment=machine,
+  )
+  timed = durations.Durations('checkpoint', title, {'save': seconds}, {}, (), machine, {})
+  return {'command': 'a command', 'results': [made.to_json(), timed.to_json()]}
+
+
+@pytest.mark.parametrize(
+  'before, now, verdict',
+  [
+    ([1.0, 1.01, 1.02], [1.2, 1.21, 1.22], 'slower'),
+    ([1.2, 1.21, 1.22], [1.0, 1.01, 1.02], 'faster'),
+    ([1.0, 1.001, 1.002], [1.04, 1.041, 1.042], 'same'),  # apart, but by less than 5 %
+    ([1.0, 1.3, 1.6], [1.2, 1.5, 1.8], 'same'),  # by 15 %, but the quartiles overlap
+    ([1.0, 1.3, 1.6], [1.6, 1.7, 1.8], 'slower'),
+    ([1.0, 1.0], [2.0, 2.0, 2.0], 'too few turns'),
+    ([1.0] * 9, [1.0] * 8 + [50.0], 'same'),  # one turn was disturbed
+  ],
+)
+def test_slower_is_told_from_noise(before, now, verdict):
+  changes = regression.compare(record(before), record(now))
+  assert [change.verdict for change in changes] == [verdict] * 2
+  of_batches, of_saves = changes
+  ratio = statistics.median(now) / statistics.median(before)
+  assert of_batches.ratio == pytest.approx(ratio) and of_saves.ratio == pytest.approx(ratio)
+  # A turn of 20 images is two batches of 10.
+  assert of_batches.now[1] == pytest.approx(statistics.median(now) / 2)
+  assert regression.lines(changes)[1][-1] == verdict
+
+
+def test_only_like_is_compared_with_like():
+  with pytest.raises(UserError, match='no benchmark in common'):
+    regression.compare(record([1.0]), record([1.0], title='imagenet'))
+  with pytest.raises(UserError, match='measured on .*a CPU.*, this on .*another'):
+    regression.compare(record([1.0]), record([1.0], processor='another'))
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"results": []}', '{"results": [{"target": "step"}]}'])
+def test_another_file_is_refused(tmp_path, text):
+  (tmp_path / 'old.json').write_text(text)
+  with pytest.raises(UserError, match='old.json is not a file that --json'):
+    regression.read(tmp_path / 'old.json')
+
+
+def test_slower_than_a_file_ends_with_1(tmp_path):
+  """The feed of now against a file in which it took no time, and one in which it took ages."""
+  file = tmp_path / 'feed.json'
+  arguments = ['feed', '--rounds=3', '--turn_seconds=0', '--peers=', '--feed_images=200']
+  assert run(*arguments, f'--json={file}').returncode == 0
+  for factor, code, verdict in ((1e-3, 1, 'slower'), (1e3, 0, 'faster')):
+    old = json.loads(file.read_text())
+    for turn in old['results'][0]['sides']['alexnet_jax']['samples']:
+      turn['core_seconds'] *= factor
+    (tmp_path / 'old.json').write_text(json.dumps(old))
+    done = run(*arguments, f'--compare={tmp_path / "old.json"}')
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(verdict)
+
+
 # The command.
 
 WITHOUT_TORCH = """
@@ -426,25 +591,34 @@ def test_step_from_the_command_line(tmp_path):
   pytest.importorskip('torch')
   file = tmp_path / 'step.json'
   done = run(
-    '--what=step',
+    'step',
     '--config=configs/digits.py',
     '--batch_sizes=8',
     '--rounds=2',
     '--turn_seconds=0',
     '--peers=eager',
+    f'--profile={tmp_path / "traces"}',
     f'--json={file}',
   )
   assert done.returncode == 0, done.stderr
   assert 'step: digits, net digits, batch 8' in done.stdout
   record = json.loads(file.read_text())
   assert '--batch_sizes=8' in record['command']
-  (found,) = record['comparisons']
+  (found,) = record['results']
   assert found['environment']['versions']['jax'] and found['environment']['date']
   assert found['environment']['hardware'] and found['environment']['cores'] >= 1
   assert found['details']['config']['batch_size'] == found['batch_size'] == 8
   equality = found['details']['equality']['eager']
-  assert equality['loss'] == pytest.approx(equality['our_loss'], rel=equality['loss_tolerance'])
-  assert 0 < equality['gradient_difference'] < equality['gradient_tolerance']
+  assert equality['loss'] == pytest.approx(equality['our_loss'], rel=1e-5)
+  assert 0 < equality['gradient_difference'] < 0.01
+  # conv1: 28x28x32 outputs of 5x5x3 products, and so on; conv1's input needs no gradient.
+  conv1, *others = 28**2 * 32 * 75, 14**2 * 64 * 800, 7**2 * 64 * 576, 576 * 128, 128 * 10
+  roofline = found['details']['roofline']
+  assert roofline['flop_per_image'] == 2 * (2 * conv1 + 3 * sum(others))
+  assert set(roofline['matrix_rates']) == {'float32'}
+  for share in ('utilization', 'bandwidth_share', 'temporary_bytes', 'compiled_flop'):
+    assert roofline[share] > 0
+  check_profile(found['details']['profile'], tmp_path / 'traces' / 'digits-8')
   ours, peer = found['sides']['alexnet_jax'], found['sides']['eager']
   assert 'hugetlb' in peer['settings']['GLIBC_TUNABLES'] and peer['versions']['torch']
   assert not ours['settings'].get('GLIBC_TUNABLES')  # measured as users run it
@@ -453,11 +627,67 @@ def test_step_from_the_command_line(tmp_path):
   assert peer['ratio']['median'] == pytest.approx(statistics.median(ratios))
 
 
+def check_profile(operations, folder):
+  """A trace of the digits net: its layers are named, and its times add up."""
+  (trace,) = folder.rglob('*.trace.json.gz')
+  assert json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
+  shares = [operation['share'] for operation in operations]
+  assert shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1.0001
+  meanings = ' '.join(operation['meaning'] for operation in operations)
+  for layer in ('conv1/', 'norm1/', 'pool1/', 'conv2/', 'conv3/', 'fc4/', 'drop4/', 'fc5/'):
+    assert layer in meanings, layer
+  heavy = [o['meaning'] for o in operations if 'conv2/conv_general_dilated' in o['meaning']]
+  assert len(heavy) >= 3 and sum(what.endswith(', backward') for what in heavy) >= 2
+
+
+def test_saves_of_a_small_net(tmp_path):
+  file = tmp_path / 'checkpoint.json'
+  done = run(
+    'checkpoint',
+    '--config=configs/digits.py',
+    '--batch_sizes=8',
+    '--rounds=3',
+    f'--json={file}',
+  )
+  assert done.returncode == 0, done.stderr
+  (found,) = json.loads(file.read_text())['results']
+  # Weights and velocities, 4 bytes each, and the step and the skipped steps.
+  parameters = 75 * 32 + 32 + 800 * 64 + 64 + 576 * 64 + 64 + 576 * 128 + 128 + 1280 + 10
+  assert found['details']['bytes'] == 8 * parameters + 8
+  times = {name: timed['all_seconds'] for name, timed in found['durations'].items()}
+  assert len(times['a save in all']) == len(times['a restore']) == 3
+  assert all(0 < s < 60 for seconds in times.values() for s in seconds)
+  for hold, save in zip(times['a save holds the loop'], times['a save in all'], strict=True):
+    assert hold < save
+  assert found['durations']['a save holds the loop']['goal'] == 0.1
+  assert 'a save holds the loop' in done.stdout and 'under 0.1' in done.stdout
+
+
+def test_start_of_a_small_net(tmp_path):
+  file = tmp_path / 'startup.json'
+  arguments = ['startup', '--config=configs/digits.py', '--rounds=1', f'--json={file}']
+  done = run(*arguments)
+  assert done.returncode == 0, done.stderr
+  trained, small = json.loads(file.read_text())['results']
+  cold, warm = (trained['durations'][name] for name in ('nothing compiled yet', 'compiled before'))
+  assert 0.5 < warm['all_seconds'][0] < 600 and 0.5 < cold['all_seconds'][0] < 600
+  assert warm['goal'] == 10 and trained['details']['bytes'] > 10_000
+  assert list(small['durations']) == ['--help', 'import alexnet_jax', 'python alone']
+  assert all(0 < timed['all_seconds'][0] < 60 for timed in small['durations'].values())
+
+
+def test_a_start_that_fails_says_why():
+  config = configs.default()
+  config.data.source, config.model.net, config.data.num_classes = 'digits', 'digits', 3
+  with pytest.raises(UserError, match='no training step within .* error: .*3'):
+    startup.compare('digits', config, Options(rounds=1, turn_seconds=0.0, peers=None))
+
+
 def test_loop_is_fed_from_the_store(tmp_path):
   """Steps on digits of scikit-learn, beside the same step on one batch."""
   file = tmp_path / 'loop.json'
   done = run(
-    '--what=loop',
+    'loop',
     '--config=configs/digits.py',
     '--rounds=2',
     '--turn_seconds=0',
@@ -465,7 +695,7 @@ def test_loop_is_fed_from_the_store(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert 'waiting for data' in done.stdout
-  (found,) = json.loads(file.read_text())['comparisons']
+  (found,) = json.loads(file.read_text())['results']
   wait = found['details']['data_wait']
   assert 0 <= wait < 1 and f'{wait:.2%} of the time' in done.stdout
   loop, step = (found['sides'][name]['samples'] for name in ('alexnet_jax', 'step_alone'))
@@ -476,7 +706,8 @@ def test_without_torch_ours_is_still_measured(fake, tmp_path):
   file, side = tmp_path / 'alone.json', tmp_path / 'side.pickle'
   side.write_bytes(pickle.dumps(fake('alexnet_jax')))
   done = run(
-    '--what=step,feed',
+    'step',
+    'feed',
     '--config=configs/cifar10.py',
     '--rounds=1',
     '--turn_seconds=0',
@@ -493,7 +724,7 @@ def test_without_torch_ours_is_still_measured(fake, tmp_path):
   )
   assert 'compiled was not measured' in done.stdout
   assert 'goal: 40,000 images/core-s' in done.stdout
-  measured, fed = json.loads(file.read_text())['comparisons']
+  measured, fed = json.loads(file.read_text())['results']
   assert list(measured['sides']) == list(fed['sides']) == ['alexnet_jax']
   assert set(measured['absent']) == {'eager', 'compiled'} and set(fed['absent']) == {'data_loader'}
   (turn,) = fed['sides']['alexnet_jax']['samples']
@@ -504,11 +735,14 @@ def test_without_torch_ours_is_still_measured(fake, tmp_path):
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (['--what=stp'], "--what: 'stp' is not known: did you mean step?"),
-    (['--peers=eager,tensor'], "--peers: 'tensor' is not known: choose from eager,"),
-    (['--batch_sizes=32,many', '--what=step'], '--batch_sizes=32,many: must be whole numbers'),
-    (['--batch_sizes=0', '--what=step'], 'config.batch_size=0: must be at least 1'),
+    (['stp'], "'stp' is not known: did you mean step?"),
+    (['feed', '--peers=eager,tensor'], "--peers: 'tensor' is not known: choose from eager,"),
+    (['--batch_sizes=32,many', 'step'], '--batch_sizes=32,many: must be whole numbers'),
+    (['--batch_sizes=0', 'step'], 'config.batch_size=0: must be at least 1'),
     (['--rounds=0'], 'flag --rounds=0'),
+    (['feed', '--profile=traces'], 'add the word step'),
+    (['feed', '--compare=absent.json'], '--compare=absent.json cannot be read: No such file'),
+    (['feed', '--compare=setup.cfg'], '--compare=setup.cfg is not a file that --json'),
   ],
 )
 def test_a_wrong_flag_is_one_line(arguments, message):

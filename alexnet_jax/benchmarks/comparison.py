@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 from alexnet_jax.benchmarks.sides import Sample
@@ -13,11 +14,19 @@ OURS = 'alexnet_jax'
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How to measure: turns of each side, seconds of a turn, and names of peers (None: all)."""
+  """How to measure.
+
+  Attributes:
+    rounds: turns of each side, or how often a single thing is timed.
+    turn_seconds: about how long a turn lasts.
+    peers: names of those to compare with; None for all.
+    profile: folder for traces; None for none.
+  """
 
   rounds: int
   turn_seconds: float
   peers: tuple[str, ...] | None
+  profile: Path | None = None
 
   def wanted(self, peers: dict) -> dict:
     return {name: peers[name] for name in peers if self.peers is None or name in self.peers}
@@ -141,19 +150,21 @@ def table(comparison: Comparison) -> str:
         *ratio,
       )
     )
+  absent = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
+  title = f'{comparison.target}: {comparison.title}'
+  return '\n'.join([title, *aligned(lines), *comparison.notes, *absent])
+
+
+def aligned(lines: list[tuple[str, ...]]) -> list[str]:
+  """Rows of cells as lines of text; the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  aligned = [
+  return [
     '  '.join(
       cell.rjust(width) if place else cell.ljust(width)
       for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-    )
+    ).rstrip()
     for line in lines
   ]
-  absent = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
-  return '\n'.join(
-    line.rstrip()
-    for line in [f'{comparison.target}: {comparison.title}', *aligned, *comparison.notes, *absent]
-  )
 
 
 def _digits(values: dict[str, float]) -> str:

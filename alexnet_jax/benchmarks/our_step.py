@@ -1,6 +1,7 @@
 """Our side of the step benchmark: the very step that training runs, on made-up images."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax import cpu
+from alexnet_jax.benchmarks import profile, roofline
 from alexnet_jax.benchmarks.sides import Probe, Side, Task, without_dropout
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.train import schedules
@@ -106,6 +108,25 @@ class OurStep(Side):
   def loss(self) -> float:
     """The loss of the last batch."""
     return float(self._metrics['loss'])
+
+  def roofline(self) -> roofline.Roofline:
+    """What the step needs and what the devices can do; after the first batch."""
+    experiment = self._experiment
+    return roofline.measure(
+      self._compiled(),
+      devices=self._devices.local_count,
+      batch_size=len(self._images),
+      flop_per_image=roofline.training_flop(experiment.table, experiment.view_shape),
+      dtypes={'float32', self._config.model.compute_dtype},
+    )
+
+  def profile(self, folder: Path) -> list[profile.Operation]:
+    """Traces a few steps; after the first batch."""
+    return profile.trace(self.run, self._compiled().as_text(), folder)
+
+  def _compiled(self) -> jax.stages.Compiled:
+    """The program that runs; JAX has it already."""
+    return self._step.lower(self._state, self._batch).compile()
 
 
 def make_up(config) -> tuple[Experiment, np.ndarray]:

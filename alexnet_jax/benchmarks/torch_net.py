@@ -44,7 +44,7 @@ class TorchNet(nn.Module):
     """The gradients of the last backward pass, as our net has them."""
     result = {}
     for layer, name, parameter in self.named():
-      gradient = self._layouts[layer][name].from_torch(parameter.grad.numpy())
+      gradient = self._layouts[layer][name].from_torch(parameter.grad.cpu().numpy())
       result.setdefault(layer, {})[name] = gradient
     return result
 

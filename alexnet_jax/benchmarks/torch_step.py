@@ -16,28 +16,51 @@ class TorchStep(Side):
   nothing watches for losses that are not finite.
   """
 
-  def __init__(self, task: Task, channels_last: bool, compiled: bool):
-    """Takes a task, how images lie in memory, and whether torch.compile is used.
+  def __init__(
+    self,
+    task: Task,
+    channels_last: bool = False,
+    compiled: bool = False,
+    cudnn_timed: bool = False,
+  ):
+    """Takes a task and how to go about it.
+
+    On a GPU (not measured yet) products are TF32, as ours are there by default, or bfloat16 by
+    autocast where the config says so.
+
+    Args:
+      task: what to compute.
+      channels_last: how images lie in memory.
+      compiled: whether torch.compile is used.
+      cudnn_timed: whether cuDNN's algorithms are chosen by timing.
 
     Raises:
       Unavailable: the task has something that this side does not know.
     """
-    if task.platform != 'cpu':
+    on_gpu = task.platform == 'gpu' and torch.cuda.is_available()
+    if task.platform != 'cpu' and not on_gpu:
       raise Unavailable(
-        f'it computes on CPUs, and our side on a {task.platform}: set JAX_PLATFORMS=cpu to compare'
+        f'this PyTorch computes on CPUs, and our side on a {task.platform}: set JAX_PLATFORMS=cpu'
+        ' to compare'
       )
-    if task.optimizer != 'momentum' or task.compute_dtype != 'float32':
+    if task.optimizer != 'momentum' or (task.compute_dtype != 'float32' and not on_gpu):
       raise Unavailable(
-        'it knows the 2012 update and float32 only, not optimizer.name='
+        'it knows the 2012 update and, on a CPU, float32 only, not optimizer.name='
         f'{task.optimizer} with model.compute_dtype={task.compute_dtype}'
       )
+    self._device = torch.device('cuda' if on_gpu else 'cpu')
+    if on_gpu:
+      torch.set_float32_matmul_precision('high')
+    torch.backends.cudnn.benchmark = cudnn_timed
     self._task = task
     self._compiled = compiled
     self._format = torch.channels_last if channels_last else torch.contiguous_format
     self._views = (
-      torch.tensor(task.views).permute(0, 3, 1, 2).contiguous(memory_format=self._format)
+      torch.tensor(task.views, device=self._device)
+      .permute(0, 3, 1, 2)
+      .contiguous(memory_format=self._format)
     )
-    self._labels = torch.tensor(task.labels, dtype=torch.long)
+    self._labels = torch.tensor(task.labels, dtype=torch.long, device=self._device)
     net, self._loss_of = self._build(task.table, task.weights)
     self._optimizer = make_optimizer(net, task)
     self._loss = None
@@ -46,10 +69,18 @@ class TorchStep(Side):
     """The net and the function (views, labels) -> loss."""
     net = TorchNet(table, self._task.view_shape)
     net.load(weights)
-    net.to(memory_format=self._format)
+    net.to(self._device, memory_format=self._format)
 
     def loss_of(views, labels):
       return functional.cross_entropy(net(views), labels)
+
+    def rounded_loss_of(views, labels):
+      with torch.autocast(self._device.type, torch.bfloat16):
+        logits = net(views)
+      return functional.cross_entropy(logits.float(), labels)
+
+    if self._task.compute_dtype == 'bfloat16':
+      loss_of = rounded_loss_of
 
     return net, torch.compile(loss_of) if self._compiled else loss_of
 
@@ -75,6 +106,8 @@ class TorchStep(Side):
       self._loss = self._loss_of(self._views, self._labels)
       self._loss.backward()
       self._optimizer.step()
+    if self._device.type == 'cuda':
+      torch.cuda.synchronize()
     return batches * len(self._labels)
 
   def loss(self) -> float:

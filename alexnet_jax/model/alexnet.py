@@ -48,7 +48,8 @@ class AlexNet(nn.Module):
     """
     x, outputs = images.astype(self.compute_dtype), {}
     for index, row in enumerate(self.table):
-      x = outputs[row.name] = self._run(row, x, train, keys, index)
+      with jax.named_scope(row.name):  # profiles show it; rows without weights have no other name
+        x = outputs[row.name] = self._run(row, x, train, keys, index)
     # In one piece: a name of its own for every output would collide with the layer's parameters.
     self.sow('intermediates', 'outputs', outputs, reduce_fn=lambda _, new: new)
     return x

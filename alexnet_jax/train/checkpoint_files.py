@@ -15,11 +15,13 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
 
 
 class DamagedError(Exception):
@@ -116,11 +118,13 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
+def _orbax() -> 'Iterator[ocp.Checkpointer]':
   """Orbax without its barriers, for one process writes and each reads alone.
 
   Uncompressed: trained weights would shrink by 7 %, and reading take three times as long.
   """
+  import orbax.checkpoint as ocp  # a third of what a start would import, and not needed before
+
   me = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
   handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)

@@ -15,14 +15,13 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.model import layers, nets
-from alexnet_jax.results import figures, files, scores
-from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
+from alexnet_jax.results import files
 from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.train import processes
 from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, write_predictions
+from alexnet_jax.train.ending import finish
+from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval, StopSignal
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
@@ -115,8 +114,13 @@ def train(
     state = run.steps(devices.replicate(state))
     checkpoints.wait()
     run.metrics.close()
-    results = run.finish(state, command)
-    if primary:
+    views = config.eval.final_views
+    console.message(f'evaluating the {VIEW_NAMES[views]}')
+    predictions = run.evaluate.predictions(state.eval_params, state.batch_stats, views)
+    if primary:  # the others' workdir may be a disk of its own, with no records
+      results = finish(experiment, store, state, predictions, workdir)
+      results |= {'command': command, **environment(devices)}
+      files.write_json(workdir / RESULTS, results)
       if 'classes' in results:
         worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
         console.message(class_table(worst) + '\n')
@@ -292,68 +296,6 @@ class Run:
     }
     self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)
 
-  def finish(self, state: TrainState, command: str) -> dict:
-    """Evaluates with the final views, draws the figures and writes results.json."""
-    config, workdir = self.experiment.config, self.workdir
-    views = config.eval.final_views
-    self.console.message(f'evaluating the {VIEW_NAMES[views]}')
-    predictions = self.evaluate.predictions(state.eval_params, state.batch_stats, views)
-    if not self.primary:  # its workdir may be a disk of its own, with no records
-      return {}
-    records = read_metrics(workdir)
-    last = [r for r in records if 'eval/top1_error' in r][-1]
-    results = {name: value for name, value in last.items() if name.startswith('eval/')}
-    if views != config.eval.views:
-      name = VIEW_NAMES[views].replace(' ', '_')
-      final = scores.errors(predictions.probabilities, predictions.label)
-      results.update({f'{name}/{key}': value for key, value in final.items()})
-    names = self.store.class_names
-    few = len(names) <= MOST_CLASSES
-    if few:
-      rows = scores.worst_classes(predictions.probabilities, predictions.label, names, len(names))
-      keys = ('class', 'images', 'top1_error', 'mostly_taken_for')
-      results['classes'] = [dict(zip(keys, row, strict=True)) for row in rows]
-    speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
-    results |= {
-      'views': config.eval.views,
-      'evaluated_images': len(self.store.eval.labels),
-      'epoch': self.experiment.calendar.epoch_of(int(state.step)),
-      'steps': int(state.step),
-      'seed': config.seed,
-      'seconds': max((r.get('seconds', 0.0) for r in records), default=0.0),
-      'images_per_second': float(np.median(speeds)) if speeds else None,
-      'parameters': layers.count_parameters(self.experiment.table, self.experiment.view_shape),
-      'command': command,
-      'workdir': str(workdir),
-      'figures': str(workdir / 'figures'),
-      **environment(self.devices),
-    }
-    draw(self.experiment, records, to_host(state.params), workdir)
-    if few:
-      counts = scores.confusion(predictions.probabilities, predictions.label)
-      path = workdir / 'figures' / 'confusion.png'
-      confusion_matrix(counts, names, path, f'{workdir.name}: {VIEW_NAMES[views]}')
-    write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
-    files.write_json(workdir / RESULTS, results)
-    return results
-
 
 def _lower(config: ml_collections.ConfigDict) -> str:
   return f'{config.optimizer.learning_rate / 2:g}'
-
-
-def draw(experiment: Experiment, records: list[dict], params: dict, workdir: Path) -> None:
-  """Learning curves and the first layer's kernels, in WORKDIR/figures."""
-  folder = workdir / 'figures'
-  folder.mkdir(exist_ok=True)
-  net = nets.title(experiment.config.model)
-  figures.learning_curves(records, folder / 'learning_curves.png', title=f'{workdir.name}: {net}')
-  first = experiment.table[0]
-  # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.
-  towers = max((row.groups for row in experiment.table if isinstance(row, layers.Conv)), default=1)
-  figures.filter_grid(
-    params[first.name]['kernel'],
-    folder / 'first_layer_kernels.png',
-    towers=towers,
-    title=f'{workdir.name}: kernels of {first.name}',
-  )

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.train.parallel import Devices
@@ -64,6 +63,8 @@ def barrier(label: str, seconds: float = BARRIER_SECONDS) -> None:
   """
   if jax.process_count() == 1:
     return
+  from orbax.checkpoint import multihost  # slow to import, and one process alone does without
+
   try:
     multihost.get_barrier_sync_fn()(key=label, timeout_ms=int(1000 * seconds))
   except Exception as error:

@@ -1,0 +1,172 @@
+"""The startup benchmark: from a command to its first finished training step, and `--help`."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_collections
+
+from alexnet_jax import config as configs
+from alexnet_jax.benchmarks.comparison import Options, say
+from alexnet_jax.benchmarks.durations import Durations
+from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.data import sources, writer
+from alexnet_jax.data.preparation import encoding
+from alexnet_jax.errors import UserError
+
+GOAL_WARM, GOAL_HELP = 10.0, 1.0  # seconds
+HELP, COMPILED = '--help', 'compiled before'
+
+_LIMIT_SECONDS = 600
+_EXAMPLES = 512
+_ONESELF = Contender('environment', 'alexnet_jax.benchmarks.startup:Machine')
+# A file that says what a config has become: its own, with all that the command line changed.
+_CONFIG_FILE = """import json
+
+from alexnet_jax.config import from_json
+
+
+def get_config():
+  return from_json(json.loads({!r}))
+"""
+
+
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Durations:
+  """Measures how long training takes to start, with and without compiled programs on disk.
+
+  Images are generated and stored beforehand; a real run has its store as well.
+
+  Args:
+    name: of the config, for the title.
+    config: validated.
+    options: how often.
+
+  Raises:
+    UserError: a run ended before its first step.
+  """
+  cold, warm = [], []
+  with tempfile.TemporaryDirectory(prefix='alexnet_jax-startup-') as temporary:
+    folder = Path(temporary)
+    file = folder / 'config.py'
+    plain = configs.to_json(_with_store(config, folder))
+    file.write_text(_CONFIG_FILE.format(json.dumps(plain)), encoding='utf-8')
+    for number in range(options.rounds):
+      say(f'start {number + 1} of {options.rounds}')
+      programs = folder / f'programs-{number}'
+      cold.append(first_step_seconds(file, folder / 'run', programs))
+      warm.append(first_step_seconds(file, folder / 'run', programs))
+    kept = sum(program.stat().st_size for program in programs.rglob('*'))
+  return Durations(
+    target='startup',
+    title=f'{name}, net {config.model.net}, batch {config.batch_size}, to the first finished step',
+    seconds={'nothing compiled yet': cold, COMPILED: warm},
+    goals={COMPILED: GOAL_WARM},
+    notes=(f'{kept / 1e6:.1f} MB of compiled programs',),
+    environment=_environment(),
+    details={'bytes': kept, 'config': plain},
+  )
+
+
+def compare_small(options: Options) -> Durations:
+  """Measures what a user waits for before anything is computed."""
+  command = ['-m', 'alexnet_jax.main', '--help']
+  seconds = {
+    HELP: command,
+    'import alexnet_jax': ['-c', 'import alexnet_jax'],
+    'python alone': ['-c', 'pass'],
+  }
+  times = {what: [] for what in seconds}
+  for _ in range(options.rounds):
+    for what, arguments in seconds.items():
+      times[what].append(_seconds_of([sys.executable, *arguments]))
+  title = 'without training'
+  return Durations('startup', title, times, {HELP: GOAL_HELP}, (), _environment(), {})
+
+
+def first_step_seconds(config: Path, workdir: Path, programs: Path) -> float:
+  """Starts training in an empty folder and kills it after its first finished step.
+
+  Args:
+    config: config file.
+    workdir: folder of the run; removed first.
+    programs: folder of compiled programs.
+
+  Raises:
+    UserError: it ended before.
+  """
+  shutil.rmtree(workdir, ignore_errors=True)
+  metrics, errors = workdir / 'metrics.jsonl', workdir.with_suffix('.stderr')
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(programs),
+    'JAX_ENABLE_COMPILATION_CACHE': 'true',
+  }
+  command = [sys.executable, '-m', 'alexnet_jax.main', f'--config={config}', f'--workdir={workdir}']
+  with open(errors, 'w', encoding='utf-8') as stderr:
+    began = time.perf_counter()
+    process = subprocess.Popen(
+      command, env=environment, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+    )
+  try:
+    while not _has_line(metrics):
+      seconds = time.perf_counter() - began
+      if process.poll() is not None or seconds > _LIMIT_SECONDS:
+        last = errors.read_text(encoding='utf-8').strip().splitlines()[-1:] or ['no message']
+        raise UserError(f'no training step within {seconds:.0f} s: {last[0]}')
+      time.sleep(0.01)
+    return time.perf_counter() - began
+  finally:
+    process.kill()
+    process.wait()
+
+
+def _with_store(config: ml_collections.ConfigDict, folder: Path) -> ml_collections.ConfigDict:
+  """The config with a store of generated images in the folder, unless it needs no store."""
+  config = config.copy_and_resolve_references()
+  if config.data.source == 'digits':
+    return config
+  source, config.data.source = config.data.source, 'synthetic'
+  config.data.synthetic_examples = _EXAMPLES
+  writer.write_store(
+    sources.open_source(config.data),
+    folder / 'store',
+    image_size=config.data.image_size,
+    resize=config.data.resize,
+    encoding=encoding(config.data),
+  )
+  # A store is enough where the data set that it was made from is not at hand.
+  config.data.source = source if source != 'synthetic' else 'folder'
+  config.data.store, config.data.dir = str(folder / 'store'), str(folder / 'absent')
+  return config
+
+
+class Machine:
+  """Says what this machine is; in a process of its own, because that takes hold of its devices."""
+
+  def environment(self) -> dict:
+    from alexnet_jax.train.parallel import Devices
+    from alexnet_jax.train.workdir import environment
+
+    return environment(Devices())
+
+
+def _environment() -> dict:
+  with _ONESELF.start() as machine:
+    return machine.call('environment')
+
+
+def _has_line(file: Path) -> bool:
+  with contextlib.suppress(OSError):
+    return b'\n' in file.read_bytes()
+  return False
+
+
+def _seconds_of(command: list[str]) -> float:
+  began = time.perf_counter()
+  subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+  return time.perf_counter() - began
