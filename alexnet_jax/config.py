@@ -92,6 +92,9 @@ FIELDS: dict[str, Field] = {
   'model.ghost_batch': Field(
     0, _between(0), 'images per batch-norm moment on a device; 0: the global batch'
   ),
+  'model.fused_kernels': Field(
+    False, _anything, 'norm, pool and ReLU as one kernel in training; on GPUs; not measured'
+  ),
   'data.source': Field(
     'tfds', _one_of('tfds', 'folder', 'digits', 'synthetic'), 'where images come from'
   ),
@@ -232,6 +235,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.model.ghost_batch={config.model.ghost_batch}: net'
       f' {nets.title(config.model)} has no batch normalization; set it to 0'
+    )
+  if config.model.fused_kernels and len(layers.pieces(table, True)) == len(table):
+    raise UserError(
+      f'config.model.fused_kernels=True: net {nets.title(config.model)} has no response norm right'
+      ' before an overlapping 3x3 pool; set it to False'
     )
   if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
     raise UserError(

@@ -221,6 +221,28 @@ def count_macs(table: Table, shape: Shape) -> int:
   return sum(row.macs(inputs) for row, inputs, _ in walk(table, shape))
 
 
+def pieces(table: Table, fused: bool) -> list[tuple[int, Table]]:
+  """Splits a table into what is computed at once: [(index of the first row, rows)].
+
+  Single rows, but if `fused` (by the kernels of `pooled_response.py`) a response norm together with
+  the overlapping 3x3 pool on it and the ReLUs right before and after them.
+  """
+  found, index = [], 0
+  while index < len(table):
+    length = _pooled_response(table[index:]) if fused else 1
+    found.append((index, table[index : index + length]))
+    index += length
+  return found
+
+
+def _pooled_response(table: Table) -> int:
+  before = isinstance(table[0], Relu)
+  norm, pool, after = (*table[before : before + 3], None, None, None)[:3]
+  if (type(norm), type(pool)) != (ResponseNorm, MaxPool) or (pool.window, pool.stride) != (3, 2):
+    return 1
+  return before + 2 + isinstance(after, Relu)
+
+
 def narrow(table: Table, divisor: int) -> Table:
   """The same net with 1/divisor of the channels in every layer but the last.
 

@@ -20,8 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-WINDOW, STRIDE = 3, 2  # the only pool that the kernels know
-_NOBODY = WINDOW * WINDOW  # the place of a winner that the ReLU after it has silenced
+_WINDOW, _STRIDE = 3, 2
+_NOBODY = _WINDOW * _WINDOW  # the place of a winner that the ReLU after it has silenced
 _TILE, _WARPS = 256, 4
 
 
@@ -78,7 +78,7 @@ def _pooled_response_backward(norm, kept, gradient):
   x, winners = kept
   batch, height, width, channels = x.shape
   kernel = partial(_backward_kernel, norm=norm, shape=x.shape[1:], pooled=winners.shape[1:])
-  blocks = (-(-height // STRIDE), -(-width // STRIDE) * channels)
+  blocks = (-(-height // _STRIDE), -(-width // _STRIDE) * channels)
   (dx,) = _call(kernel, blocks, [x.shape], [x.dtype], x, winners, gradient)
   return (dx,)
 
@@ -89,7 +89,7 @@ _pooled_response.defvjp(_pooled_response_forward, _pooled_response_backward)
 def _forward(x, norm):
   """Returns the pooled maps and, for each, the row-major place of the winner in its window."""
   batch, height, width, channels = x.shape
-  rows, columns = (-(-(n - WINDOW) // STRIDE) + 1 for n in (height, width))
+  rows, columns = (-(-(n - _WINDOW) // _STRIDE) + 1 for n in (height, width))
   kernel = partial(_forward_kernel, norm=norm, shape=x.shape[1:], pooled=(rows, columns, channels))
   shape = (batch, rows, columns, channels)
   return _call(kernel, (rows, columns * channels), [shape, shape], [x.dtype, jnp.uint8], x)
@@ -113,7 +113,8 @@ def _call(kernel, work, shapes, dtypes, *arrays):
       in_specs=[image(array.shape) for array in arrays],
       out_specs=[image(shape) for shape in shapes],
       out_shape=[
-        jax.ShapeDtypeStruct(flat(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+        jax.ShapeDtypeStruct(flat(shape), dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
       ],
       compiler_params=triton.CompilerParams(num_warps=_WARPS),
       interpret=interpret,
@@ -132,9 +133,8 @@ class _Tile:
     self.row = pl.program_id(1)
     self.index = pl.program_id(0) * _TILE + lax.iota(jnp.int32, _TILE)
     self.column = lax.div(self.index, jnp.full_like(self.index, channels))
-    tower = channels // norm.groups
-    self._tower = tower
-    self._map = lax.rem(self.index, jnp.full_like(self.index, tower))
+    self._tower = channels // norm.groups
+    self._map = lax.rem(self.index, jnp.full_like(self.index, self._tower))
 
   def has(self, offset: int) -> jax.Array:
     """Whether the tower of each number has a map `offset` further on."""
@@ -152,12 +152,12 @@ def _window(size):
   return range(-(size // 2), size - size // 2)
 
 
-def _power(d, exponent):
-  """d**exponent for d > 0: for the paper's -3/4 by two inverse roots, an instruction each."""
-  if exponent == -0.75:
+def _power_and_inverse(d, beta):
+  """d**-beta and 1/d for d > 0: for the paper's 3/4 by inverse roots, an instruction each."""
+  if beta == 0.75:
     root = lax.rsqrt(d)
-    return root * root * lax.rsqrt(root)
-  return lax.exp(exponent * lax.log(d))
+    return root * root * lax.rsqrt(root), root * root
+  return lax.exp(-beta * lax.log(d)), 1 / d
 
 
 def _forward_kernel(x_ref, pooled_ref, winner_ref, *, norm, shape, pooled):
@@ -166,16 +166,17 @@ def _forward_kernel(x_ref, pooled_ref, winner_ref, *, norm, shape, pooled):
   mine = tile.index < pooled[1] * channels
   best = jnp.full((_TILE,), -jnp.inf, jnp.float32)
   winner = jnp.zeros((_TILE,), jnp.int32)
-  for place in range(WINDOW * WINDOW):
-    i, j = divmod(place, WINDOW)
-    row, column = STRIDE * tile.row + i, STRIDE * tile.column + j
+  for place in range(_WINDOW * _WINDOW):
+    i, j = divmod(place, _WINDOW)
+    row, column = _STRIDE * tile.row + i, _STRIDE * tile.column + j
     inside = mine & (row < height) & (column < width)
-    # (column * channels + channel) of a tile's numbers, STRIDE * column + j pixels to the right.
+    # (column * channels + channel) of a tile's numbers, _STRIDE * column + j pixels to the right.
     at = row * width * channels + tile.index + (column - tile.column) * channels
     near = {t: _load(x_ref, at + t, inside & tile.has(t), norm) for t in _window(norm.size)}
     d = norm.k + norm.alpha * sum(a * a for a in near.values())
     # As it would lie in memory: maxima are of rounded numbers, and ties among them.
-    b = (near[0] * _power(d, -norm.beta)).astype(x_ref.dtype).astype(jnp.float32)
+    power, _ = _power_and_inverse(d, norm.beta)
+    b = (near[0] * power).astype(x_ref.dtype).astype(jnp.float32)
     wins = inside & ((b > best) | (b != b))
     best, winner = jnp.where(wins, b, best), jnp.where(wins, place, winner)
   if norm.relu_after:
@@ -207,9 +208,9 @@ def _backward_kernel(x_ref, winner_ref, gradient_ref, dx_ref, *, norm, shape, po
 
   reached = {t: reaching(t) for t in holders}
   results = []
-  for i in range(STRIDE):
-    for j in range(STRIDE):
-      row, column = STRIDE * tile.row + i, STRIDE * tile.column + j
+  for i in range(_STRIDE):
+    for j in range(_STRIDE):
+      row, column = _STRIDE * tile.row + i, _STRIDE * tile.column + j
       inside = (row < height) & (column < width)
       at = row * width * channels + tile.index + (column - tile.column) * channels
       seen = sorted({t + u for t in holders for u in windows})
@@ -219,12 +220,13 @@ def _backward_kernel(x_ref, winner_ref, gradient_ref, dx_ref, *, norm, shape, po
       for t in holders:
         won = 0.0
         for (up, left), (winner, gradient) in reached[t].items():
-          place = (i + STRIDE * up, j + STRIDE * left)
-          if max(place) < WINDOW:
-            won += jnp.where(winner == place[0] * WINDOW + place[1], gradient, 0.0)
+          place = (i + _STRIDE * up, j + _STRIDE * left)
+          if max(place) < _WINDOW:
+            won += jnp.where(winner == place[0] * _WINDOW + place[1], gradient, 0.0)
         d = norm.k + norm.alpha * sum(a[t + u] * a[t + u] for u in windows)
-        direct[t] = won * _power(d, -norm.beta)
-        shared += a[t] * direct[t] / d
+        power, inverse = _power_and_inverse(d, norm.beta)
+        direct[t] = won * power
+        shared += a[t] * direct[t] * inverse
       dx = direct[0] - 2 * norm.alpha * norm.beta * a[0] * shared
       results.append((at, jnp.where(a[0] > 0, dx, 0.0) if norm.relu_before else dx, inside))
   for at, dx, inside in results:  # at last: a store would keep loads from being shared

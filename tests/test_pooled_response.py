@@ -1,0 +1,248 @@
+"""The GPU kernels of norm and pool, interpreted: against float64 loops and against single rows."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.normalization import local_response_norm
+from alexnet_jax.model.pooled_response import pooled_response
+from alexnet_jax.model.pooling import max_pool
+from alexnet_jax.train.parallel import Devices
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradient(op, x, cotangent):
+  y, pull = jax.vjp(op, x)
+  return y, pull(cotangent.astype(y.dtype))[0]
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  expected = np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(
+    np.asarray(actual, np.float64) / scale, expected / scale, rtol=0, atol=tolerance
+  )
+
+
+# The kernels.
+
+
+def reference(x, cotangent_of, *, size, alpha, beta, k, groups, relu_before, relu_after):
+  """Value and gradient in float64: one map, then one window after the other."""
+  x = x.astype(np.float64)
+  a = np.maximum(x, 0) if relu_before else x
+  tower = x.shape[3] // groups
+  maps = []  # the neighbours of each map
+  for c in range(x.shape[3]):
+    first = c // tower * tower
+    low, high = c - size // 2, c - size // 2 + size
+    maps.append(slice(max(low, first), min(high, first + tower)))
+  d = np.stack([k + alpha * (a[..., near] ** 2).sum(-1) for near in maps], -1)
+  b = a * d**-beta
+  # A window starts at every even pixel but the last of an odd number.
+  y = np.empty((len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3]))
+  cotangent = cotangent_of(y.shape)
+  db = np.zeros_like(b)
+  for n, i, j, c in np.ndindex(y.shape):
+    window = b[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
+    place = np.unravel_index(window.argmax(), window.shape)
+    silent = relu_after and window[place] <= 0
+    y[n, i, j, c] = 0 if silent else window[place]
+    db[n, 2 * i + place[0], 2 * j + place[1], c] += 0 if silent else cotangent[n, i, j, c]
+  da = db * d**-beta
+  for c, near in enumerate(maps):
+    common = db[..., c] * a[..., c] * d[..., c] ** (-beta - 1)
+    da[..., near] -= 2 * alpha * beta * common[..., None] * a[..., near]
+  return y, da * (x > 0) if relu_before else da
+
+
+CASES = {  # shape, then what differs
+  'ReLU before': ((2, 7, 7, 6), {'relu_before': True}),
+  'ReLU after, two towers': ((2, 13, 13, 12), {'relu_after': True, 'groups': 2}),
+  'both ReLUs, edges that overhang': ((2, 8, 6, 12), {'relu_before': True, 'relu_after': True}),
+  'no ReLU, not square, three towers': ((1, 9, 6, 12), {'groups': 3}),
+  'towers narrower than the window': ((1, 5, 5, 6), {'groups': 2, 'relu_before': True}),
+  'rows longer than a tile': ((1, 4, 9, 96), {'groups': 2, 'relu_before': True}),
+  'even window, other power': ((1, 7, 7, 10), {'size': 4, 'beta': 0.6, 'k': 1.0}),
+  'windows of two pixels': ((1, 2, 2, 8), {'size': 9, 'relu_before': True}),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_follows_the_formula(case):
+  shape, changes = CASES[case]
+  given = {'size': 5, 'alpha': 0.3, 'beta': 0.75, 'k': 2.0, 'groups': 1}
+  given |= {'relu_before': False, 'relu_after': False} | changes
+  x = 2 * normal(*shape)
+  cotangents = partial(normal, seed=1)
+  expected, gradient = reference(x, lambda shape: cotangents(*shape), **given)
+  y, dx = value_and_gradient(partial(pooled_response, **given), x, cotangents(*expected.shape))
+  assert_close(y, expected)
+  assert_close(dx, gradient)
+
+
+def one_after_the_other(x, *, relu_before=False, relu_after=False, **norm):
+  x = jax.nn.relu(x) if relu_before else x
+  x = max_pool(local_response_norm(x, **norm))
+  return jax.nn.relu(x) if relu_after else x
+
+
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-6), ('bfloat16', 1e-2)])
+@pytest.mark.parametrize('relu', ['relu_before', 'relu_after'])
+def test_equals_the_single_operations(dtype, tolerance, relu):
+  x = jnp.asarray(2 * normal(2, 7, 7, 12), dtype)
+  given = {'alpha': 0.3, 'groups': 2, relu: True}
+  cotangent = normal(2, 3, 3, 12, seed=1)
+  found = value_and_gradient(partial(pooled_response, **given), x, cotangent)
+  expected = value_and_gradient(partial(one_after_the_other, **given), x, cotangent)
+  for actual, wanted in zip(found, expected, strict=True):
+    assert actual.dtype == dtype
+    assert_close(actual, wanted.astype(np.float32), tolerance)
+
+
+def test_a_tied_window_is_routed_to_its_first_pixel():
+  dx = jax.grad(lambda x: pooled_response(x, alpha=0.3, k=1.0).sum())(jnp.zeros((1, 4, 4, 1)))
+  expected = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+  np.testing.assert_array_equal(dx[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize('relu', [{}, {'relu_before': True}, {'relu_after': True}])
+def test_nan_is_let_through(relu):
+  x = jnp.ones((1, 7, 7, 8)).at[0, 3, 3, 0].set(jnp.nan)
+  y = np.isnan(pooled_response(x, alpha=0.3, **relu))[0]
+  expected = [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+  np.testing.assert_array_equal(y[:, :, 2], expected)  # two maps on, within the window
+  assert not y[:, :, 3].any()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_gpu_gets_one_kernel_each_way(dtype):
+  op = partial(pooled_response, alpha=2e-5, groups=2, relu_before=True)
+  x = jax.ShapeDtypeStruct((4, 55, 55, 96), dtype)
+  cotangent = jax.ShapeDtypeStruct((4, 27, 27, 96), dtype)
+  program = value_and_gradient.trace(op, x, cotangent).lower(lowering_platforms=('cuda',)).as_text()
+  assert program.count('custom_call @__gpu$xla.gpu.triton') == 2
+  assert 'stablehlo.while' not in program  # what the interpreter would be
+
+
+# The net.
+
+TABLE = (
+  layers.Conv('conv1', 12, 3, init=0.4),
+  layers.Relu('relu1'),
+  layers.ResponseNorm('norm1', groups=2, alpha=0.1),
+  layers.MaxPool('pool1'),
+  layers.Conv('conv2', 8, 3, padding=1, init=0.2),
+  layers.ResponseNorm('norm2', alpha=0.1),
+  layers.MaxPool('pool2'),
+  layers.Relu('relu2'),
+  layers.Dropout('drop2'),
+  layers.Dense('fc3', 5, init=0.2),
+)
+
+
+@pytest.fixture(scope='module')
+def params():
+  shapes = {row.name: row.parameters(inputs) for row, inputs, _ in layers.walk(TABLE, (15, 15, 3))}
+  return {
+    name: {leaf: 0.3 * normal(*shape) for leaf, shape in leaves.items()}
+    for name, leaves in shapes.items()
+    if leaves
+  }
+
+
+def loss(params, fused_kernels, mutable=(), train=True):
+  images, keys = normal(3, 15, 15, 3, seed=1), jax.random.split(jax.random.key(0), 3)
+  model = AlexNet(TABLE, fused_kernels=fused_kernels)
+  logits, found = model.apply(
+    {'params': params}, images, train=train, keys=keys, mutable=list(mutable)
+  )
+  return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[:, 0]), found
+
+
+def has_kernels(params, *args, **kwargs):
+  return 'pallas_call' in str(jax.make_jaxpr(partial(loss, **kwargs))(params, *args))
+
+
+def test_a_net_computes_the_same_with_kernels(params):
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+  (found, _), gradients = run(params, True)
+  (expected, _), expected_gradients = run(params, False)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  jax.tree.map(partial(assert_close, tolerance=1e-5), gradients, expected_gradients)
+
+
+def test_kernels_are_for_training_that_nobody_looks_into(params):
+  assert has_kernels(params, True)
+  assert not has_kernels(params, False)
+  assert not has_kernels(params, True, train=False)
+  assert not has_kernels(params, True, mutable=('intermediates',))
+  _, found = jax.jit(partial(loss, fused_kernels=True, mutable=('intermediates',)))(params)
+  assert list(found['intermediates']['outputs']) == sorted(row.name for row in TABLE)
+
+
+@pytest.mark.parametrize(
+  'net, expected',
+  [
+    ('krizhevsky2012', ['norm1 pool1 relu1']),  # a spatial norm stands between norm2 and pool2
+    ('paper', ['relu1 norm1 pool1', 'relu2 norm2 pool2']),
+    ('caffenet', []),  # pools first
+    ('cifar_18pct', []),  # spatial norms
+    ('cifar_11pct', ['relu2 norm2 pool2']),
+    ('digits', ['relu1 norm1 pool1', 'relu2 norm2 pool2']),
+  ],
+)
+def test_rows_that_a_kernel_computes(net, expected):
+  table = nets.NETS[net](10)
+  pieces = layers.pieces(table, True)
+  assert [' '.join(row.name for row in rows) for _, rows in pieces if len(rows) > 1] == expected
+  assert [row for _, rows in pieces for row in rows] == list(table)
+  assert all(table[index] is rows[0] for index, rows in pieces)
+  assert layers.pieces(table, False) == [(i, (row,)) for i, row in enumerate(table)]
+
+
+@pytest.mark.parametrize(
+  'pool', [layers.AvgPool('pool'), layers.MaxPool('pool', 2), layers.MaxPool('pool', 3, 3)]
+)
+def test_other_pools_are_not_for_the_kernel(pool):
+  table = (layers.ResponseNorm('norm'), pool, layers.Relu('relu'))
+  assert [len(rows) for _, rows in layers.pieces(table, True)] == [1, 1, 1]
+
+
+# The choice.
+
+
+def config_of(net):
+  config = configs.default()
+  config.model.net, config.model.fused_kernels = net, True
+  return config
+
+
+def test_elsewhere_than_on_a_gpu_the_choice_is_refused():
+  configs.validate(config_of('paper'))
+  with pytest.raises(
+    UserError, match=r'model\.fused_kernels=True: .* GPUs, .* a cpu: use --config'
+  ):
+    Devices().check_kernels(config_of('paper'))
+  Devices().check_kernels(configs.default())
+
+
+def test_a_net_without_such_rows_refuses_the_choice():
+  with pytest.raises(UserError, match=r'model\.fused_kernels=True: net owt has no response norm'):
+    configs.validate(config_of('owt'))
+
+
+def test_the_choice_alters_a_run():
+  assert configs.alters_run('model.fused_kernels', False, True, config_of('paper'))
