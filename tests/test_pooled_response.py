@@ -11,9 +11,11 @@ from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.kernels import Norm
 from alexnet_jax.model.normalization import local_response_norm
 from alexnet_jax.model.pooled_response import pooled_response
 from alexnet_jax.model.pooling import max_pool
+from alexnet_jax.model.response_kernel import response
 from alexnet_jax.train.parallel import Devices
 
 
@@ -39,78 +41,96 @@ def assert_close(actual, expected, tolerance=1e-5):
 # The kernels.
 
 
-def reference(x, cotangent_of, *, size, alpha, beta, k, groups, relu_before, relu_after):
-  """Value and gradient in float64: one map, then one window after the other."""
+def response_reference(x, norm):
+  """The norm's value and its gradient's function, in float64, one map after the other."""
   x = x.astype(np.float64)
-  a = np.maximum(x, 0) if relu_before else x
-  tower = x.shape[3] // groups
+  a = np.maximum(x, 0) if norm.relu_before else x
+  tower = x.shape[3] // norm.groups
   maps = []  # the neighbours of each map
   for c in range(x.shape[3]):
-    first = c // tower * tower
-    low, high = c - size // 2, c - size // 2 + size
-    maps.append(slice(max(low, first), min(high, first + tower)))
-  d = np.stack([k + alpha * (a[..., near] ** 2).sum(-1) for near in maps], -1)
-  b = a * d**-beta
-  # A window starts at every even pixel but the last of an odd number.
-  y = np.empty((len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3]))
-  cotangent = cotangent_of(y.shape)
-  db = np.zeros_like(b)
+    first, low = c // tower * tower, c - norm.size // 2
+    maps.append(slice(max(low, first), min(low + norm.size, first + tower)))
+  d = np.stack([norm.k + norm.alpha * (a[..., near] ** 2).sum(-1) for near in maps], -1)
+
+  def gradient(db):
+    da = db * d**-norm.beta
+    for c, near in enumerate(maps):
+      common = db[..., c] * a[..., c] * d[..., c] ** (-norm.beta - 1)
+      da[..., near] -= 2 * norm.alpha * norm.beta * common[..., None] * a[..., near]
+    return da * (x > 0) if norm.relu_before else da
+
+  return a * d**-norm.beta, gradient
+
+
+def pool_reference(b, relu_after):
+  """As above: a window after the other, each starting at an even pixel that is not the last."""
+  y = np.empty((len(b), b.shape[1] // 2, b.shape[2] // 2, b.shape[3]))
+  winners = {}
   for n, i, j, c in np.ndindex(y.shape):
     window = b[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
-    place = np.unravel_index(window.argmax(), window.shape)
-    silent = relu_after and window[place] <= 0
-    y[n, i, j, c] = 0 if silent else window[place]
-    db[n, 2 * i + place[0], 2 * j + place[1], c] += 0 if silent else cotangent[n, i, j, c]
-  da = db * d**-beta
-  for c, near in enumerate(maps):
-    common = db[..., c] * a[..., c] * d[..., c] ** (-beta - 1)
-    da[..., near] -= 2 * alpha * beta * common[..., None] * a[..., near]
-  return y, da * (x > 0) if relu_before else da
+    row, column = np.unravel_index(window.argmax(), window.shape)
+    y[n, i, j, c] = max(window.max(), 0) if relu_after else window.max()
+    if window.max() > 0 or not relu_after:
+      winners[n, i, j, c] = n, 2 * i + row, 2 * j + column, c
+
+  def gradient(dy):
+    db = np.zeros_like(b)
+    for place, winner in winners.items():
+      db[winner] += dy[place]
+    return db
+
+  return y, gradient
 
 
-CASES = {  # shape, then what differs
-  'ReLU before': ((2, 7, 7, 6), {'relu_before': True}),
-  'ReLU after, two towers': ((2, 13, 13, 12), {'relu_after': True, 'groups': 2}),
+PLAIN = Norm(size=5, alpha=0.3, beta=0.75, k=2.0, groups=1, relu_before=False)
+RELU = PLAIN._replace(relu_before=True)
+CASES = {  # shape, norm, whether a ReLU follows the pool
+  'ReLU before': ((2, 7, 7, 6), RELU, False),
+  'ReLU after, two towers': ((2, 13, 13, 12), PLAIN._replace(groups=2), True),
   'both ReLUs, edges that overhang, rows longer than a tile': (
     (1, 8, 6, 96),
-    {'relu_before': True, 'relu_after': True, 'groups': 2, 'size': 3},
+    RELU._replace(groups=2, size=3),
+    True,
   ),
   'even window, wider than its tower, other power': (
     (1, 6, 9, 9),
-    {'size': 4, 'groups': 3, 'beta': 0.6, 'k': 1.0},
+    PLAIN._replace(size=4, groups=3, beta=0.6, k=1.0),
+    False,
   ),
-  'windows of two pixels': ((1, 2, 2, 8), {'relu_before': True, 'size': 3}),
+  'windows of two pixels': ((1, 2, 2, 8), RELU._replace(size=2), False),
 }
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_follows_the_formula(case):
-  shape, changes = CASES[case]
-  given = {'size': 5, 'alpha': 0.3, 'beta': 0.75, 'k': 2.0, 'groups': 1}
-  given |= {'relu_before': False, 'relu_after': False} | changes
+def test_pooled_response_follows_the_formula(case):
+  shape, norm, relu_after = CASES[case]
   x = 2 * normal(*shape)
-  cotangents = partial(normal, seed=1)
-  expected, gradient = reference(x, lambda shape: cotangents(*shape), **given)
-  y, dx = value_and_gradient(partial(pooled_response, **given), x, cotangents(*expected.shape))
+  b, response_gradient = response_reference(x, norm)
+  expected, pool_gradient = pool_reference(b, relu_after)
+  cotangent = normal(*expected.shape, seed=1)
+  y, dx = value_and_gradient(lambda x: pooled_response(x, norm, relu_after), x, cotangent)
   assert_close(y, expected)
-  assert_close(dx, gradient)
+  assert_close(dx, response_gradient(pool_gradient(cotangent)))
 
 
-def one_after_the_other(x, *, relu_before=False, relu_after=False, **norm):
-  x = jax.nn.relu(x) if relu_before else x
-  x = max_pool(local_response_norm(x, **norm))
-  return jax.nn.relu(x) if relu_after else x
+@pytest.mark.parametrize('case', ['ReLU before', 'even window, wider than its tower, other power'])
+def test_response_follows_the_formula(case):
+  shape, norm, _ = CASES[case]
+  x, cotangent = 2 * normal(*shape), normal(*shape, seed=1)
+  expected, gradient = response_reference(x, norm)
+  y, dx = value_and_gradient(lambda x: response(x, norm), x, cotangent)
+  assert_close(y, expected)
+  assert_close(dx, gradient(cotangent))
 
 
 def test_bfloat16_equals_the_single_operations():
-  x = jnp.asarray(2 * normal(2, 7, 7, 12), jnp.bfloat16)
-  given = {'alpha': 0.3, 'groups': 2}
-  cotangent = normal(2, 3, 3, 12, seed=1)
-  found = value_and_gradient(partial(pooled_response, **given, relu_after=True), x, cotangent)
+  x, cotangent = jnp.asarray(2 * normal(2, 7, 7, 12), jnp.bfloat16), normal(2, 3, 3, 12, seed=1)
+  norm = PLAIN._replace(groups=2, size=3)
 
   def one_after_the_other(x):
-    return jax.nn.relu(max_pool(local_response_norm(x, **given)))
+    return jax.nn.relu(max_pool(local_response_norm(x, alpha=0.3, groups=2, size=3)))
 
+  found = value_and_gradient(lambda x: pooled_response(x, norm, True), x, cotangent)
   expected = value_and_gradient(one_after_the_other, x, cotangent)
   for actual, wanted in zip(found, expected, strict=True):
     assert actual.dtype == jnp.bfloat16
@@ -118,26 +138,27 @@ def test_bfloat16_equals_the_single_operations():
 
 
 def test_a_tied_window_is_routed_to_its_first_pixel():
-  dx = jax.grad(lambda x: pooled_response(x, alpha=0.3, k=1.0).sum())(jnp.zeros((1, 4, 4, 1)))
+  norm = PLAIN._replace(k=1.0, size=1)
+  dx = jax.grad(lambda x: pooled_response(x, norm).sum())(jnp.zeros((1, 4, 4, 1)))
   expected = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
   np.testing.assert_array_equal(dx[0, :, :, 0], expected)
 
 
-@pytest.mark.parametrize('relu', ['relu_before', 'relu_after'])
-def test_nan_is_let_through(relu):
+@pytest.mark.parametrize('norm, relu_after', [(RELU, False), (PLAIN, True)])
+def test_nan_is_let_through(norm, relu_after):
   x = jnp.ones((1, 7, 7, 8)).at[0, 3, 3, 0].set(jnp.nan)
-  y = np.isnan(pooled_response(x, alpha=0.3, **{relu: True}))[0]
+  y = np.isnan(pooled_response(x, norm, relu_after))[0]
   expected = [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
   np.testing.assert_array_equal(y[:, :, 2], expected)  # two maps on, within the window
   assert not y[:, :, 3].any()
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_gpu_gets_one_kernel_each_way(dtype):
-  op = partial(pooled_response, alpha=2e-5, groups=2, relu_before=True)
-  x = jax.ShapeDtypeStruct((4, 55, 55, 96), dtype)
-  cotangent = jax.ShapeDtypeStruct((4, 27, 27, 96), dtype)
-  program = value_and_gradient.trace(op, x, cotangent).lower(lowering_platforms=('cuda',)).as_text()
+@pytest.mark.parametrize('op, side', [(response, 55), (pooled_response, 27)])
+def test_a_gpu_gets_one_kernel_each_way(op, side, dtype):
+  x, cotangent = (jax.ShapeDtypeStruct((4, n, n, 96), dtype) for n in (55, side))
+  traced = value_and_gradient.trace(lambda x: op(x, RELU._replace(groups=2)), x, cotangent)
+  program = traced.lower(lowering_platforms=('cuda',)).as_text()
   assert program.count('custom_call @__gpu$xla.gpu.triton') == 2
   assert 'stablehlo.while' not in program  # what the interpreter would be
 
@@ -153,8 +174,12 @@ TABLE = (
   layers.ResponseNorm('norm2', size=3, alpha=0.1),
   layers.MaxPool('pool2'),
   layers.Relu('relu2'),
-  layers.Dropout('drop2'),
-  layers.Dense('fc3', 5, init=0.2),
+  layers.Tanh('tanh2'),
+  layers.Relu('relu3'),
+  layers.ResponseNorm('norm3', size=2, alpha=0.1),
+  layers.AvgPool('pool3'),
+  layers.Dropout('drop3'),
+  layers.Dense('fc4', 5, init=0.2),
 )
 
 
@@ -201,12 +226,11 @@ def test_kernels_are_for_training_that_nobody_looks_into(params):
 @pytest.mark.parametrize(
   'net, expected',
   [
-    ('krizhevsky2012', ['norm1 pool1 relu1']),  # a spatial norm stands between norm2 and pool2
+    ('krizhevsky2012', ['norm1 pool1 relu1', 'relu2 norm2']),  # then comes a spatial norm
     ('paper', ['relu1 norm1 pool1', 'relu2 norm2 pool2']),
     ('caffenet', []),  # pools first
     ('cifar_18pct', []),  # spatial norms
     ('cifar_11pct', ['relu2 norm2 pool2']),
-    ('digits', ['relu1 norm1 pool1', 'relu2 norm2 pool2']),
   ],
 )
 def test_rows_that_a_kernel_computes(net, expected):
@@ -222,8 +246,8 @@ def test_rows_that_a_kernel_computes(net, expected):
   'pool', [layers.AvgPool('pool'), layers.MaxPool('pool', 2), layers.MaxPool('pool', 3, 3)]
 )
 def test_other_pools_are_not_for_the_kernel(pool):
-  table = (layers.ResponseNorm('norm'), pool, layers.Relu('relu'))
-  assert [len(rows) for _, rows in layers.pieces(table, True)] == [1, 1, 1]
+  table = (layers.Relu('relu1'), layers.ResponseNorm('norm'), pool, layers.Relu('relu2'))
+  assert [len(rows) for _, rows in layers.pieces(table, True)] == [2, 1, 1]
 
 
 # The choice.

@@ -24,8 +24,8 @@ class AlexNet(nn.Module):
     axis_name: the pmapped axis over which batch normalization takes its moments; None on one
       device.
     ghost_batch: when positive, batch normalization takes its moments over this many images.
-    fused_kernels: whether training computes the rows that `layers.pieces` puts together by GPU
-      kernels, unless `intermediates` are asked for.
+    fused_kernels: whether training computes response norms, with what `layers.pieces` puts
+      together with them, by GPU kernels, unless `intermediates` are asked for.
   """
 
   table: layers.Table
@@ -54,7 +54,10 @@ class AlexNet(nn.Module):
     for index, rows in layers.pieces(self.table, fuse):
       name = '+'.join(row.name for row in rows)
       with jax.named_scope(name):  # profiles show it; rows without weights have no other name
-        x = _pooled_response(rows, x) if rows[1:] else self._run(rows[0], x, train, keys, index)
+        if fuse and any(isinstance(row, layers.ResponseNorm) for row in rows):
+          x = _fused(rows, x)
+        else:
+          x = self._run(rows[0], x, train, keys, index)
       outputs[rows[-1].name] = x
     # In one piece: a name of its own for every output would collide with the layer's parameters.
     self.sow('intermediates', 'outputs', outputs, reduce_fn=lambda _, new: new)
@@ -88,21 +91,17 @@ class AlexNet(nn.Module):
     raise TypeError(f'no computation for layer {row}')
 
 
-def _pooled_response(rows: layers.Table, x: jax.Array) -> jax.Array:
+def _fused(rows: layers.Table, x: jax.Array) -> jax.Array:
   # Imported late: only these kernels need Pallas and its Triton.
+  from alexnet_jax.model.kernels import Norm
   from alexnet_jax.model.pooled_response import pooled_response
+  from alexnet_jax.model.response_kernel import response
 
-  [norm] = [row for row in rows if isinstance(row, layers.ResponseNorm)]
-  return pooled_response(
-    x,
-    size=norm.size,
-    alpha=norm.alpha,
-    beta=norm.beta,
-    k=norm.k,
-    groups=norm.groups,
-    relu_before=rows[0] is not norm,
-    relu_after=isinstance(rows[-1], layers.Relu),
-  )
+  [row] = [row for row in rows if isinstance(row, layers.ResponseNorm)]
+  norm = Norm(row.size, row.alpha, row.beta, row.k, row.groups, relu_before=rows[0] is not row)
+  if rows[-1] is row:
+    return response(x, norm)
+  return pooled_response(x, norm, isinstance(rows[-1], layers.Relu))
 
 
 class Weighted(nn.Module):

@@ -224,22 +224,24 @@ def count_macs(table: Table, shape: Shape) -> int:
 def pieces(table: Table, fused: bool) -> list[tuple[int, Table]]:
   """Splits a table into what is computed at once: [(index of the first row, rows)].
 
-  Single rows, but if `fused` (by the kernels of `pooled_response.py`) a response norm together with
-  the overlapping 3x3 pool on it and the ReLUs right before and after them.
+  Single rows, but if `fused` a response norm together with the ReLU right before it, the
+  overlapping 3x3 pool right after it and the ReLU after that: what `kernels.py` is for.
   """
   found, index = [], 0
   while index < len(table):
-    length = _pooled_response(table[index:]) if fused else 1
+    length = _fused(table[index:]) if fused else 1
     found.append((index, table[index : index + length]))
     index += length
   return found
 
 
-def _pooled_response(table: Table) -> int:
+def _fused(table: Table) -> int:
   before = isinstance(table[0], Relu)
   norm, pool, after = (*table[before : before + 3], None, None, None)[:3]
-  if (type(norm), type(pool)) != (ResponseNorm, MaxPool) or (pool.window, pool.stride) != (3, 2):
+  if not isinstance(norm, ResponseNorm):
     return 1
+  if type(pool) is not MaxPool or (pool.window, pool.stride) != (3, 2):
+    return before + 1
   return before + 2 + isinstance(after, Relu)
 
 
