@@ -128,7 +128,7 @@ def _stop(number, frame):
 
 
 def _refuse_object_stores() -> None:
-  """Raises UserError for a place such as gs://bucket in a flag: `Path` would make a folder of it."""
+  """Raises UserError for a flag such as gs://bucket: `Path` would make a folder of it."""
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
     for flag in defined if module.startswith(('alexnet_jax.', sys.argv[0])) else ():
       for value in flag.value if isinstance(flag.value, list) else [flag.value]:
