@@ -1,7 +1,7 @@
 """What the GPU kernels of response norms share.
 
-They are Pallas kernels for its Triton compiler, the one of its two for GPUs that reads memory at
-any place under a mask.  It is there in the pinned JAX, and deprecated from JAX 0.11 on
+They are Pallas kernels for Triton, the one of its two GPU compilers that reads memory at any place
+under a mask.  JAX 0.10 has it; from JAX 0.11 on it is deprecated
 (docs.jax.dev/en/latest/pallas/CHANGELOG.html).
 
 A kernel sees an image as one row of numbers, (row, column, channel) in that order, and a program
