@@ -65,6 +65,7 @@ class OurLoop(Side):
     self._config = configs.from_json(config)
     self._devices = Devices()
     self._devices.check_training_batch(self._config)
+    self._devices.check_kernels(self._config)
     store = prepare_store(self._config.data)
     experiment = make_experiment(self._config, store, AXIS)
     self._state = self._devices.replicate(to_host(experiment.initial_state()))

@@ -96,7 +96,13 @@ def make_experiment(
     raise ValueError(f'config.weights={config.weights}: pass the net that weights.start reads')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
   table = table_of(config, len(store.classes))
-  model = AlexNet(table, jnp.dtype(config.model.compute_dtype), axis_name, config.model.ghost_batch)
+  model = AlexNet(
+    table,
+    jnp.dtype(config.model.compute_dtype),
+    axis_name,
+    config.model.ghost_batch,
+    config.model.fused_kernels,
+  )
   shapes = {
     row.name: row.parameters(inputs)
     for row, inputs, _ in layers.walk(table, (config.input.crop, config.input.crop, 3))

@@ -69,6 +69,7 @@ def train(
   devices = Devices()
   primary = devices.process_index == 0
   devices.check_training_batch(config)
+  devices.check_kernels(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else finished_results(workdir)

@@ -73,6 +73,14 @@ class Devices:
         f' use --config.model.ghost_batch={images}'
       )
 
+  def check_kernels(self, config) -> None:
+    """Raises UserError where these devices cannot run the GPU kernels that a config asks for."""
+    if config.model.fused_kernels and self.platform != 'gpu':
+      raise UserError(
+        f'config.model.fused_kernels=True: its kernels run on GPUs, and this is a {self.platform}:'
+        ' use --config.model.fused_kernels=False'
+      )
+
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Spreads (n, ...) host arrays over the devices as (local_count, n / local_count, ...)."""
     split = {k: v.reshape(self.local_count, -1, *v.shape[1:]) for k, v in batch.items()}
