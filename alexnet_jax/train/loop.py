@@ -38,6 +38,11 @@ from alexnet_jax.train.workdir import (
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.weights.pretrained import Pretrained
 
+# github.com/jax-ml/jax/issues/12868
+_SLOW_LOOPS = (
+  'warning: steps_per_call={} is for GPUs that wait for their host; on a CPU XLA takes up to a'
+  ' hundred times as long for convolutions within a loop: 1 is faster here'
+)
 _SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
 
 
@@ -104,6 +109,8 @@ def train(
       )
     )
     console.message(promise(devices.platform, config.deterministic))
+    if devices.platform == 'cpu' and config.steps_per_call > 1:
+      console.message(_SLOW_LOOPS.format(config.steps_per_call))
     for path, (old, new) in changes.items():
       console.message(f'changed since the run began: {path}: {old} -> {new}')
     if start:
