@@ -38,19 +38,14 @@ def calls(start: int, end: int, most: int, is_milestone: Callable[[int], bool]) 
 
 def check_room(config, split: Split, devices: Devices) -> None:
   """Raises UserError if the training images are to lie on devices that have no room for them."""
-  limit = devices.memory_bytes()
-  if config.steps_per_call > 1 and limit is not None and image_bytes(split) > limit:
+  size, limit = math.prod(split.images.shape), devices.memory_bytes()
+  if config.steps_per_call > 1 and limit is not None and size > limit:
     raise UserError(
       f'config.steps_per_call={config.steps_per_call} keeps the {len(split):,} training images on'
-      f' every device: they take {image_bytes(split) / 1e9:,.1f} GB, a device has'
+      f' every device: they take {size / 1e9:,.1f} GB, a device has'
       f' {limit / 1e9:,.1f} GB; use --config.steps_per_call=1, or fewer or smaller images'
       ' (data.train_examples, data.image_size)'
     )
-
-
-def image_bytes(split: Split) -> int:
-  """What the images of a split take on a device."""
-  return math.prod(split.images.shape)
 
 
 def prepare_calls(
