@@ -14,7 +14,7 @@ from alexnet_jax.data import feed, order
 from alexnet_jax.errors import Diverged, Interrupted, UserError
 from alexnet_jax.model import nets
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.layers import Conv, Dense, Dropout, MaxPool, Relu
+from alexnet_jax.model.layers import BatchNorm, Conv, Dense, Dropout, MaxPool, Relu
 from alexnet_jax.results.metrics import read_metrics
 from alexnet_jax.train import loop
 from alexnet_jax.train.calls import calls
@@ -148,6 +148,26 @@ def test_a_run_stopped_within_a_call_ends_with_the_same_bits(tmp_path, monkeypat
   assert expected['step'] == STEPS and expected.keys() == found.keys()
   for name, value in expected.items():
     assert np.array_equal(value, found[name]), name
+
+
+def test_all_that_a_state_can_hold(tmp_path, monkeypatch):
+  """Running moments, an average, Adam's moments, a plateau's scale; with a loop inside the loop."""
+  normalized = (*tiny(4)[:1], BatchNorm('bn1'), *tiny(4)[1:])
+  monkeypatch.setitem(nets.NETS, 'digits', lambda classes: normalized)
+  settings = {
+    'micro_batches': 2,
+    'model.ghost_batch': 8,
+    'ema_decay': 0.9,
+    'label_smoothing': 0.1,
+    'optimizer.name': 'adam',
+    'optimizer.learning_rate': 0.001,
+    'optimizer.schedule.kind': 'plateau',
+    'optimizer.schedule.patience': 1,
+  }
+  one, three = (final(train(tmp_path / str(k), k, 1, **settings)) for k in (1, 3))
+  assert {name.split('/')[1] for name in one if '/' in name} >= {'batch_stats', 'ema', 'plateau'}
+  for name, value in one.items():
+    np.testing.assert_allclose(three[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_steps_per_call_is_changed_by_name_only(tmp_path):
