@@ -78,6 +78,9 @@ FIELDS: dict[str, Field] = {
   'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
   'batch_size': Field(128, _between(1), 'images per step over all devices'),
   'micro_batches': Field(1, _between(1), "parts a device's batch is processed in, to save memory"),
+  'steps_per_call': Field(
+    1, _between(1), 'steps made without the host; above 1 the devices keep all training images'
+  ),
   'label_smoothing': Field(
     0.0, _between(0, 0.9), 'share of the target spread evenly over the classes'
   ),

@@ -39,8 +39,8 @@ def lines(
     f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
     f'learning rate {_rates(config, calendar)}',
     f'memory        about {_bytes(4 * parameters + state)} for weights, gradients and optimizer'
-    f' on each device, and about {_bytes(_activations(config, table, shape))} of activations over'
-    ' all devices',
+    f'{_resident(config, examples)} on each device,'
+    f' and about {_bytes(_activations(config, table, shape))} of activations over all devices',
     f'disk          {_bytes(stored)} of prepared images'
     f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
     f' {_bytes(state)} a checkpoint, up to {config.checkpoint.keep + 2} of them',
@@ -81,6 +81,12 @@ def _rates(config, calendar: Calendar) -> str:
       f'times {factor:g} from epoch {epoch:g}' for epoch, factor in factors
     )
   return text
+
+
+def _resident(config, examples: int) -> str:
+  """The training images, where the devices keep them."""
+  size = examples * config.data.image_size**2 * 3
+  return f' and {_bytes(size)} for the training images' if config.steps_per_call > 1 else ''
 
 
 def _activations(config, table: layers.Table, shape: layers.Shape) -> int:

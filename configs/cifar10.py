@@ -2,6 +2,7 @@
 
   python -m alexnet_jax.main --config=configs/cifar10.py          # 18pct
   python -m alexnet_jax.main --config=configs/cifar10.py:80sec
+  python -m alexnet_jax.main --config=configs/cifar10.py --config.steps_per_call=100  # on a GPU
 
 Documented test errors (cuda-convnet example-layers) are the names; that of 80sec is 26 %.
 Measured ones are in docs/results.md.  All subtract the per-pixel mean from 0-255 inputs, take

@@ -703,6 +703,25 @@ def test_loop_is_fed_from_the_store(tmp_path):
   assert {turn['images'] for turn in loop + step} == {found['batch_size']}
 
 
+def test_loop_makes_many_steps_a_call(tmp_path):
+  """As training does, with the images on the device; a turn is a call at least."""
+  file = tmp_path / 'loop.json'
+  done = run(
+    'loop',
+    '--config=configs/digits.py',
+    '--config.batch_size=2',
+    '--config.steps_per_call=3',
+    '--rounds=1',
+    '--turn_seconds=0',
+    '--peers=',
+    f'--json={file}',
+  )
+  assert done.returncode == 0, done.stderr
+  assert '3 steps a call' in done.stdout
+  (found,) = json.loads(file.read_text())['results']
+  assert [turn['images'] for turn in found['sides']['alexnet_jax']['samples']] == [3 * 2]
+
+
 def test_without_torch_ours_is_still_measured(fake, tmp_path):
   file, side = tmp_path / 'alone.json', tmp_path / 'side.pickle'
   side.write_bytes(pickle.dumps(fake('alexnet_jax')))

@@ -121,6 +121,7 @@ WRONG = [
   ('epochs', float('inf')),
   ('batch_size', 0),
   ('micro_batches', 0),
+  ('steps_per_call', 0),
   ('model.net', 'alexnet'),
   ('model.compute_dtype', 'float16'),
   ('model.ghost_batch', -1),

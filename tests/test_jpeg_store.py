@@ -91,6 +91,7 @@ def test_the_feed_cannot_tell(stores):
     rows = order.rows(1, 5, 16, len(split))
     assert np.array_equal(batch['image'], np.asarray(split.images)[rows])
     assert batch['image'].ctypes.data % 4096 == 0
+    assert np.array_equal(feed.all_images(split), np.asarray(split.images))
 
 
 def test_rows_are_an_array_when_asked(stores):

@@ -1,6 +1,7 @@
 """The loop benchmark: training steps fed from the store, against the step alone."""
 
 import contextlib
+import itertools
 
 import jax
 import ml_collections
@@ -10,11 +11,10 @@ from alexnet_jax import cpu
 from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.sides import Sample, Side
 from alexnet_jax.benchmarks.worker import Contender
-from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
+from alexnet_jax.train.calls import check_room, prepare_calls
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import make_train_step
 from alexnet_jax.train.workdir import environment
 
 _LOOP = Contender('fed from the store', 'alexnet_jax.benchmarks.loop:OurLoop')
@@ -44,7 +44,9 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
   return Comparison(
     target='loop',
     title=f'{name}, net {config.model.net}, batch {config.batch_size},'
-    f' images from {config.data.source}',
+    f' images from {config.data.source}'
+    + f', {config.steps_per_call} steps a call'
+    * (config.steps_per_call > 1),
     batch_size=config.batch_size,
     measure='per_second',
     notes=(f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)',),
@@ -67,14 +69,12 @@ class OurLoop(Side):
     self._devices.check_training_batch(self._config)
     self._devices.check_kernels(self._config)
     store = prepare_store(self._config.data)
+    check_room(self._config, store.train, self._devices)
     experiment = make_experiment(self._config, store, AXIS)
     self._state = self._devices.replicate(to_host(experiment.initial_state()))
-    self._step = self._devices.train_step(
-      make_train_step(experiment.model, experiment.recipe, AXIS)
-    )
-    self._feed = train_batches(
-      store.train, seed=self._config.seed, start_step=0, batch_size=self._config.batch_size
-    )
+    most = self._config.steps_per_call
+    calls = (range(start, start + most) for start in itertools.count(0, most))
+    self._feed, self._train = prepare_calls(experiment, store.train, self._devices, 0, calls)
     self._batches = self._devices.stream(self._feed)
     self._seconds = self._waited = 0.0
 
@@ -85,10 +85,11 @@ class OurLoop(Side):
     return environment(self._devices)
 
   def run(self, batches: int) -> int:
+    """As `Side.run`; where calls make many steps, so many calls."""
     for _ in range(batches):
-      self._state, metrics = self._step(self._state, next(self._batches))
+      self._state, metrics = self._train(self._state, next(self._batches))
     jax.block_until_ready((self._state, metrics))
-    return batches * self._config.batch_size
+    return batches * self._config.steps_per_call * self._config.batch_size
 
   def turn(self) -> Sample:
     before = self._feed.wait_seconds

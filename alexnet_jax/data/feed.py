@@ -9,11 +9,13 @@ copy, and would see a reused one change.
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +39,9 @@ class Batches(Iterator[Batch]):
   """
 
   def __init__(
-    self, gather: 'Gather', make: Callable[[int], Batch], steps: Iterable[int], depth: int
+    self, gather: 'Gather | None', make: Callable[[Any], Batch], steps: Iterable, depth: int
   ):
+    """Makes `make(step)` for each of `steps`, `depth` ahead; `gather` is closed at the end."""
     self.wait_seconds = 0.0
     self._gather = gather
     self._make = make
@@ -68,7 +71,8 @@ class Batches(Iterator[Batch]):
     self._ahead.clear()
     self._steps = iter(())
     self._thread.shutdown(wait=True, cancel_futures=True)
-    self._gather.close()
+    if self._gather is not None:
+      self._gather.close()
 
   def __enter__(self) -> 'Batches':
     return self
@@ -116,6 +120,48 @@ def train_batches(
     }
 
   return Batches(gather, make, itertools.count(start_step), depth)
+
+
+def train_rows(
+  n: int,
+  *,
+  seed: int,
+  calls: Iterable[range],
+  most: int,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  depth: int = 3,
+) -> Batches:
+  """The rows that `train_batches` would gather, for many steps at a time.
+
+  Args: as for `train_batches`, and
+    n: number of training rows.
+    calls: the steps of each call.
+    most: K, at least the steps of any call.
+
+  Returns:
+    An iterator of dicts, one for each call: `row` int32 (b, K), a column for each step, -1 in
+    those beyond the last; `position` int32 (b,) as of `train_batches`.
+  """
+  mine = _part(batch_size, process_index, process_count)
+  positions = np.arange(mine.start, mine.stop, dtype=np.int32)
+
+  def make(steps: range) -> Batch:
+    rows = np.full((len(positions), most), -1, np.int32)
+    for column, step in enumerate(steps):
+      rows[:, column] = order.rows(seed, step, batch_size, n)[mine]
+    return {'row': rows, 'position': positions.copy()}
+
+  return Batches(None, make, calls, depth)
+
+
+def all_images(split: Split) -> np.ndarray:
+  """uint8 (N, S, S, 3): every image, as it lies in memory or its file, JPEG ones decoded."""
+  if isinstance(split.images, np.ndarray):
+    return split.images
+  with contextlib.closing(Gather(split)) as gather:
+    return gather(np.arange(len(split)))
 
 
 def eval_batches(

@@ -30,8 +30,9 @@ class Interval:
   def total_seconds(self) -> float:
     return time.monotonic() - self._begin
 
-  def add(self, metrics: dict[str, jax.Array]) -> None:
-    self._pending.append(metrics)
+  def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
+    """Metrics of so many steps: scalars of a single one, else arrays that begin with theirs."""
+    self._pending.append((metrics, steps))
 
   def take(self) -> tuple[dict[str, float], int, int, float, float]:
     """Waits for the steps added since the last call.
@@ -40,14 +41,19 @@ class Interval:
       Means of their metrics (over the applied steps if there are any), non-finite steps in a row
       up to the last, number of steps, seconds, and seconds spent waiting for data.
     """
-    metrics = jax.device_get(self._pending)
+    calls = jax.device_get(self._pending)
     self._pending = []
+    metrics = {
+      name: np.concatenate([np.ravel(metrics[name])[:steps] for metrics, steps in calls])
+      for name in calls[0][0]
+    }
     seconds, wait = time.monotonic() - self._start, self._feed.wait_seconds - self._wait
     self.restart()
-    applied = [m for m in metrics if not m['skipped_steps']] or metrics
-    means = {name: float(np.mean([m[name] for m in applied])) for name in metrics[0]}
-    means['learning_rate'] = float(metrics[-1]['learning_rate'])
-    return means, int(metrics[-1]['skipped_steps']), len(metrics), seconds, wait
+    skipped = metrics['skipped_steps']
+    applied = skipped == 0 if (skipped == 0).any() else np.full(len(skipped), True)
+    means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
+    means['learning_rate'] = float(metrics['learning_rate'][-1])
+    return means, int(skipped[-1]), len(skipped), seconds, wait
 
 
 class StopSignal:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.config import to_json
-from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
@@ -19,13 +18,14 @@ from alexnet_jax.results import files
 from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.train import processes
+from alexnet_jax.train.calls import calls, check_room, prepare_calls
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.ending import finish
 from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval, StopSignal
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import TrainState, make_train_step
+from alexnet_jax.train.step import TrainState
 from alexnet_jax.train.workdir import (
   RESULTS,
   check_workdir,
@@ -38,6 +38,11 @@ from alexnet_jax.train.workdir import (
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.weights.pretrained import Pretrained
 
+# github.com/jax-ml/jax/issues/12868
+_SLOW_LOOPS = (
+  'warning: steps_per_call={} is for GPUs that wait for their host; on a CPU XLA takes up to a'
+  ' hundred times as long for convolutions within a loop: 1 is faster here'
+)
 _SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
 
 
@@ -82,6 +87,7 @@ def train(
   # Data, net, recipe.
   store = prepare_store(config.data)
   processes.check_same(config=to_json(config), store=store.meta)
+  check_room(config, store.train, devices)
   experiment = make_experiment(config, store, AXIS, weights)
   calendar = experiment.calendar
 
@@ -104,6 +110,8 @@ def train(
       )
     )
     console.message(promise(devices.platform, config.deterministic))
+    if devices.platform == 'cpu' and config.steps_per_call > 1:
+      console.message(_SLOW_LOOPS.format(config.steps_per_call))
     for path, (old, new) in changes.items():
       console.message(f'changed since the run began: {path}: {old} -> {new}')
     if start:
@@ -182,17 +190,9 @@ class Run:
 
   def steps(self, state: TrainState) -> TrainState:
     """Runs to the end; returns the last state."""
-    config, total = self.experiment.config, self.experiment.calendar.total_steps
-    train_step = self.devices.train_step(
-      make_train_step(self.experiment.model, self.experiment.recipe, AXIS)
-    )
-    batches = train_batches(
-      self.store.train,
-      seed=config.seed,
-      start_step=self.start,
-      batch_size=config.batch_size,
-      process_index=self.devices.process_index,
-      process_count=self.devices.process_count,
+    total = self.experiment.calendar.total_steps
+    batches, train = prepare_calls(
+      self.experiment, self.store.train, self.devices, self.start, self.calls()
     )
     stop = StopSignal()
     agreed = processes.Agreement(self.devices)
@@ -200,14 +200,13 @@ class Run:
     if self.start < total:
       self.console.message('compiling the training step')
     with batches, stop:
-      for step, batch in zip(
-        range(self.start + 1, total + 1), self.devices.stream(batches), strict=False
-      ):
-        state, metrics = train_step(state, batch)
-        interval.add(metrics)
+      for call, batch in zip(self.calls(), self.devices.stream(batches), strict=False):
+        state, metrics = train(state, batch)
+        interval.add(metrics, len(call))
+        step = call.stop
         stopping = agreed(bool(stop.requested))
         pause = step in self.evaluation_steps or step in self.save_steps or stopping
-        if pause or step % config.log.every_steps == 0 or step == self.start + 1:
+        if pause or self.is_milestone(step):
           self.log(step, interval)
         if step in self.evaluation_steps:
           state = self.evaluation(step, state)
@@ -223,6 +222,16 @@ class Run:
         if pause:
           interval.restart()
     return state
+
+  def calls(self) -> Iterator[range]:
+    """The steps that are left, in ranges that are made without the host."""
+    total, most = self.experiment.calendar.total_steps, self.experiment.config.steps_per_call
+    return calls(self.start, total, most, self.is_milestone)
+
+  def is_milestone(self, step: int) -> bool:
+    """Whether something happens on the host when so many steps are made."""
+    due = step % self.experiment.config.log.every_steps == 0 or step == self.start + 1
+    return due or step in self.evaluation_steps or step in self.save_steps
 
   def log(self, step: int, interval: 'Interval') -> None:
     """Writes what happened since the last line, and watches over it."""

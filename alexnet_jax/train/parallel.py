@@ -81,6 +81,11 @@ class Devices:
         ' use --config.model.fused_kernels=False'
       )
 
+  def memory_bytes(self) -> int | None:
+    """What the smallest device of this process has for arrays; None where it does not say."""
+    stats = [device.memory_stats() or {} for device in self._whole.device_set]
+    return min((each['bytes_limit'] for each in stats if 'bytes_limit' in each), default=None)
+
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Spreads (n, ...) host arrays over the devices as (local_count, n / local_count, ...)."""
     split = {k: v.reshape(self.local_count, -1, *v.shape[1:]) for k, v in batch.items()}
@@ -102,6 +107,10 @@ class Devices:
   def train_step(self, step):
     """Maps (state, batch) -> (state, metrics) over the devices; the state is donated."""
     return self._map(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)
+
+  def train_steps(self, steps):
+    """Maps (state, examples, batch) -> (state, metrics), the examples whole on every device."""
+    return self._map(steps, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0)
 
   def view_probabilities(self, function):
     """Maps (params, batch_stats, images, view) -> probabilities with a device axis."""

@@ -88,7 +88,7 @@ def part(label: str) -> None:
 class Agreement:
   """Whether any process wants to stop, known to all of them at the same step.
 
-  The answer to the question of a step arrives `LAG` steps later, so that asking does not make the
+  The answer to a question arrives with the `LAG`-th after it, so that asking does not make the
   host wait for the devices.
   """
 
@@ -99,7 +99,7 @@ class Agreement:
     self._asked = collections.deque()
 
   def __call__(self, wanted: bool) -> bool:
-    """To be called once a step by every process; `wanted`: this one wants to stop."""
+    """To be called by every process after the same steps; `wanted`: this one wants to stop."""
     if self._devices.process_count == 1:
       return wanted
     self._asked.append(self._devices.any(wanted))
