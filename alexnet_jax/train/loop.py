@@ -15,6 +15,7 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
+from alexnet_jax.model import layers
 from alexnet_jax.results import files
 from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
@@ -24,7 +25,7 @@ from alexnet_jax.train.ending import finish
 from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval, StopSignal
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
+from alexnet_jax.train.parallel import AXIS, Devices, Layout, to_host
 from alexnet_jax.train.step import TrainState, make_train_step
 from alexnet_jax.train.workdir import (
   RESULTS,
@@ -70,6 +71,7 @@ def train(
   primary = devices.process_index == 0
   devices.check_training_batch(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
+  shards = devices.dense_shards(config)
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else finished_results(workdir)
   if processes.from_first(np.array(results is not None)):
@@ -111,7 +113,7 @@ def train(
       console.message(starting_point(experiment))
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
     stack.callback(run.metrics.close)
-    state = run.steps(devices.replicate(state))
+    state = run.steps(state, shards)
     checkpoints.wait()
     run.metrics.close()
     views = config.eval.final_views
@@ -179,12 +181,20 @@ class Run:
     self.seconds_before = max((r.get('seconds', 0.0) for r in read_metrics(workdir)), default=0.0)
     self.warned_flat = start > config.guard.flat_steps
 
-  def steps(self, state: TrainState) -> TrainState:
-    """Runs to the end; returns the last state."""
+  def steps(self, state: TrainState, shards: int) -> TrainState:
+    """Runs to the end, dense layers spread over `shards` devices.
+
+    Takes a host state; returns the last one, whole on every device.
+    """
     config, total = self.experiment.config, self.experiment.calendar.total_steps
+    spread = layers.sharded(self.experiment.table, shards)
+    if spread:
+      self.console.message(f'spread over {shards} devices: {", ".join(spread)}')
+    layout = Layout(self.devices, state, spread)
     train_step = self.devices.train_step(
-      make_train_step(self.experiment.model, self.experiment.recipe, AXIS)
+      make_train_step(self.experiment.model, self.experiment.recipe, AXIS, shards), layout.axes
     )
+    state = layout.put(state)
     batches = train_batches(
       self.store.train,
       seed=config.seed,
@@ -208,10 +218,9 @@ class Run:
         pause = step in self.evaluation_steps or step in self.save_steps or stopping
         if pause or step % config.log.every_steps == 0 or step == self.start + 1:
           self.log(step, interval)
-        if step in self.evaluation_steps:
-          state = self.evaluation(step, state)
-        if step in self.save_steps or stopping:
-          self.save(step, state)
+        if pause:
+          plateau = self.pause(step, layout.whole(state), stopping)
+          state = state.replace(plateau=plateau)
         if stopping and step < total:
           self.checkpoints.wait()
           processes.part('stopping')
@@ -221,7 +230,15 @@ class Run:
           )
         if pause:
           interval.restart()
-    return state
+    return layout.whole(state)
+
+  def pause(self, step: int, whole: TrainState, stopping: bool) -> dict:
+    """Evaluates and saves what is due; returns what a plateau schedule made of it."""
+    if step in self.evaluation_steps:
+      whole = self.evaluation(step, whole)
+    if step in self.save_steps or stopping:
+      self.save(step, whole)
+    return whole.plateau
 
   def log(self, step: int, interval: 'Interval') -> None:
     """Writes what happened since the last line, and watches over it."""
