@@ -1,4 +1,4 @@
-"""Dense layers spread over the devices: the same numbers as plain data parallelism and one device."""
+"""Dense layers spread over devices learn the same as plain data parallelism and one device."""
 
 import functools
 

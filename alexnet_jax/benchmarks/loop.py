@@ -14,7 +14,6 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import make_train_step
 from alexnet_jax.train.workdir import environment
 
 _LOOP = Contender('fed from the store', 'alexnet_jax.benchmarks.loop:OurLoop')
@@ -67,10 +66,9 @@ class OurLoop(Side):
     self._devices.check_training_batch(self._config)
     store = prepare_store(self._config.data)
     experiment = make_experiment(self._config, store, AXIS)
-    self._state = self._devices.replicate(to_host(experiment.initial_state()))
-    self._step = self._devices.train_step(
-      make_train_step(experiment.model, experiment.recipe, AXIS)
-    )
+    initial = to_host(experiment.initial_state())
+    self._step, layout = experiment.train_step(self._devices, initial)
+    self._state = layout.put(initial)
     self._feed = train_batches(
       store.train, seed=self._config.seed, start_step=0, batch_size=self._config.batch_size
     )

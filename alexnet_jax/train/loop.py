@@ -15,7 +15,6 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.model import layers
 from alexnet_jax.results import files
 from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
@@ -25,8 +24,8 @@ from alexnet_jax.train.ending import finish
 from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval, StopSignal
-from alexnet_jax.train.parallel import AXIS, Devices, Layout, to_host
-from alexnet_jax.train.step import TrainState, make_train_step
+from alexnet_jax.train.parallel import AXIS, Devices, to_host
+from alexnet_jax.train.step import TrainState
 from alexnet_jax.train.workdir import (
   RESULTS,
   check_workdir,
@@ -71,7 +70,7 @@ def train(
   primary = devices.process_index == 0
   devices.check_training_batch(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
-  shards = devices.dense_shards(config)
+  devices.dense_shards(config)  # raises before data are prepared
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else finished_results(workdir)
   if processes.from_first(np.array(results is not None)):
@@ -113,7 +112,7 @@ def train(
       console.message(starting_point(experiment))
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
     stack.callback(run.metrics.close)
-    state = run.steps(state, shards)
+    state = run.steps(state)
     checkpoints.wait()
     run.metrics.close()
     views = config.eval.final_views
@@ -181,20 +180,15 @@ class Run:
     self.seconds_before = max((r.get('seconds', 0.0) for r in read_metrics(workdir)), default=0.0)
     self.warned_flat = start > config.guard.flat_steps
 
-  def steps(self, state: TrainState, shards: int) -> TrainState:
-    """Runs to the end, dense layers spread over `shards` devices.
-
-    Takes a host state; returns the last one, whole on every device.
-    """
+  def steps(self, state: TrainState) -> TrainState:
+    """Runs from a host state to the end; returns the last state, whole on every device."""
     config, total = self.experiment.config, self.experiment.calendar.total_steps
-    spread = layers.sharded(self.experiment.table, shards)
-    if spread:
-      self.console.message(f'spread over {shards} devices: {", ".join(spread)}')
-    layout = Layout(self.devices, state, spread)
-    train_step = self.devices.train_step(
-      make_train_step(self.experiment.model, self.experiment.recipe, AXIS, shards), layout.axes
-    )
+    train_step, layout = self.experiment.train_step(self.devices, state)
     state = layout.put(state)
+    if layout.sharded:
+      self.console.message(
+        f'layers spread over {self.devices.global_count} devices: {", ".join(layout.sharded)}'
+      )
     batches = train_batches(
       self.store.train,
       seed=config.seed,

@@ -150,6 +150,7 @@ class Layout:
   their velocities, moments and moving averages.  The leaf then has a device axis in front.
 
   Attributes:
+    sharded: names of those layers.
     axes: where the leaves have a device axis, 0 or None, as pmap takes it; None if nowhere.
   """
 
@@ -162,6 +163,7 @@ class Layout:
       return None if set(names).isdisjoint(sharded) else 0
 
     self._devices = devices
+    self.sharded = sharded
     self.axes = jax.tree_util.tree_map_with_path(axis, state) if sharded else None
 
   def put(self, state):
