@@ -182,6 +182,16 @@ class Layout:
     )
     return cut(whole, self._devices.each(0))
 
+  def shapes(self, state):
+    """Shapes and types, as `put` would return them, of a whole state or of its shapes."""
+    count = self._devices.local_count
+
+    def part(leaf):
+      size = leaf.shape[-1] // self._devices.global_count
+      return jax.ShapeDtypeStruct((count, *leaf.shape[:-1], size), leaf.dtype)
+
+    return state if self.axes is None else self._of_spread(part, state)
+
   def whole(self, state):
     """The state as it is without spread layers, on every device; all processes have to call it."""
     return state if self.axes is None else self._gather(state)
