@@ -138,9 +138,24 @@ class Devices:
   def _any(self):
     return self.map(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
 
-  def map(self, function, **axes):
-    """pmap over these devices."""
-    return jax.pmap(function, axis_name=AXIS, devices=self._given, **axes)
+  def map(self, function, *, out_axes, **more):
+    """pmap over these devices.
+
+    With several processes pmap hashes out_axes, which a tree with dicts does not allow: results
+    pass through it as a tuple of what `out_axes` has an axis for.
+    """
+    axes, tree = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
+
+    def parts(*arguments):
+      return tuple(tree.flatten_up_to(function(*arguments)))
+
+    mapped = jax.pmap(parts, axis_name=AXIS, devices=self._given, out_axes=tuple(axes), **more)
+
+    def call(*arguments):
+      return tree.unflatten(mapped(*arguments))
+
+    call.lower = mapped.lower
+    return call
 
 
 class Layout:
