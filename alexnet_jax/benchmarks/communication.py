@@ -109,8 +109,9 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
     formula=formula,
     scaling=[scale(table, shape, dtype, devices) for devices in _SCALES],
     notes=(
-      'in a step; moments of batch normalization are not in the formula,'
-      ' and what a byte costs is not measured',
+      'in a step; moments of batch normalization are not in the formula, and what a byte costs is'
+      ' not measured',
+      *['compiled for a CPU, where XLA sends bfloat16 as float32'] * (dtype == 'bfloat16'),
     ),
     environment=machine,
     details={'config': configs.to_json(config)},
@@ -157,8 +158,8 @@ def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) ->
   """By formula for so many devices: bytes of both modes, and up to which batch sharding pays.
 
   Returns:
-    devices; plain, bytes; sharded, {images on a device: bytes}; pays_up_to, images on a device,
-    0.0 if it never does.
+    devices; layers, those that are sharded; plain, bytes; sharded, {images on a device: bytes};
+    pays_up_to, images on a device, 0.0 if there are no such layers.
   """
 
   def total(images: int, sharded: bool) -> float:
@@ -168,6 +169,7 @@ def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) ->
   each = total(1, sharded=True) - fixed  # both modes are linear in the images
   return {
     'devices': devices,
+    'layers': layers.sharded(table, devices),
     'plain': plain,
     'sharded': {images: fixed + images * each for images in _IMAGES},
     'pays_up_to': (plain - fixed) / each if each else 0.0,
@@ -247,6 +249,7 @@ def table(communication: Communication) -> str:
       *map(str, _IMAGES[1:]),
       'pays up to, each',
       'in all',
+      'sharded layers',
     )
   ]
   for row in communication.scaling:
@@ -255,9 +258,10 @@ def table(communication: Communication) -> str:
       (
         f'{row["devices"]:,}',
         _megabytes(row['plain']),
-        *map(_megabytes, row['sharded'].values()),
+        *(_megabytes(size) if row['layers'] else '' for size in row['sharded'].values()),
         f'{batch:,.1f}',
         f'{math.floor(batch * row["devices"]):,}',
+        ' '.join(row['layers']) or 'none divides',
       )
     )
   title = f'{communication.target}: {communication.title}'
