@@ -127,8 +127,22 @@ def _stop(number, frame):
   raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command goes on')
 
 
+def _refuse_object_stores() -> None:
+  """Raises UserError for a flag such as gs://bucket: `Path` would make a folder of it."""
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    for flag in defined if module.startswith(('alexnet_jax.', sys.argv[0])) else ():
+      for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+        if isinstance(value, str) and re.match('[a-z][a-z0-9]*://', value):
+          raise UserError(
+            f'--{flag.name}={value}: not a folder or file of this machine; files are renamed and'
+            ' mapped into memory, which object stores cannot do: use a disk, and copy before or'
+            ' afterwards'
+          )
+
+
 def _guard(main: Callable[[], None]) -> int:
   try:
+    _refuse_object_stores()
     main()
     return 0
   except (UserError, Diverged, Interrupted, MembersFailed) as error:

@@ -46,6 +46,10 @@ def _edits(value) -> str | None:
   return 'a tuple of ' + ', '.join(ablations.EDITS)
 
 
+def _on_disk(value: str) -> str | None:
+  return 'a folder on a disk, whose files can be mapped into memory' if '://' in value else None
+
+
 def _anything(value) -> None:
   del value
 
@@ -102,7 +106,7 @@ FIELDS: dict[str, Field] = {
   'data.dir': Field(
     '', _anything, 'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets'
   ),
-  'data.store': Field('', _anything, 'the prepared store; "": beside data.dir'),
+  'data.store': Field('', _on_disk, 'the prepared store; "": beside data.dir'),
   'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
   'data.resize': Field(
     'crop', _one_of('crop', 'warp'), 'crop: shorter side, then centre; warp: both sides'

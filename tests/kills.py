@@ -105,7 +105,11 @@ def fingerprint(workdir):
 
 
 def kill_again_and_again(folder, kills, seed, say=print):
-  """Does so many kills; returns how many there were of each kind, and of runs that ended alike.
+  """Does so many kills.
+
+  Returns:
+    How many there were of each kind, how many runs ended alike, and the seconds that a kill cost on
+    average: for the next start and for the steps since the last save.
 
   Raises:
     AssertionError: a run could not go on, or ended in another way than the undisturbed one.
@@ -117,6 +121,7 @@ def kill_again_and_again(folder, kills, seed, say=print):
   expected = fingerprint(folder / 'undisturbed')
   assert [step for step, _ in expected[2]] == list(range(1, 11))
   done, ended, moments = collections.Counter(), 0, []
+  began = time.monotonic()
   while sum(done.values()) < kills or moments:
     workdir = folder / f'victim{ended}'
     if not moments and sum(done.values()) < kills:
@@ -138,7 +143,7 @@ def kill_again_and_again(folder, kills, seed, say=print):
     shutil.rmtree(workdir)
     ended, moments = ended + 1, []
     say(f'run {ended}: the end of the undisturbed one, bit for bit')
-  return done, ended
+  return done, ended, (time.monotonic() - began - ended * alone) / sum(done.values())
 
 
 def main():
@@ -147,12 +152,13 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
   with tempfile.TemporaryDirectory(prefix='kills-') as folder:
-    done, ended = kill_again_and_again(pathlib.Path(folder), options.kills, options.seed)
+    done, ended, lost = kill_again_and_again(pathlib.Path(folder), options.kills, options.seed)
   print('\n| killed | times |\n|---|--:|')
   for moment, times in done.most_common():
     print(f'| {moment} | {times} |')
   print(
-    f'\n{sum(done.values())} kills, {ended} runs, all equal to the undisturbed one in every bit'
+    f'\n{sum(done.values())} kills, {ended} runs, all equal to the undisturbed one in every bit;'
+    f' a kill cost {lost:.1f} s'
   )
 
 

@@ -282,7 +282,8 @@ class Fake(Side):
     return Roofline(4, 6e9, 2e9, 1e9, 5, 7, {'float32': 3e12}, 1e11)
   def task(self):
     weights = {'fc1': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
-    return Task((layers.Dense('fc1', 2),), (3,), 'cpu', 'float32', '', 0, None, None, weights, {}, {})
+    table = (layers.Dense('fc1', 2),)
+    return Task(table, (3,), 'cpu', 'float32', '', 0, None, None, weights, {}, {})
   def probe(self, weights):
     return Probe(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
 """

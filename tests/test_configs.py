@@ -352,6 +352,11 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
       "no entry for layer 'conv9' to change; give the whole table",
     ),
     ([], '--config is missing: give a config file .*digits.py'),
+    (['--config=configs/digits.py', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),
+    (
+      ['--config=configs/digits.py', '--config.data.store=gs://b/x'],
+      "config.data.store='gs://b/x': must be a folder on a disk",
+    ),
   ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(words, message):

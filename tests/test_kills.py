@@ -4,5 +4,5 @@ from kills import kill_again_and_again
 
 
 def test_killed_runs_end_like_one_that_was_not(tmp_path):
-  done, ended = kill_again_and_again(tmp_path, kills=2, seed=1)
+  done, ended, _ = kill_again_and_again(tmp_path, kills=2, seed=1)
   assert sum(done.values()) == 2 and ended >= 1

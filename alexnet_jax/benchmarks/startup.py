@@ -130,17 +130,19 @@ def _with_store(config: ml_collections.ConfigDict, folder: Path) -> ml_collectio
   config = config.copy_and_resolve_references()
   if config.data.source == 'digits':
     return config
-  source, config.data.source = config.data.source, 'synthetic'
-  config.data.synthetic_examples = _EXAMPLES
+  generated = config.data.copy_and_resolve_references()
+  generated.source, generated.synthetic_examples = 'synthetic', _EXAMPLES
   writer.write_store(
-    sources.open_source(config.data),
+    sources.open_source(generated),
     folder / 'store',
     image_size=config.data.image_size,
     resize=config.data.resize,
     encoding=encoding(config.data),
   )
   # A store is enough where the data set that it was made from is not at hand.
-  config.data.source = source if source != 'synthetic' else 'folder'
+  if config.data.source == 'synthetic':
+    config.data.source = 'folder'
+    config.data.synthetic_examples = configs.FIELDS['data.synthetic_examples'].default
   config.data.store, config.data.dir = str(folder / 'store'), str(folder / 'absent')
   return config
 

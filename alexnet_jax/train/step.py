@@ -86,7 +86,7 @@ def init_state(variables: dict, recipe: Recipe, plateau: dict) -> TrainState:
     step=jnp.int32(0),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
-    opt_state=recipe.optimizer.init(variables['params']),
+    opt_state=jax.jit(recipe.optimizer.init)(variables['params']),  # not a program for each leaf
     ema=variables['params'] if recipe.ema_decay else {},
     plateau=plateau,
     skipped_steps=jnp.int32(0),
