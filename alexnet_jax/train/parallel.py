@@ -83,9 +83,11 @@ class Devices:
       UserError: no dense layer can be.
     """
     shards = self.global_count if config.model.shard_dense else 1
+    if shards == 1:
+      return 1
     # While the number of classes is not known, the last layer may turn out to stay whole.
     table = nets.table_of(config, config.data.num_classes or shards)
-    if shards > 1 and not layers.sharded(table, shards):
+    if not layers.sharded(table, shards):
       dense = [f'{row.name} {row.features:,}' for row in table if isinstance(row, layers.Dense)]
       raise UserError(
         f'model.shard_dense=True: {shards} devices divide the outputs of no dense layer'
