@@ -17,6 +17,9 @@ checkpoint: how long a save holds training up, and how long it and a restore tak
 configs/imagenet.py or --config.
 startup: from the command to the first finished step, without and with programs compiled before; of
 configs/digits.py, configs/cifar10.py:18pct and configs/imagenet.py, or of --config.
+communication: bytes that a device sends in a step, counted in the program compiled for 8 virtual
+devices and by formula up to 1,024, with and without --config.model.shard_dense, and the batch up to
+which that pays; of configs/imagenet.py or --config.  Nothing is timed.
 prepare: the photos of --photos to a finished store, against FFCV's writer; all cores.
 all: all of these, which is also what no word means; prepare only if there are photos.
 
@@ -39,7 +42,7 @@ from alexnet_jax import command
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 
-_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'prepare')
+_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
 _DEFAULTS = {
   'step': (('configs/cifar10.py:18pct', 128), ('configs/imagenet.py', 32)),
@@ -50,6 +53,7 @@ _DEFAULTS = {
     ('configs/cifar10.py:18pct', None),
     ('configs/imagenet.py', None),
   ),
+  'communication': (('configs/imagenet.py', 32),),
 }
 _ROUNDS_EACH = {'startup': 3}
 
@@ -91,13 +95,16 @@ def main(words: list[str]) -> None:
   targets = _targets(words)
   if _PROFILE.value and 'step' not in targets:
     raise UserError(f'--profile={_PROFILE.value} is of training steps: add the word step')
-  from alexnet_jax.benchmarks import comparison, durations, regression
+  from alexnet_jax.benchmarks import communication, comparison, durations, regression
 
   before = regression.read(Path(_COMPARE.value)) if _COMPARE.value else None
   finished = []
   for result in _measure(targets):
-    table = durations.table if isinstance(result, durations.Durations) else comparison.table
-    print(table(result), end='\n\n', flush=True)
+    module = {
+      durations.Durations: durations,
+      communication.Communication: communication,
+    }.get(type(result), comparison)
+    print(module.table(result), end='\n\n', flush=True)
     finished.append(result)
   record = {'command': command.spoken(), 'results': [result.to_json() for result in finished]}
   if _JSON.value:
@@ -124,8 +131,16 @@ def _targets(words: list[str]) -> tuple[str, ...]:
 
 
 def _measure(targets: tuple[str, ...]) -> Iterator:
-  """Yields a Comparison or Durations for each target and config."""
-  from alexnet_jax.benchmarks import checkpoint, feed, loop, prepare, startup, step
+  """Yields a Comparison, Durations or Communication for each target and config."""
+  from alexnet_jax.benchmarks import (
+    checkpoint,
+    communication,
+    feed,
+    loop,
+    prepare,
+    startup,
+    step,
+  )
   from alexnet_jax.benchmarks.comparison import Options
 
   peers = None if _PEERS.value is None else tuple(_PEERS.value)
@@ -133,7 +148,13 @@ def _measure(targets: tuple[str, ...]) -> Iterator:
     sides = (step.PEERS, step.GPU_PEERS, loop.PEERS, feed.PEERS, prepare.PEERS)
     _check_words('--peers: ', peers, tuple(itertools.chain(*sides)))
   profile = Path(_PROFILE.value) if _PROFILE.value else None
-  of_configs = {'step': step, 'loop': loop, 'checkpoint': checkpoint, 'startup': startup}
+  of_configs = {
+    'step': step,
+    'loop': loop,
+    'checkpoint': checkpoint,
+    'startup': startup,
+    'communication': communication,
+  }
   for target in targets:
     rounds = _ROUNDS.value or _ROUNDS_EACH.get(target, 9)
     options = Options(rounds, _TURN_SECONDS.value, peers, profile)

@@ -102,6 +102,9 @@ FIELDS: dict[str, Field] = {
   'model.fused_kernels': Field(
     False, _anything, 'train LRN, its pool and ReLUs as one kernel each way; on GPUs; not measured'
   ),
+  'model.shard_dense': Field(
+    False, _anything, 'spread the dense layers over the devices: docs/performance.md says when'
+  ),
   'data.source': Field(
     'tfds', _one_of('tfds', 'folder', 'digits', 'synthetic'), 'where images come from'
   ),
@@ -194,8 +197,9 @@ _BY_LAYER = ('layer_weight_decay', 'layer_factors')
 _OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
 LAST = 'last'  # in optimizer.layer_factors: the layer that gives the logits
 
-# Fields that may differ when a run is resumed: they change where data lies or what is printed.
-HARMLESS = ('data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
+# Fields that may differ when a run is resumed: they change where data and weights lie or what is
+# printed; like another number of devices they alter the last digits of a sum at most.
+HARMLESS = ('model.shard_dense', 'data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
 
 
 def default() -> ml_collections.ConfigDict:

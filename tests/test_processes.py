@@ -210,6 +210,20 @@ def test_a_run_moves_between_topologies(one_process, tmp_path):
   assert changes == [{'epochs': [0.5, 1.0]}, {'epochs': [1.0, 2.0]}]
 
 
+def test_layers_spread_over_processes_learn_what_whole_ones_do(one_process, tmp_path):
+  """Two devices of each of two processes, stopped half way; then a single one has them whole."""
+  workdir = tmp_path / 'run'
+  logs = run(workdir, 2, 2, '--config.epochs=1', '--config.model.shard_dense=True')
+  assert 'layers spread over 4 devices: fc4\n' in logs[0]  # of fc5 4 do not divide the 10 classes
+  logs = run(workdir, 1, 1)
+  assert 'model.shard_dense: True -> False' in logs[0]
+  step, moved = final(workdir)
+  expected_step, stayed = final(one_process)
+  assert step == expected_step
+  assert_close(moved, stayed)
+  assert_losses_close(workdir, one_process)
+
+
 def test_processes_need_not_share_a_disk(two_processes, tmp_path):
   codes, logs = finish(
     start(tmp_path / 'run', 2, 1, each=f'--workdir={tmp_path}/run-{{}}'), tmp_path / 'run'

@@ -18,8 +18,7 @@ from alexnet_jax.benchmarks.durations import Durations
 from alexnet_jax.benchmarks.our_step import make_up
 from alexnet_jax.benchmarks.worker import Contender
 from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import make_train_step
+from alexnet_jax.train.parallel import Devices, to_host
 from alexnet_jax.train.workdir import environment
 
 GOAL_HOLD = 0.1  # seconds
@@ -99,10 +98,8 @@ class SavingTraining:
     self._batch = self._devices.put_batch({'image': images, 'label': labels, 'position': positions})
     initial = to_host(experiment.initial_state())
     self._target = flax.serialization.to_state_dict(initial)
-    self._state = self._devices.replicate(initial)
-    self._step = self._devices.train_step(
-      make_train_step(experiment.model, experiment.recipe, AXIS)
-    )
+    self._step, self._layout = experiment.train_step(self._devices, initial)
+    self._state = self._layout.put(initial)
     self._checkpoints = Checkpoints(self._folder, keep=1)
     self._number = 0
     self._timed_step()
@@ -115,7 +112,8 @@ class SavingTraining:
     self._number += 1
     meta = {'config': configs.to_json(self._config), 'classes': [], 'top1_error': None}
     began = time.perf_counter()
-    self._checkpoints.save(self._number, flax.serialization.to_state_dict(self._state), meta)
+    whole = self._layout.whole(self._state)
+    self._checkpoints.save(self._number, flax.serialization.to_state_dict(whole), meta)
     hold = time.perf_counter() - began
     with ThreadPoolExecutor(1) as pool:
       saved = pool.submit(self._end_of_save)

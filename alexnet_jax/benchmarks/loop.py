@@ -71,10 +71,13 @@ class OurLoop(Side):
     store = prepare_store(self._config.data)
     check_room(self._config, store.train, self._devices)
     experiment = make_experiment(self._config, store, AXIS)
-    self._state = self._devices.replicate(to_host(experiment.initial_state()))
+    initial = to_host(experiment.initial_state())
     most = self._config.steps_per_call
     calls = (range(start, start + most) for start in itertools.count(0, most))
-    self._feed, self._train = prepare_calls(experiment, store.train, self._devices, 0, calls)
+    self._feed, self._train, layout = prepare_calls(
+      experiment, store.train, self._devices, 0, calls, initial
+    )
+    self._state = layout.put(initial)
     self._batches = self._devices.stream(self._feed)
     self._seconds = self._waited = 0.0
 

@@ -17,7 +17,6 @@ from alexnet_jax.train.augment import CENTRE_VIEW
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import make_train_step
 from alexnet_jax.train.workdir import environment
 from alexnet_jax.weights.start import weights_of
 
@@ -91,16 +90,16 @@ class OurStep(Side):
     )
     model = experiment.model.clone(table=without_dropout(experiment.table))
     state = self._initial.replace(params=weights, opt_state=recipe.optimizer.init(weights))
-    step = self._devices.train_step(make_train_step(model, recipe, AXIS))
-    state, metrics = step(self._devices.replicate(to_host(state)), self._batch)
-    return Probe(float(metrics['loss']), jax.tree.map(np.negative, to_host(state.opt_state)))
+    probing = dataclasses.replace(experiment, model=model, recipe=recipe)
+    step, layout = probing.train_step(self._devices, state)
+    state, metrics = step(layout.put(to_host(state)), self._batch)
+    velocity = to_host(layout.whole(state).opt_state)
+    return Probe(float(metrics['loss']), jax.tree.map(np.negative, velocity))
 
   def run(self, batches: int) -> int:
     if self._step is None:
-      self._step = self._devices.train_step(
-        make_train_step(self._experiment.model, self._experiment.recipe, AXIS)
-      )
-      self._state, self._initial = self._devices.replicate(self._initial), None
+      self._step, layout = self._experiment.train_step(self._devices, self._initial)
+      self._state, self._initial = layout.put(self._initial), None
     for _ in range(batches):
       self._state, self._metrics = self._step(self._state, self._batch)
     jax.block_until_ready((self._state, self._metrics))

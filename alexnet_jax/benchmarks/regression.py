@@ -101,6 +101,8 @@ def lines(changes: list[Change]) -> list[tuple[str, ...]]:
 def _times(record: dict) -> Iterator[tuple[str, list[float]]]:
   """(what, seconds of each turn) of our side; of a comparison, seconds a batch."""
   for result in record['results']:
+    if 'compiled' in result:  # nothing is timed there
+      continue
     title = f'{result["target"]}: {result["title"]}'
     if 'durations' in result:
       for name, timed in result['durations'].items():

@@ -1,11 +1,13 @@
 """The Flax module that computes a table of layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.batch_norm import BatchNormalization
@@ -21,8 +23,8 @@ class AlexNet(nn.Module):
     table: the layers, see `layers.py`.
     compute_dtype: float32 or bfloat16, the type of activations and products.  Parameters,
       response-norm sums, batch-norm moments and the logits are float32 in either case.
-    axis_name: the pmapped axis over which batch normalization takes its moments; None on one
-      device.
+    axis_name: the pmapped axis over which batch normalization takes its moments and dense layers
+      with `shards` are spread; None on one device.
     ghost_batch: when positive, batch normalization takes its moments over this many images.
     fused_kernels: whether training computes response norms, with what `layers.pieces` puts
       together with them, by GPU kernels, unless `intermediates` are asked for.
@@ -67,7 +69,7 @@ class AlexNet(nn.Module):
     match row:
       case layers.Conv() | layers.Dense():  # Local is a Conv
         dtype = jnp.float32 if row is self.table[-1] else self.compute_dtype
-        return Weighted(row, dtype, name=row.name)(x)
+        return Weighted(row, dtype, self.axis_name, name=row.name)(x)
       case layers.Relu():
         return nn.relu(x)
       case layers.Tanh():
@@ -105,10 +107,14 @@ def _fused(rows: layers.Table, x: jax.Array) -> jax.Array:
 
 
 class Weighted(nn.Module):
-  """A convolution, locally connected or dense layer with its kernel and bias, float32."""
+  """A convolution, locally connected or dense layer with its kernel and bias, float32.
+
+  Of a dense layer with `shards` the parameters are this device's columns, see `_spread`.
+  """
 
   row: layers.Conv | layers.Dense
   output_dtype: Any
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,12 +123,36 @@ class Weighted(nn.Module):
     kernel = self.param('kernel', _kernel_init(row, shapes['kernel'])).astype(x.dtype)
     bias = self.param('bias', _bias_init(row, shapes)).astype(self.output_dtype)
     if isinstance(row, layers.Dense):
+
+      def dense(flat):
+        return jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype) + bias
+
       flat = x.reshape(x.shape[0], -1)
-      return jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype) + bias
+      return _spread(dense, flat, self.axis_name) if row.shards > 1 else dense(flat)
     padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
     if isinstance(row, layers.Local):
       return locally_connected(x, kernel, stride=row.stride, padding=padding) + bias
     return conv(x, kernel, stride=row.stride, padding=padding, groups=row.groups) + bias
+
+
+def _spread(columns: Callable[[jax.Array], jax.Array], x: jax.Array, axis_name: str) -> jax.Array:
+  """Computes a dense layer whose columns lie on different devices ("One weird trick", scheme a).
+
+  Every device computes its columns for the images of all devices (Krizhevsky, arXiv 1404.5997,
+  section 4) and gets back all columns of its own images.  What follows the layer, dropout masks
+  and loss included, is thus as without.  The gradient of a device's columns is that of the sum of
+  all devices' losses.
+
+  Args:
+    columns: maps inputs (n * b, inputs) to this device's part (n * b, features / n).
+    x: (b, inputs), of this device's images.
+    axis_name: the pmapped axis, of size n.
+
+  Returns:
+    (b, features).
+  """
+  images = lax.all_gather(x, axis_name, tiled=True)
+  return lax.all_to_all(columns(images), axis_name, split_axis=0, concat_axis=1, tiled=True)
 
 
 def _fan_in(row, kernel_shape) -> int:

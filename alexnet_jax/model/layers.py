@@ -87,17 +87,22 @@ class Local(Conv):
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Row):
-  """A fully connected layer; a feature map is flattened as (height, width, channels)."""
+  """A fully connected layer; a feature map is flattened as (height, width, channels).
+
+  With `shards` > 1 so many devices hold an equal part of the features each, see `shard_dense`.
+  """
 
   features: int
   init: Init = 0.01
   bias: float = 0.0
+  shards: int = 1
 
   def output_shape(self, shape: Shape) -> Shape:
     return (self.features,)
 
   def parameters(self, shape: Shape) -> dict[str, Shape]:
-    return {'kernel': (math.prod(shape), self.features), 'bias': (self.features,)}
+    own = self.features // self.shards
+    return {'kernel': (math.prod(shape), own), 'bias': (own,)}
 
   def macs(self, shape: Shape) -> int:
     return math.prod(shape) * self.features
@@ -263,3 +268,20 @@ def narrow(table: Table, divisor: int) -> Table:
       row = dataclasses.replace(row, **changes)
     rows.append(row)
   return tuple(rows)
+
+
+def sharded(table: Table, devices: int) -> tuple[str, ...]:
+  """Names of the dense layers that can be spread over devices: whose features divide."""
+  dense = [row for row in table if isinstance(row, Dense)] if devices > 1 else []
+  return tuple(row.name for row in dense if not row.features % devices)
+
+
+def shard_dense(table: Table, devices: int) -> Table:
+  """The same net as a device sees it that holds 1/devices of each of its `sharded` layers.
+
+  The others stay whole, so that any number of classes will do.
+  """
+  names = sharded(table, devices)
+  return tuple(
+    dataclasses.replace(row, shards=devices) if row.name in names else row for row in table
+  )

@@ -17,8 +17,8 @@ from alexnet_jax.data import feed
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.train.experiment import Experiment
-from alexnet_jax.train.parallel import AXIS, Devices
-from alexnet_jax.train.step import TrainState, make_train_step
+from alexnet_jax.train.parallel import Devices, Layout
+from alexnet_jax.train.step import TrainState
 
 
 def calls(start: int, end: int, most: int, is_milestone: Callable[[int], bool]) -> Iterator[range]:
@@ -54,7 +54,8 @@ def prepare_calls(
   devices: Devices,
   start: int,
   steps: Iterable[range],
-) -> tuple[feed.Batches, Callable[[TrainState, dict], tuple[TrainState, dict]]]:
+  state: TrainState,
+) -> tuple[feed.Batches, Callable[[TrainState, dict], tuple[TrainState, dict]], Layout]:
   """What the calls of training read, and the program that makes their steps.
 
   Args:
@@ -63,14 +64,15 @@ def prepare_calls(
     devices: what computes.
     start: number of the first step.
     steps: those of each call, see `calls`.
+    state: any whole state of the run; only its structure matters.
 
   Returns:
-    (batches, train): one of `batches` for each call, to be put on the devices, and
+    (batches, train, layout): one of `batches` for each call, to be put on the devices, and
     train(state, batch) -> (state, metrics), each metric a scalar if calls make one step, else
-    (steps_per_call,), of which as many count as the call made steps.
+    (steps_per_call,), of which as many count as the call made steps; and how states lie there.
   """
   config = experiment.config
-  step = make_train_step(experiment.model, experiment.recipe, AXIS)
+  step, layout = experiment.step_and_layout(devices, state)
   settings = {
     'seed': config.seed,
     'batch_size': config.batch_size,
@@ -79,11 +81,11 @@ def prepare_calls(
   }
   if config.steps_per_call == 1:
     batches = feed.train_batches(split, start_step=start, **settings)
-    return batches, devices.train_step(step)
+    return batches, devices.train_step(step, layout.axes), layout
   examples = devices.replicate({'image': feed.all_images(split), 'label': split.labels})
-  train = devices.train_steps(make_train_steps(step))
+  train = devices.train_steps(make_train_steps(step), layout.axes)
   batches = feed.train_rows(len(split), calls=steps, most=config.steps_per_call, **settings)
-  return batches, lambda state, batch: train(state, examples, batch)
+  return batches, lambda state, batch: train(state, examples, batch), layout
 
 
 def make_train_steps(train_step):

@@ -1,6 +1,7 @@
 """From a config and the facts of a data set to everything a run computes with."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from alexnet_jax.train import augment, schedules, transfer
 from alexnet_jax.train.calendar import Calendar
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.optimizer import make_optimizer
-from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
+from alexnet_jax.train.parallel import AXIS, Devices, Layout
+from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables, make_train_step
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.weights.pretrained import Pretrained
@@ -52,6 +54,25 @@ class Experiment:
       variables = transfer.start_from(self.weights, variables, self.new_layer)
     plateau = self.plateau.initial() if self.plateau else {}
     return init_state(variables, self.recipe, plateau)
+
+  def step_and_layout(self, devices: Devices, state: TrainState) -> tuple[Callable, Layout]:
+    """The step, not yet mapped over the devices, and how a state has to lie on them.
+
+    Args:
+      devices: all of the job.
+      state: any whole state of this run; only its structure matters.
+
+    Raises:
+      UserError: config.model.shard_dense asks for what these devices cannot do.
+    """
+    shards = devices.dense_shards(self.config)
+    layout = Layout(devices, state, layers.sharded(self.table, shards))
+    return make_train_step(self.model, self.recipe, AXIS, shards), layout
+
+  def train_step(self, devices: Devices, state: TrainState) -> tuple[Callable, Layout]:
+    """As `step_and_layout`, the step mapped."""
+    step, layout = self.step_and_layout(devices, state)
+    return devices.train_step(step, layout.axes), layout
 
   def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
     """The newest good state of a run without changing anything there, and its step.

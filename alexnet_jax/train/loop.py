@@ -76,6 +76,7 @@ def train(
   devices.check_training_batch(config)
   devices.check_kernels(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
+  devices.dense_shards(config)  # raises before data are prepared
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else finished_results(workdir)
   if processes.from_first(np.array(results is not None)):
@@ -120,7 +121,7 @@ def train(
       console.message(starting_point(experiment))
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
     stack.callback(run.metrics.close)
-    state = run.steps(devices.replicate(state))
+    state = run.steps(state)
     checkpoints.wait()
     run.metrics.close()
     views = config.eval.final_views
@@ -189,11 +190,16 @@ class Run:
     self.warned_flat = start > config.guard.flat_steps
 
   def steps(self, state: TrainState) -> TrainState:
-    """Runs to the end; returns the last state."""
+    """Runs from a host state to the end; returns the last state, whole on every device."""
     total = self.experiment.calendar.total_steps
-    batches, train = prepare_calls(
-      self.experiment, self.store.train, self.devices, self.start, self.calls()
+    batches, train, layout = prepare_calls(
+      self.experiment, self.store.train, self.devices, self.start, self.calls(), state
     )
+    state = layout.put(state)
+    if layout.sharded:
+      self.console.message(
+        f'layers spread over {self.devices.global_count} devices: {", ".join(layout.sharded)}'
+      )
     stop = StopSignal()
     agreed = processes.Agreement(self.devices)
     interval = Interval(batches)
@@ -208,10 +214,9 @@ class Run:
         pause = step in self.evaluation_steps or step in self.save_steps or stopping
         if pause or self.is_milestone(step):
           self.log(step, interval)
-        if step in self.evaluation_steps:
-          state = self.evaluation(step, state)
-        if step in self.save_steps or stopping:
-          self.save(step, state)
+        if pause:
+          plateau = self.pause(step, layout.whole(state), stopping)
+          state = state.replace(plateau=plateau)
         if stopping and step < total:
           self.checkpoints.wait()
           processes.part('stopping')
@@ -221,7 +226,15 @@ class Run:
           )
         if pause:
           interval.restart()
-    return state
+    return layout.whole(state)
+
+  def pause(self, step: int, whole: TrainState, stopping: bool) -> dict:
+    """Evaluates and saves what is due; returns what a plateau schedule made of it."""
+    if step in self.evaluation_steps:
+      whole = self.evaluation(step, whole)
+    if step in self.save_steps or stopping:
+      self.save(step, whole)
+    return whole.plateau
 
   def calls(self) -> Iterator[range]:
     """The steps that are left, in ranges that are made without the host."""

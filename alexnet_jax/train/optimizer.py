@@ -26,7 +26,7 @@ def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTr
   def init(params):
     return jax.tree.map(jnp.zeros_like, params)
 
-  def update(gradients, velocity, params, *, rates):
+  def update(gradients, velocity, params, *, rates, **_):
     def step(v, gradient, w, rate, decay):
       return jnp.where(rate > 0, momentum * v - rate * (gradient + decay * w), v)
 
@@ -45,17 +45,19 @@ def lars(
   A parameter's rate is at most (1 - momentum) * trust_coefficient * |w| / |gradient|: the "clip"
   form of LARC, as the LARS authors' Caffe computes it (NVIDIA/caffe sgd_solver.cpp), where it holds
   for biases and batch-norm parameters too and leaves weight decay out of the norm.
+
+  Its `update` also takes `squares`, for parameters of which a device holds a part only.
   """
   plain = krizhevsky_momentum(momentum, weight_decay)
 
-  def trusted(gradient, w, rate):
-    norms = optax.safe_norm(w, 0.0), optax.safe_norm(gradient, 0.0)
+  def trusted(gradient_square, square, rate):
+    norms = jnp.sqrt(square), jnp.sqrt(gradient_square)
     trust = (1 - momentum) * trust_coefficient * norms[0] / norms[1]
     # Biases start at 0: without this they would stay there.
     return jnp.where((norms[0] > 0) & (norms[1] > 0), jnp.minimum(rate, trust), rate)
 
-  def update(gradients, velocity, params, *, rates):
-    rates = jax.tree.map(trusted, gradients, params, rates)
+  def update(gradients, velocity, params, *, rates, squares=squares):
+    rates = jax.tree.map(trusted, squares(gradients), squares(params), rates)
     return plain.update(gradients, velocity, params, rates=rates)
 
   return optax.GradientTransformationExtraArgs(plain.init, update)
@@ -65,7 +67,7 @@ def adam(beta1: float, beta2: float, epsilon: float, weight_decay: dict):
   """Adam (Kingma & Ba, arXiv 1412.6980) with decoupled weight decay; arguments as above."""
   moments = optax.scale_by_adam(beta1, beta2, epsilon)
 
-  def update(gradients, state, params, *, rates):
+  def update(gradients, state, params, *, rates, **_):
     directions, state = moments.update(gradients, state, params)
     updates = jax.tree.map(
       lambda d, w, rate, decay: -rate * (d + decay * w), directions, params, rates, weight_decay
@@ -73,6 +75,11 @@ def adam(beta1: float, beta2: float, epsilon: float, weight_decay: dict):
     return updates, state
 
   return optax.GradientTransformationExtraArgs(moments.init, update)
+
+
+def squares(tree: dict) -> dict:
+  """The sum of squares of every array, scalars in the shape of `tree`."""
+  return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), tree)
 
 
 def weight_decay_tree(params: dict, weight_decay: float, layers: dict, biases: bool) -> dict:

@@ -3,17 +3,20 @@
 The state has no device axis: it is one replicated array per leaf, given to pmap with
 `in_axes=None` and returned with `out_axes=None`.  Nothing checks that the replicas agree, so
 everything that comes back that way has been averaged over `AXIS` inside the step.
+
+The exception are layers that are spread over the devices, see `Layout`.
 """
 
 import collections
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets
 
 AXIS = 'batch'
 
@@ -86,6 +89,25 @@ class Devices:
     stats = [device.memory_stats() or {} for device in self._whole.device_set]
     return min((each['bytes_limit'] for each in stats if 'bytes_limit' in each), default=None)
 
+  def dense_shards(self, config) -> int:
+    """Devices that a dense layer is spread over: all with config.model.shard_dense, else 1.
+
+    Raises:
+      UserError: no dense layer can be.
+    """
+    shards = self.global_count if config.model.shard_dense else 1
+    if shards == 1:
+      return 1
+    # While the number of classes is not known, the last layer may turn out to stay whole.
+    table = nets.table_of(config, config.data.num_classes or shards)
+    if not layers.sharded(table, shards):
+      dense = [f'{row.name} {row.features:,}' for row in table if isinstance(row, layers.Dense)]
+      raise UserError(
+        f'model.shard_dense=True: {shards} devices divide the outputs of no dense layer'
+        f' ({", ".join(dense) or "there is none"}): use --config.model.shard_dense=False'
+      )
+    return shards
+
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Spreads (n, ...) host arrays over the devices as (local_count, n / local_count, ...)."""
     split = {k: v.reshape(self.local_count, -1, *v.shape[1:]) for k, v in batch.items()}
@@ -104,33 +126,127 @@ class Devices:
     """Host arrays as arrays that are whole on every device."""
     return jax.device_put(jax.tree.map(np.asarray, tree), self._whole)
 
-  def train_step(self, step):
-    """Maps (state, batch) -> (state, metrics) over the devices; the state is donated."""
-    return self._map(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)
+  def train_step(self, step, axes=None):
+    """Maps (state, batch) -> (state, metrics) over the devices; the state is donated.
 
-  def train_steps(self, steps):
-    """Maps (state, examples, batch) -> (state, metrics), the examples whole on every device."""
-    return self._map(steps, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0)
+    `axes` is that of the state's `Layout`; None: all of it is whole on every device.
+    """
+    return self.map(step, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
+
+  def train_steps(self, steps, axes=None):
+    """As `train_step`, for (state, examples, batch), the examples whole on every device."""
+    return self.map(steps, in_axes=(axes, None, 0), out_axes=(axes, None), donate_argnums=0)
 
   def view_probabilities(self, function):
     """Maps (params, batch_stats, images, view) -> probabilities with a device axis."""
-    return self._map(function, in_axes=(None, None, 0, None), out_axes=0)
+    return self.map(function, in_axes=(None, None, 0, None), out_axes=0)
 
   def score(self, function):
     """Maps (probabilities, label, mask) -> sums that are equal on all devices."""
-    return self._map(function, in_axes=(0, 0, 0), out_axes=None)
+    return self.map(function, in_axes=(0, 0, 0), out_axes=None)
 
   def any(self, flag: bool) -> jax.Array:
     """Whether `flag` is set in any process, without waiting for the answer."""
-    flags = jax.device_put(np.full(self.local_count, flag, np.int32), self._split)
-    return self._any(flags)
+    return self._any(self.each(int(flag)))
+
+  def each(self, number: int) -> jax.Array:
+    """int32 (local_count,): a number for every device."""
+    return jax.device_put(np.full(self.local_count, number, np.int32), self._split)
 
   @functools.cached_property
   def _any(self):
-    return self._map(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
+    return self.map(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
 
-  def _map(self, function, **axes):
-    return jax.pmap(function, axis_name=AXIS, devices=self._given, **axes)
+  def map(self, function, *, out_axes, **more):
+    """pmap over these devices.
+
+    With several processes pmap hashes out_axes, which a tree with dicts does not allow: results
+    pass through it as a tuple of what `out_axes` has an axis for.
+    """
+    axes, tree = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
+
+    def parts(*arguments):
+      return tuple(tree.flatten_up_to(function(*arguments)))
+
+    mapped = jax.pmap(parts, axis_name=AXIS, devices=self._given, out_axes=tuple(axes), **more)
+
+    def call(*arguments):
+      return tree.unflatten(mapped(*arguments))
+
+    call.lower = mapped.lower
+    return call
+
+
+class Layout:
+  """How a state lies on the devices: whole on each, but for the layers that are spread over them.
+
+  Of a spread layer each device has an equal part of the last axis of every leaf: kernel and bias,
+  their velocities, moments and moving averages.  The leaf then has a device axis in front.
+
+  Attributes:
+    sharded: names of those layers.
+    axes: where the leaves have a device axis, 0 or None, as pmap takes it; None if nowhere.
+  """
+
+  def __init__(self, devices: Devices, state, sharded: Collection[str]):
+    """Takes a state, whose leaves are not kept, and the names of the layers that are spread."""
+
+    def axis(path, leaf):
+      del leaf
+      names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+      return None if set(names).isdisjoint(sharded) else 0
+
+    self._devices = devices
+    self.sharded = sharded
+    self.axes = jax.tree_util.tree_map_with_path(axis, state) if sharded else None
+
+  def put(self, state):
+    """Puts a whole host state on the devices."""
+    whole = self._devices.replicate(state)
+    if self.axes is None:
+      return whole
+
+    def part(leaf):
+      size = leaf.shape[-1] // self._devices.global_count
+      return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(AXIS) * size, size, axis=-1)
+
+    # The devices cut, because only they know their order.  Something mapped is what pmap asks for.
+    cut = self._devices.map(
+      lambda state, _: self._of_spread(part, state), in_axes=(None, 0), out_axes=self.axes
+    )
+    return cut(whole, self._devices.each(0))
+
+  def shapes(self, state):
+    """Shapes and types, as `put` would return them, of a whole state or of its shapes."""
+    count = self._devices.local_count
+
+    def part(leaf):
+      size = leaf.shape[-1] // self._devices.global_count
+      return jax.ShapeDtypeStruct((count, *leaf.shape[:-1], size), leaf.dtype)
+
+    return state if self.axes is None else self._of_spread(part, state)
+
+  def whole(self, state):
+    """The state as it is without spread layers, on every device; all processes have to call it."""
+    return state if self.axes is None else self._gather(state)
+
+  @functools.cached_property
+  def _gather(self):
+    def together(leaf):
+      return jax.lax.all_gather(leaf, AXIS, axis=leaf.ndim - 1, tiled=True)
+
+    return self._devices.map(
+      functools.partial(self._of_spread, together), in_axes=(self.axes,), out_axes=None
+    )
+
+  def _of_spread(self, change: Callable[[jax.Array], jax.Array], state):
+    """The state with its spread leaves changed."""
+    return jax.tree.map(
+      lambda axis, leaf: leaf if axis is None else change(leaf),
+      self.axes,
+      state,
+      is_leaf=lambda axis: axis is None,
+    )
 
 
 def to_host(tree):

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.train import optimizer
 from alexnet_jax.train.augment import Preprocessing, example_keys
 from alexnet_jax.train.schedules import Rates
 
@@ -91,13 +93,15 @@ def init_state(variables: dict, recipe: Recipe, plateau: dict) -> TrainState:
   )
 
 
-def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
+def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shards: int = 1):
   """Builds the step.
 
   Args:
     model: the net; its axis_name must be the same.
     recipe: see `Recipe`.
     axis_name: pmapped axis over which gradients and metrics are averaged; None on one device.
+    shards: devices over which the dense layers are spread, all of the axis; 1: every device has
+      them whole.  With more, a device's state has its columns only (`layers.shard_dense`).
 
   Returns:
     (state, batch) -> (state, metrics).  `batch` has image uint8 (b, S, S, 3), label int32 (b,),
@@ -105,8 +109,23 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
     gradient_norm, learning_rate, skipped_steps (non-finite steps in a row up to this one).
   """
 
-  def mean(tree):
-    return lax.pmean(tree, axis_name) if axis_name else tree
+  sharded = layers.sharded(model.table, shards)
+  model = model.clone(table=layers.shard_dense(model.table, shards))
+
+  def mean(gradients, *others):
+    """Averages over the devices; gradients of shards arrive as sums over all of them."""
+    if not axis_name:
+      return gradients, *others
+    own = {name: jax.tree.map(lambda g: g / shards, gradients[name]) for name in sharded}
+    rest = {name: leaves for name, leaves in gradients.items() if name not in own}
+    rest, *others = lax.pmean((rest, *others), axis_name)
+    return rest | own, *others
+
+  def squares(tree):
+    """As optimizer.squares, of whole layers."""
+    sums = optimizer.squares(tree)
+    own = {name: sums[name] for name in sharded}
+    return sums | lax.psum(own, axis_name) if own else sums
 
   def loss_function(params, batch_stats, images, labels, keys):
     logits, updates = model.apply(
@@ -147,12 +166,12 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None):
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     compute = gradients_of if recipe.micro_batches == 1 else accumulated
     *averaged, batch_stats = compute(state, batch, recipe.colour_noise(state.step))
-    gradients, loss, error = mean(tuple(averaged))
-    norm = optax.tree.norm(gradients)
+    gradients, loss, error = mean(*averaged)
+    norm = jnp.sqrt(optax.tree.sum(squares(gradients)))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rates = recipe.rates.tree(state.params, state.step, state.plateau.get('scale', 1.0))
     updates, opt_state = recipe.optimizer.update(
-      gradients, state.opt_state, state.params, rates=rates
+      gradients, state.opt_state, state.params, rates=rates, squares=squares
     )
 
     def if_finite(new, old):

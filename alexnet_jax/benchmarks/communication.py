@@ -1,0 +1,272 @@
+"""The communication benchmark: what a device sends in a training step, and when sharding pays.
+
+Counted in the program that is compiled for a few virtual devices of this CPU, and by formula for
+many.  Nothing is timed: what a byte costs is up to the network, and whether it costs time to what
+is computed meanwhile.
+
+On a ring of n devices each sends, of B bytes that are reduced, gathered or exchanged:
+
+  all-reduce                    2 (n - 1) / n B
+  all-gather, reduce-scatter      (n - 1) / n B     B: of all devices together
+  all-to-all                      (n - 1) / n B     B: of one device
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from alexnet_jax import config as configs
+from alexnet_jax import cpu
+from alexnet_jax.benchmarks.comparison import Options, aligned, say
+from alexnet_jax.benchmarks.our_step import make_up
+from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.model import layers, nets
+from alexnet_jax.train.parallel import Devices
+from alexnet_jax.train.workdir import environment
+
+DEVICES = 8
+PLAIN, SHARDED = 'plain', 'dense layers sharded'
+_SCALES = (8, 32, 128, 512, 1024)
+_IMAGES = (1, 4, 16, 64, 256)
+_WIDTH = {'float32': 4, 'bfloat16': 2, 'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4}
+
+# Bytes that a device sends for a byte of what the program's operation returns.
+_SENT = {
+  'all-reduce': lambda n: 2 * (n - 1) / n,
+  'all-gather': lambda n: (n - 1) / n,
+  'reduce-scatter': lambda n: n - 1,
+  'all-to-all': lambda n: (n - 1) / n,
+}
+
+_ONESELF = Contender(
+  'the compiled step',
+  'alexnet_jax.benchmarks.communication:CompiledStep',
+  {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication:
+  """What a device sends in a step, in bytes by collective operation.
+
+  Attributes:
+    target, title: which benchmark, and of what.
+    compiled, formula: for `DEVICES` devices, {PLAIN or SHARDED: {operation: bytes}}.
+    scaling: rows of the table by formula; see `scale`.
+    notes: lines that belong under the table.
+    environment: hardware, versions and date.
+    details: whatever else is worth keeping.
+  """
+
+  target: str
+  title: str
+  compiled: dict[str, dict[str, float]]
+  formula: dict[str, dict[str, float]]
+  scaling: list[dict[str, Any]]
+  notes: tuple[str, ...]
+  environment: dict
+  details: dict
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Communication:
+  """Counts what a config's training step sends with and without `model.shard_dense`.
+
+  Args:
+    name: of the config, for the title.
+    config: validated; micro-batches are left out, they send the same in parts.
+    options: not used, nothing is timed.
+
+  Raises:
+    UserError: the batch does not fit `DEVICES` devices.
+  """
+  del options
+  config = config.copy_and_resolve_references()
+  config.micro_batches = 1
+  table = nets.table_of(config, config.data.num_classes or 10)
+  shape, dtype = (config.input.crop, config.input.crop, 3), config.model.compute_dtype
+  images = config.batch_size // DEVICES
+  compiled, formula = {}, {}
+  for mode in [PLAIN, SHARDED] if layers.sharded(table, DEVICES) else [PLAIN]:
+    config.model.shard_dense = mode == SHARDED
+    say(f'compiling: {mode}')
+    with _ONESELF.start(config=configs.to_json(config)) as worker:
+      compiled[mode] = worker.call('sent')
+      machine = worker.call('environment')
+    formula[mode] = sent(table, shape, dtype, DEVICES, images, mode == SHARDED)
+  return Communication(
+    target='communication',
+    title=f'{name}, net {nets.title(config.model)}, {dtype}, {DEVICES} devices with {images} images'
+    ' each',
+    compiled=compiled,
+    formula=formula,
+    scaling=[scale(table, shape, dtype, devices) for devices in _SCALES],
+    notes=(
+      'in a step; moments of batch normalization are not in the formula, and what a byte costs is'
+      ' not measured',
+      *['compiled for a CPU, where XLA sends bfloat16 as float32'] * (dtype == 'bfloat16'),
+    ),
+    environment=machine,
+    details={'config': configs.to_json(config)},
+  )
+
+
+def sent(
+  table: layers.Table, shape: layers.Shape, dtype: str, devices: int, images: int, sharded: bool
+) -> dict[str, float]:
+  """Bytes that a device sends in a training step, by formula.
+
+  Gradients are float32; a sharded layer sends its inputs and outputs, and their gradients, instead.
+  Below it there has to be a layer with weights, and single numbers are not counted.
+
+  Args:
+    table: the net, without shards.
+    shape: of a view.
+    dtype: compute dtype.
+    devices, images: number of devices, and images on each.
+    sharded: whether dense layers are spread over the devices as far as they divide.
+
+  Returns:
+    {operation: bytes}.
+  """
+  names = layers.sharded(table, devices) if sharded else ()
+  gradients = inputs = outputs = 0
+  for row, before, after in layers.walk(table, shape):
+    if row.name in names:
+      inputs += _WIDTH[dtype] * math.prod(before)
+      outputs += _WIDTH['float32' if row is table[-1] else dtype] * math.prod(after)
+    else:
+      gradients += 4 * sum(map(math.prod, row.parameters(before).values()))
+  share = (devices - 1) / devices
+  gathered = share * devices * images * inputs
+  return {
+    'all-reduce': 2 * share * gradients,
+    'all-gather': gathered,
+    'reduce-scatter': gathered,
+    'all-to-all': 2 * share * images * outputs,
+  }
+
+
+def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) -> dict[str, Any]:
+  """By formula for so many devices: bytes of both modes, and up to which batch sharding pays.
+
+  Returns:
+    devices; layers, those that are sharded; plain, bytes; sharded, {images on a device: bytes};
+    pays_up_to, images on a device, 0.0 if there are no such layers.
+  """
+
+  def total(images: int, sharded: bool) -> float:
+    return sum(sent(table, shape, dtype, devices, images, sharded).values())
+
+  plain, fixed = total(1, sharded=False), total(0, sharded=True)
+  each = total(1, sharded=True) - fixed  # both modes are linear in the images
+  return {
+    'devices': devices,
+    'layers': layers.sharded(table, devices),
+    'plain': plain,
+    'sharded': {images: fixed + images * each for images in _IMAGES},
+    'pays_up_to': (plain - fixed) / each if each else 0.0,
+  }
+
+
+def counted(program: str, devices: int) -> dict[str, float]:
+  """Bytes that a device sends by the text of a compiled program, {operation: bytes}.
+
+  Single numbers (metrics, norms) are left out, and so is how often a loop comes round.
+
+  Raises:
+    ValueError: it has collective operations of another kind.
+  """
+  totals = dict.fromkeys(_SENT, 0.0)
+  program = re.sub(r'/\*.*?\*/', '', program)
+  kinds = 'all-|reduce-scatter|collective-|ragged-'
+  for result, operation in re.findall(rf'= (\(.*?\)|\S+) ((?:{kinds})\S*?)\(', program):
+    if operation not in totals:
+      raise ValueError(f'the program sends by {operation}, which is not known here')
+    size = sum(
+      _WIDTH[dtype] * math.prod(map(int, dimensions.split(',')))
+      for dtype, dimensions in re.findall(r'(\w+)\[([\d,]+)\]', result)
+    )
+    totals[operation] += _SENT[operation](devices) * size
+  return totals
+
+
+class CompiledStep:
+  """The training step compiled for the devices of this process, without any data."""
+
+  def __init__(self, config: dict):
+    """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
+    cpu.prepare_process()
+    self._config = configs.from_json(config)
+    self._devices = Devices()
+    self._devices.check_training_batch(self._config)
+
+  def environment(self) -> dict:
+    return environment(self._devices)
+
+  def sent(self) -> dict[str, float]:
+    """See `counted`."""
+    count, images = self._devices.global_count, self._config.batch_size
+    self._config.batch_size = count  # as few images as can be; none are computed with
+    experiment, (image, *_) = make_up(self._config)
+    state = jax.eval_shape(experiment.initial_state)
+    step, layout = experiment.train_step(self._devices, state)
+    batch = {
+      'image': _spread(count, (images // count, *image.shape), np.uint8),
+      'label': _spread(count, (images // count,), np.int32),
+      'position': _spread(count, (images // count,), np.int32),
+    }
+    return counted(step.lower(layout.shapes(state), batch).compile().as_text(), count)
+
+
+def _spread(devices: int, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((devices, *shape), dtype)
+
+
+def table(communication: Communication) -> str:
+  """The counts for people, in MB."""
+  columns = [
+    (f'{mode}, {way}', getattr(communication, way)[mode])
+    for mode in communication.compiled
+    for way in ('compiled', 'formula')
+  ]
+  lines = [('MB a device sends', *(title for title, _ in columns))]
+  for operation in _SENT:
+    lines.append((operation, *(_megabytes(values[operation]) for _, values in columns)))
+  lines.append(('in all', *(_megabytes(sum(values.values())) for _, values in columns)))
+  by_formula = [
+    (
+      'devices',
+      PLAIN,
+      f'sharded, {_IMAGES[0]} image each',
+      *map(str, _IMAGES[1:]),
+      'pays up to, each',
+      'in all',
+      'sharded layers',
+    )
+  ]
+  for row in communication.scaling:
+    batch = row['pays_up_to']
+    by_formula.append(
+      (
+        f'{row["devices"]:,}',
+        _megabytes(row['plain']),
+        *(_megabytes(size) if row['layers'] else '' for size in row['sharded'].values()),
+        f'{batch:,.1f}',
+        f'{math.floor(batch * row["devices"]):,}',
+        ' '.join(row['layers']) or 'none divides',
+      )
+    )
+  title = f'{communication.target}: {communication.title}'
+  return '\n'.join([title, *aligned(lines), '', *aligned(by_formula), *communication.notes])
+
+
+def _megabytes(size: float) -> str:
+  return f'{size / 1e6:,.3f}' if size < 1e6 else f'{size / 1e6:,.1f}'
