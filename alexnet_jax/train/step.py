@@ -7,6 +7,7 @@ score: (probabilities, batch) -> sums over the valid images of all devices
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import flax
 import jax
@@ -177,13 +178,10 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rates = recipe.rates.tree(state.params, state.step, state.plateau.get('scale', 1.0))
     updates, opt_state = recipe.optimizer.update(
-      gradients, state.opt_state, state.params, rates=rates, squares=squares
+      gradients, state.opt_state, state.params, rates=rates, finite=finite, squares=squares
     )
 
-    def if_finite(new, old):
-      return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-    params = if_finite(optax.apply_updates(state.params, updates), state.params)
+    params = optax.apply_updates(state.params, updates)
     # Early on the average forgets faster, or the initial weights would linger in it for epochs.
     decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
     averaged_params = params if recipe.ema_decay else {}
@@ -192,8 +190,8 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
       step=state.step + 1,
       params=params,
       ema=ema,
-      batch_stats=if_finite(batch_stats, state.batch_stats),
-      opt_state=if_finite(opt_state, state.opt_state),
+      batch_stats=jax.tree.map(partial(jnp.where, finite), batch_stats, state.batch_stats),
+      opt_state=opt_state,
       skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1),
     )
     metrics = {
