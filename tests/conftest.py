@@ -1,12 +1,21 @@
-"""Eight virtual CPU devices, before JAX starts; programs that tests start have one."""
+"""Eight virtual CPU devices, before JAX starts; programs that tests start have one.
+
+The programs share what they compile, as those of users do, in a folder that the session begins with
+and takes away.
+"""
 
 import os
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # nothing is taken over from run to run
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # else it is the session's, which started this process
+  _programs = tempfile.TemporaryDirectory(prefix='programs-', ignore_cleanup_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax  # noqa: E402
 
+jax.config.update('jax_enable_compilation_cache', False)
 jax.config.update('jax_num_cpu_devices', 8)
 # Most of the time goes into compiling small functions: LLVM's optimizations cost twice what they
 # save.  JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run, as do the programs tests start.
