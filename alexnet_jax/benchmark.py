@@ -57,6 +57,7 @@ _DEFAULTS = {
 }
 _ROUNDS_EACH = {'startup': 3}
 
+flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own."
 )

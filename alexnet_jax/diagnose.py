@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # they import jax, which help and typos do not need
   from alexnet_jax.data.store import Store
   from alexnet_jax.train.diagnosis import Activations, Step
 
+flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images to look at.', lower_bound=2)
 _OVERFIT_STEPS = flags.DEFINE_integer(
   'overfit_steps', 100, 'Updates on the one batch, at most; 0 leaves that out.', lower_bound=0

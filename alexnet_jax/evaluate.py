@@ -22,6 +22,7 @@ from absl import flags
 from alexnet_jax import command, compilation_cache, cpu, distributed
 from alexnet_jax.errors import UserError
 
+flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _ENSEMBLE = flags.DEFINE_list('ensemble', [], 'Folders of runs whose probabilities are averaged.')
 _VIEWS = flags.DEFINE_enum(

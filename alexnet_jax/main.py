@@ -16,6 +16,7 @@ from absl import flags
 
 from alexnet_jax import command, compilation_cache, cpu, deterministic, distributed
 
+flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>][-<ablation>] if not given.'
 )

@@ -17,6 +17,7 @@ from absl import flags
 from alexnet_jax import command
 from alexnet_jax.errors import UserError
 
+flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 _CHECK = flags.DEFINE_bool('check', False, 'Only look at what is there and what is missing.')
 _WORKERS = flags.DEFINE_integer(
   'workers', 0, 'Processes that decode; 0: one a core.', lower_bound=0

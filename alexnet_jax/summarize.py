@@ -7,8 +7,12 @@ python -m alexnet_jax.summarize --config=configs/imagenet.py --ablation=ungroupe
 import math
 import sys
 
+from absl import flags
+
 from alexnet_jax import command
 from alexnet_jax.model import layers, nets
+
+flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 
 
 def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:

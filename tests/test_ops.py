@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
@@ -28,16 +29,6 @@ def value_and_gradients(op, *args, cotangent):
     return y, pull(jnp.asarray(cotangent, y.dtype))
 
   return run(*args)
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-  """Compares relative to the largest expected value: sums of many terms cancel."""
-  expected = np.asarray(expected, np.float64)
-  assert actual.shape == expected.shape
-  scale = np.abs(expected).max()
-  np.testing.assert_allclose(
-    np.asarray(actual, np.float64) / scale, expected / scale, rtol=0, atol=tolerance
-  )
 
 
 # Convolution.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
@@ -27,15 +28,6 @@ def normal(*shape, seed=0):
 def value_and_gradient(op, x, cotangent):
   y, pull = jax.vjp(op, x)
   return y, pull(cotangent.astype(y.dtype))[0]
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-  expected = np.asarray(expected, np.float64)
-  assert actual.shape == expected.shape
-  scale = np.abs(expected).max()
-  np.testing.assert_allclose(
-    np.asarray(actual, np.float64) / scale, expected / scale, rtol=0, atol=tolerance
-  )
 
 
 # The kernels.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import communication
@@ -112,19 +113,6 @@ def take_steps(count, spread, recipe, dtype=jnp.float32):
 @functools.cache
 def plain(count, name, **changes):
   return take_steps(count, False, recipe_of(name, **changes))
-
-
-def assert_close(found, expected, tolerance=1e-5):
-  """Every leaf agrees, relative to its largest element."""
-
-  def compare(path, a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    scale = max(np.abs(b).max(), 1e-6)
-    np.testing.assert_allclose(
-      a / scale, b / scale, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
-    )
-
-  jax.tree_util.tree_map_with_path(compare, found, expected)
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from jax.sharding import Mesh, PartitionSpec
 
 from alexnet_jax import config as configs
@@ -108,19 +109,6 @@ def make_run(table, count, ghost_batch=0, **changes):
   return run
 
 
-def assert_same(found, expected, tolerance=1e-5):
-  """Every leaf agrees, relative to its largest element."""
-
-  def compare(path, a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    scale = max(np.abs(b).max(), 1e-6)
-    np.testing.assert_allclose(
-      a / scale, b / scale, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
-    )
-
-  jax.tree_util.tree_map_with_path(compare, found, expected)
-
-
 @pytest.fixture(scope='module')
 def runs():
   """Runs by kind and number of devices, each compiled once."""
@@ -141,7 +129,7 @@ def runs():
 def test_eight_devices_are_one(runs, kind):
   """The same crops, noise, dropped units, moments, gradients and metrics."""
   state, metrics = runs(kind, 1)()
-  assert_same(runs(kind, 8)(), (state, metrics))
+  assert_close(runs(kind, 8)(), (state, metrics))
   assert int(state.step) == 3
   start = initial_state(NORMALIZED if kind != 'plain' else PLAIN, recipe_of(PLAIN))
   for part in ('params', 'batch_stats'):
@@ -158,7 +146,7 @@ def test_eight_devices_are_one(runs, kind):
 
 def test_moments_are_of_the_global_batch_unless_a_ghost_batch_is_asked_for(runs):
   with pytest.raises(AssertionError):
-    assert_same(runs('norm', 8)(), runs('ghost', 8)(), tolerance=1e-3)
+    assert_close(runs('norm', 8)(), runs('ghost', 8)(), tolerance=1e-3)
 
 
 def test_the_step_runs_under_shard_map(runs):
@@ -178,7 +166,7 @@ def test_the_step_runs_under_shard_map(runs):
   for i in range(3):
     state, found = step(state, batch_of(i))
     metrics.append(found)
-  assert_same(to_host((state, metrics)), runs('norm', 8)())
+  assert_close(to_host((state, metrics)), runs('norm', 8)())
 
 
 @pytest.mark.parametrize('kind', ['plain', 'norm'])
@@ -221,7 +209,7 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
       'kernel': w['kernel'] - 0.005 * (leaves['kernel'] + 0.01 * w['kernel']),
       'bias': w['bias'] - 0.01 * leaves['bias'],
     }
-    assert_same(to_host(state.params[layer]), expected)
+    assert_close(to_host(state.params[layer]), expected)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +217,7 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
 )
 def test_accumulated_gradients_are_those_of_the_whole_batch(runs, kind, table, ghost_batch):
   parts = make_run(table, 1, ghost_batch, micro_batches=8)
-  assert_same(parts(), runs(kind, 1)())
+  assert_close(parts(), runs(kind, 1)())
 
 
 def test_a_step_that_is_not_finite_is_not_applied():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.model import layers
+from alexnet_jax.train.parallel import Devices
 
 # On an accelerator small sizes would time the launch of the program.
 _SIDES = {'cpu': 2048}
@@ -112,14 +113,14 @@ def measure(
 
 def matrix_rate(dtype: str, side: int | None = None) -> float:
   """FLOP/s of the product of two square matrices on the first device."""
-  side = side or _SIDES.get(jax.devices()[0].platform, _SIDE)
+  side = side or _SIDES.get(Devices().platform, _SIDE)
   a = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
   return 2 * side**3 / _seconds(jax.jit(jnp.matmul), a, a)
 
 
 def memory_rate(numbers: int | None = None) -> float:
   """Bytes/s of `a + b` of float32 on the first device: two arrays read, one written."""
-  numbers = numbers or _NUMBERS.get(jax.devices()[0].platform, _NUMBERS_ELSEWHERE)
+  numbers = numbers or _NUMBERS.get(Devices().platform, _NUMBERS_ELSEWHERE)
   a = jnp.ones(numbers, jnp.float32)
   return 3 * a.nbytes / _seconds(jax.jit(jnp.add), a, a + 1)
 
