@@ -13,7 +13,9 @@ the folder's name.  On processors for which LLVM avoids gathers, that error is l
 `+prefer-no-gather` although nothing differs.
 """
 
+import contextlib
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -48,6 +50,24 @@ def prepare_process() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
   # By default JAX would also keep a GPU's autotuning here, in place of a run's own folder.
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+
+
+@contextlib.contextmanager
+def nothing_kept():
+  """What is compiled within is not kept.
+
+  For programs that jaxlib 0.10 does not know how to write down (those with oneDNN's convolutions):
+  it fails in a way that looks like too little memory.
+  """
+  import jax
+
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, seconds)
 
 
 def default_folder() -> Path:

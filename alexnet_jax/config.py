@@ -102,6 +102,9 @@ FIELDS: dict[str, Field] = {
   'model.fused_kernels': Field(
     False, _anything, 'train LRN, its pool and ReLUs as one kernel each way; on GPUs; not measured'
   ),
+  'model.onednn': Field(
+    True, _anything, 'on x86 CPUs convolve in float32 by oneDNN: faster, but slower to start'
+  ),
   'model.shard_dense': Field(
     False, _anything, 'spread the dense layers over the devices: docs/performance.md says when'
   ),

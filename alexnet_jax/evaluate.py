@@ -129,10 +129,7 @@ def _predictions(name: str, experiment, store, devices, views: int, params, batc
 
 def _predict_imported(path: Path, config):
   """As `_predict`, of weights that were trained elsewhere."""
-  import jax.numpy as jnp
-
   from alexnet_jax.data.preparation import prepare_store
-  from alexnet_jax.model.alexnet import AlexNet
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.train.parallel import AXIS, Devices
@@ -160,7 +157,7 @@ def _predict_imported(path: Path, config):
   experiment = dataclasses.replace(
     experiment,
     table=weights.table,
-    model=AlexNet(weights.table, jnp.dtype(config.model.compute_dtype), AXIS),
+    model=experiment.model.clone(table=weights.table),
     recipe=dataclasses.replace(experiment.recipe, preprocessing=weights.preprocessing),
   )
   predictions = _predictions(f'{path}', experiment, store, devices, views, **weights.variables)

@@ -617,7 +617,7 @@ def test_step_from_the_command_line(tmp_path):
   roofline = found['details']['roofline']
   assert roofline['flop_per_image'] == 2 * (2 * conv1 + 3 * sum(others))
   assert set(roofline['matrix_rates']) == {'float32'}
-  for share in ('utilization', 'bandwidth_share', 'temporary_bytes', 'compiled_flop'):
+  for share in ('utilization', 'bandwidth_share', 'temporary_bytes', 'compiled_bytes'):
     assert roofline[share] > 0
   check_profile(found['details']['profile'], tmp_path / 'traces' / 'digits-8')
   ours, peer = found['sides']['alexnet_jax'], found['sides']['eager']

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.model import onednn
 from alexnet_jax.model.convolution import conv, locally_connected
 from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
 from alexnet_jax.model.pooling import avg_pool, max_pool
@@ -44,12 +45,16 @@ CONVOLUTIONS = {  # (N, H, W, C), (kh, kw, C/groups, O), stride, padding, groups
   'first layer of a CIFAR net': ((3, 8, 8, 3), (3, 3, 3, 8), 1, ((1, 1), (1, 1)), 1),
   'four groups': ((2, 7, 7, 8), (3, 3, 2, 12), 2, ((1, 1), (0, 1)), 4),
   'one pixel': ((2, 5, 5, 6), (1, 1, 6, 4), 1, ((0, 0), (0, 0)), 1),
+  'more zeros than filter': ((2, 5, 5, 3), (2, 2, 3, 4), 1, ((2, 3), (1, 2)), 1),
   'grey images': ((2, 9, 9, 1), (5, 5, 1, 4), 2, ((1, 2), (1, 2)), 1),
 }
 
 
 @pytest.mark.parametrize('case', CONVOLUTIONS)
-def test_conv_agrees_with_torch(case):
+@pytest.mark.parametrize('convolve', [conv, onednn.conv], ids=['by XLA', 'by oneDNN'])
+def test_conv_agrees_with_torch(case, convolve):
+  if convolve is onednn.conv and not onednn.available():
+    pytest.skip('this jaxlib is not known to call oneDNN')
   torch = pytest.importorskip('torch')
   image_shape, kernel_shape, stride, padding, groups = CONVOLUTIONS[case]
   x, kernel = normal(*image_shape), normal(*kernel_shape, seed=1)
@@ -61,7 +66,7 @@ def test_conv_agrees_with_torch(case):
   g = normal(*ty.shape, seed=2)
   ty.backward(torch.tensor(g, dtype=torch.float64))
 
-  op = partial(conv, stride=stride, padding=padding, groups=groups)
+  op = partial(convolve, stride=stride, padding=padding, groups=groups)
   y, (dx, dk) = value_and_gradients(op, x, kernel, cotangent=g.transpose(0, 2, 3, 1))
   assert_close(y, ty.detach().numpy().transpose(0, 2, 3, 1))
   assert_close(dx, tx.grad.numpy().transpose(0, 2, 3, 1))

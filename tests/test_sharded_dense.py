@@ -217,7 +217,7 @@ def test_the_compiled_program_sends_what_the_formula_says():
     layout = Layout(on, state, layers.sharded(TABLE, shards))
     step = make_train_step(AlexNet(TABLE, axis_name=AXIS), recipe, AXIS, shards)
     batch = on.put_batch(batch_of(0))
-    program = on.train_step(step, layout.axes).lower(layout.shapes(state), batch).compile()
+    program = on.train_step(step, layout.axes).compiled(layout.shapes(state), batch)
     expected = communication.sent(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
     assert communication.counted(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
     assert (expected['all-to-all'] > 0) == sharded

@@ -223,7 +223,7 @@ class CompiledStep:
       'label': _spread(count, (images // count,), np.int32),
       'position': _spread(count, (images // count,), np.int32),
     }
-    return counted(step.lower(layout.shapes(state), batch).compile().as_text(), count)
+    return counted(step.compiled(layout.shapes(state), batch).as_text(), count)
 
 
 def _spread(devices: int, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:

@@ -126,7 +126,7 @@ class OurStep(Side):
 
   def _compiled(self) -> jax.stages.Compiled:
     """The program that runs; JAX has it already."""
-    return self._step.lower(self._state, self._batch).compile()
+    return self._step.compiled(self._state, self._batch)
 
 
 def make_up(config) -> tuple[Experiment, np.ndarray]:

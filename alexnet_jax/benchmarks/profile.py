@@ -100,9 +100,10 @@ def _spans(events: list[dict]) -> list[tuple[float, float, str]]:
     if event.get('ph') != 'X':
       continue
     if event['name'].startswith('end: '):
-      ends[event['name'].removeprefix('end: ')].append(event['ts'])
+      ends[_operation(event['name'].removeprefix('end: '))].append(event['ts'])
     elif 'hlo_op' in event.get('args', {}):
-      begun[event['args']['hlo_op']].append((event['ts'], event['ts'] + event.get('dur', 0)))
+      name = _operation(event['args']['hlo_op'])
+      begun[name].append((event['ts'], event['ts'] + event.get('dur', 0)))
   spans = []
   for name, found in begun.items():
     found.sort()
@@ -111,6 +112,11 @@ def _spans(events: list[dict]) -> list[tuple[float, float, str]]:
       done = [ts for ts in ends[name] if begin <= ts < following]
       spans.append((begin, max([end, *done]), name))
   return spans
+
+
+def _operation(traced: str) -> str:
+  """The operation's name in the program; a trace puts the target of a call of oneDNN behind it."""
+  return traced.partition('__onednn$')[0]
 
 
 def _shared_time(spans: list[tuple[float, float, str]]) -> collections.Counter:

@@ -28,8 +28,8 @@ class Roofline:
   Attributes:
     batch_size: images of a step.
     flop_per_image: of the products of forward and backward pass, from the table of layers.
-    compiled_flop, compiled_bytes: of a step by XLA's count on all devices; bytes are counted as if
-      no operation found its input in a cache.
+    compiled_bytes: read and written in a step by XLA's count on all devices, as if no operation
+      found its input in a cache.
     temporary_bytes, argument_bytes: memory of the compiled program on one device.
     matrix_rates: FLOP/s of all devices by type: the best of a few rounds.
     bytes_per_second: likewise, of a sum of two arrays.
@@ -37,7 +37,6 @@ class Roofline:
 
   batch_size: int
   flop_per_image: float
-  compiled_flop: float
   compiled_bytes: float
   temporary_bytes: int
   argument_bytes: int
@@ -55,8 +54,7 @@ class Roofline:
       f' {rate / ceiling:.1%} of a large matrix product (FLOP/s: {rates})',
       f'traffic: at most {_billions(self.compiled_bytes)}B a step, {_billions(moved)}B/s,'
       f' {moved / self.bytes_per_second:.1%} of a large sum'
-      f' ({_billions(self.bytes_per_second)}B/s);'
-      f" {_billions(self.compiled_flop)}FLOP a step by XLA's count",
+      f' ({_billions(self.bytes_per_second)}B/s)',
       f'memory: {_billions(self.temporary_bytes)}B while it runs, and'
       f' {_billions(self.argument_bytes)}B of state and images',
     )
@@ -102,7 +100,6 @@ def measure(
   return Roofline(
     batch_size=batch_size,
     flop_per_image=flop_per_image,
-    compiled_flop=cost.get('flops', 0.0) * devices,
     compiled_bytes=cost.get('bytes accessed', 0.0) * devices,
     temporary_bytes=memory.temp_size_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.batch_norm import BatchNormalization
 from alexnet_jax.model.convolution import conv, locally_connected
 from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
@@ -28,6 +28,7 @@ class AlexNet(nn.Module):
     ghost_batch: when positive, batch normalization takes its moments over this many images.
     fused_kernels: whether training computes response norms, with what `layers.pieces` puts
       together with them, by GPU kernels, unless `intermediates` are asked for.
+    onednn: whether convolutions are oneDNN's, see `onednn.py`; float32 only.
   """
 
   table: layers.Table
@@ -35,6 +36,7 @@ class AlexNet(nn.Module):
   axis_name: str | None = None
   ghost_batch: int = 0
   fused_kernels: bool = False
+  onednn: bool = False
 
   @nn.compact
   def __call__(
@@ -69,7 +71,7 @@ class AlexNet(nn.Module):
     match row:
       case layers.Conv() | layers.Dense():  # Local is a Conv
         dtype = jnp.float32 if row is self.table[-1] else self.compute_dtype
-        return Weighted(row, dtype, self.axis_name, name=row.name)(x)
+        return Weighted(row, dtype, self.axis_name, self.onednn, name=row.name)(x)
       case layers.Relu():
         return nn.relu(x)
       case layers.Tanh():
@@ -115,6 +117,7 @@ class Weighted(nn.Module):
   row: layers.Conv | layers.Dense
   output_dtype: Any
   axis_name: str | None = None
+  onednn: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -132,7 +135,8 @@ class Weighted(nn.Module):
     padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
     if isinstance(row, layers.Local):
       return locally_connected(x, kernel, stride=row.stride, padding=padding) + bias
-    return conv(x, kernel, stride=row.stride, padding=padding, groups=row.groups) + bias
+    convolve = onednn.conv if self.onednn else conv
+    return convolve(x, kernel, stride=row.stride, padding=padding, groups=row.groups) + bias
 
 
 def _spread(columns: Callable[[jax.Array], jax.Array], x: jax.Array, axis_name: str) -> jax.Array:

@@ -20,7 +20,7 @@ from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train import augment
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.step import TrainState, make_train_step
+from alexnet_jax.train.step import TrainState
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.weights.pretrained import Pretrained
@@ -192,7 +192,7 @@ def overfit(
     batch is learned or training has diverged.
   """
   devices = Devices.single()
-  train_step = devices.train_step(make_train_step(experiment.model, experiment.recipe, AXIS))
+  train_step, _ = experiment.train_step(devices, state)
   state = devices.replicate(to_host(state))
   batch = devices.put_batch(
     {

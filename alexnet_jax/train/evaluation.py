@@ -46,7 +46,8 @@ class Evaluator:
     self._devices = devices
     self._batch_size = experiment.config.eval.batch_size
     self._view_probabilities = devices.view_probabilities(
-      make_view_probabilities(experiment.model, experiment.recipe.preprocessing)
+      make_view_probabilities(experiment.model, experiment.recipe.preprocessing),
+      kept=not experiment.model.onednn,
     )
     self._score = devices.score(make_score(AXIS))
 

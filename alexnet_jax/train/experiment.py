@@ -12,7 +12,7 @@ import numpy as np
 
 from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import table_of
 from alexnet_jax.train import augment, schedules, transfer
@@ -72,7 +72,7 @@ class Experiment:
   def train_step(self, devices: Devices, state: TrainState) -> tuple[Callable, Layout]:
     """As `step_and_layout`, the step mapped."""
     step, layout = self.step_and_layout(devices, state)
-    return devices.train_step(step, layout.axes), layout
+    return devices.train_step(step, layout.axes, kept=not self.model.onednn), layout
 
   def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
     """The newest good state of a run without changing anything there, and its step.
@@ -123,6 +123,7 @@ def make_experiment(
     axis_name,
     config.model.ghost_batch,
     config.model.fused_kernels,
+    onednn.used(config.model),
   )
   shapes = {
     row.name: row.parameters(inputs)

@@ -8,6 +8,7 @@ The exception are layers that are spread over the devices, see `Layout`.
 """
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alexnet_jax import compilation_cache
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 
@@ -126,20 +128,23 @@ class Devices:
     """Host arrays as arrays that are whole on every device."""
     return jax.device_put(jax.tree.map(np.asarray, tree), self._whole)
 
-  def train_step(self, step, axes=None):
+  def train_step(self, step, axes=None, kept: bool = True):
     """Maps (state, batch) -> (state, metrics) over the devices; the state is donated.
 
-    `axes` is that of the state's `Layout`; None: all of it is whole on every device.
+    `axes` is that of the state's `Layout`; None: all of it is whole on every device.  `kept`: see
+    `map`.
     """
-    return self.map(step, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
+    return self.map(step, kept=kept, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
 
-  def train_steps(self, steps, axes=None):
+  def train_steps(self, steps, axes=None, kept: bool = True):
     """As `train_step`, for (state, examples, batch), the examples whole on every device."""
-    return self.map(steps, in_axes=(axes, None, 0), out_axes=(axes, None), donate_argnums=0)
+    return self.map(
+      steps, kept=kept, in_axes=(axes, None, 0), out_axes=(axes, None), donate_argnums=0
+    )
 
-  def view_probabilities(self, function):
+  def view_probabilities(self, function, kept: bool = True):
     """Maps (params, batch_stats, images, view) -> probabilities with a device axis."""
-    return self.map(function, in_axes=(None, None, 0, None), out_axes=0)
+    return self.map(function, kept=kept, in_axes=(None, None, 0, None), out_axes=0)
 
   def score(self, function):
     """Maps (probabilities, label, mask) -> sums that are equal on all devices."""
@@ -157,11 +162,15 @@ class Devices:
   def _any(self):
     return self.map(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
 
-  def map(self, function, *, out_axes, **more):
-    """pmap over these devices.
+  def map(self, function, *, out_axes, kept: bool = True, **more):
+    """pmap over these devices; the program is not kept on disk unless `kept`.
 
     With several processes pmap hashes out_axes, which a tree with dicts does not allow: results
     pass through it as a tuple of what `out_axes` has an axis for.
+
+    Returns:
+      The mapped function; its attribute `compiled` takes the same arguments, or their shapes, and
+      returns the jax.stages.Compiled that it would run.
     """
     axes, tree = jax.tree.flatten(out_axes, is_leaf=lambda axis: axis is None)
 
@@ -170,10 +179,17 @@ class Devices:
 
     mapped = jax.pmap(parts, axis_name=AXIS, devices=self._given, out_axes=tuple(axes), **more)
 
-    def call(*arguments):
-      return tree.unflatten(mapped(*arguments))
+    keeping = contextlib.nullcontext if kept else compilation_cache.nothing_kept
 
-    call.lower = mapped.lower
+    def call(*arguments):
+      with keeping():
+        return tree.unflatten(mapped(*arguments))
+
+    def compiled(*arguments):
+      with keeping():
+        return mapped.lower(*arguments).compile()
+
+    call.compiled = compiled
     return call
 
 
