@@ -34,10 +34,11 @@ _ABLATION = flags.DEFINE_list(
 )
 
 
-def run(main: Callable[..., None], *, positional: bool = False) -> int:
+def run(main: Callable[..., None], *, positional: bool = False, configured: bool = True) -> int:
   """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
 
   With `positional`, `main` is given the list of words that are not flags; else there may be none.
+  Unless `configured`, the command has nothing to do with --config and --ablation.
   """
   code = 0
   logging.set_verbosity(logging.WARNING)
@@ -49,7 +50,8 @@ def run(main: Callable[..., None], *, positional: bool = False) -> int:
     if len(argv) > 1 and not positional:
       code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
       return
-    code = _guard(functools.partial(main, argv[1:]) if positional else main)
+    function = functools.partial(main, argv[1:]) if positional else main
+    code = _guard(function if configured else functools.partial(_unconfigured, function))
 
   try:
     app.run(guarded, flags_parser=_parse)
@@ -58,6 +60,11 @@ def run(main: Callable[..., None], *, positional: bool = False) -> int:
   if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
     _leave(code)
   return code
+
+
+def _unconfigured(function):
+  refuse_config('this command takes none')
+  function()
 
 
 def _leave(code: int) -> None:
@@ -96,6 +103,14 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     start.complete(config, Path(workdir or Path('runs', '-'.join([name, *_ABLATION.value]))))
   configs.validate(config)
   return ablations.apply(config, _ABLATION.value), '-'.join([name, *_ABLATION.value])
+
+
+def refuse_config(reason: str) -> None:
+  """Raises UserError if --config or --ablation is given, which for this reason would do nothing."""
+  filename = _CONFIG.value and flags.FLAGS['config'].config_filename
+  for name, value in (('config', filename), ('ablation', ','.join(_ABLATION.value))):
+    if value:
+      raise UserError(f'--{name}={value}: {reason}; leave it out')
 
 
 def experiment_name(config_filename: str, source: str) -> str:

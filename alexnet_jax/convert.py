@@ -52,4 +52,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True))
+  sys.exit(command.run(main, positional=True, configured=False))

@@ -47,7 +47,11 @@ def main() -> None:
     raise UserError(
       'give one of --workdir=RUN, --ensemble=RUN,RUN,... and --weights=FILE (with --config=...)'
     )
-  config = command.read_config()[0] if _WEIGHTS.value else None
+  config = None
+  if _WEIGHTS.value:
+    config, _ = command.read_config()
+  else:
+    command.refuse_config('a run is evaluated with its own config')
   cpu.prepare_process()
   if not distributed.join(_DISTRIBUTED.value):
     compilation_cache.prepare_process()

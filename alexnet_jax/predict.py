@@ -217,4 +217,4 @@ def _write(flag: str, path: str, write: Callable[[str], None]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True))
+  sys.exit(command.run(main, positional=True, configured=False))

@@ -376,29 +376,33 @@ from alexnet_jax.train.checkpoint import Checkpoints
 def state_at(step):
   return {'a': np.random.default_rng(step).standard_normal(200_000), 'step': np.int64(step)}
 
-def train(directory, resumed):
+def train(directory, told):
   '''Resumes, compares what it finds with what it must be, and saves until it is killed.'''
   checkpoints = Checkpoints(directory)
   step, state, meta = checkpoints.restore(state_at(0)) or (0, state_at(0), {'step': 0})
   assert meta == {'step': step} and (state['a'] == state_at(step)['a']).all()
   print(step, flush=True)
-  os.write(resumed, b'.')
+  os.write(told, b'.')
   while True:
     step += random.choice([0, 1])
     checkpoints.save(step, state_at(step), {'step': step}, kind='last')
+    os.write(told, b's')
 
-ready, resumed = os.pipe()
 for seed in range(int(sys.argv[2])):
+  drawn = random.Random(seed)
+  ready, told = os.pipe()
   child = os.fork()
   if not child:
     random.seed(seed)
     try:
-      train(sys.argv[1], resumed)
+      train(sys.argv[1], told)
     finally:
-      os.write(resumed, b'!')
+      os.write(told, b'!')
       os._exit(1)
   assert os.read(ready, 1) == b'.', 'it could not resume'
-  time.sleep(random.Random(seed).uniform(0, 0.5))
+  for _ in range(drawn.randrange(4)):
+    assert os.read(ready, 1) == b's', 'it could not save'
+  time.sleep(drawn.uniform(0, 0.3))
   os.kill(child, signal.SIGKILL)
   assert os.waitpid(child, 0)[1] == signal.SIGKILL, 'it did not end by the kill'
 """

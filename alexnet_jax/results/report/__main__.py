@@ -38,4 +38,4 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True))
+  sys.exit(command.run(main, positional=True, configured=False))
