@@ -333,8 +333,9 @@ def test_the_fastest_rate_of_each_unit_counts(tmp_path, labels):
     ('tanh', 0.02): expected(2.5),
   }
   assert relu_vs_tanh.ratio(found) == pytest.approx(expected(2.5) / expected(1.0))
-  assert relu_vs_tanh.verdict(found).startswith('confirmed: tanh takes 2.')
-  same_rate = [found[0], dataclasses.replace(found[3], rate=found[0].rate)]
+  assert relu_vs_tanh.verdict(found).startswith('confirmed in sign: tanh takes 2.')
+  assert [(speed.unit, speed.rate) for speed in found] == sorted(by_rate)
+  same_rate = [found[1], dataclasses.replace(found[2], rate=found[1].rate)]
   assert relu_vs_tanh.verdict(same_rate).endswith('where the paper tuned both')
   assert not relu_vs_tanh.verdict(found).endswith('tuned both')
   assert relu_vs_tanh.speeds([row for row in rows if not row.ablations]) == []
