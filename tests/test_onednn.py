@@ -81,6 +81,7 @@ from alexnet_jax import compilation_cache
 from alexnet_jax.model import onednn
 from alexnet_jax.train.parallel import Devices
 compilation_cache.prepare_process()
+assert onednn.available()
 one = jnp.ones((1, 4, 8, 8, 3)), jnp.ones((3, 3, 3, 8))
 f = Devices().map(lambda x, k: onednn.conv(x, k), in_axes=(0, None), out_axes=0, kept=False)
 print(float(f(*one).sum()), f.compiled(*one).as_text().count('__onednn$convolution') > 0)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxlib.version import __version__ as jaxlib_version
 
+from alexnet_jax import compilation_cache
 from alexnet_jax.model import convolution
 from alexnet_jax.model.convolution import Padding
 
@@ -35,8 +36,9 @@ def available() -> bool:
   if jax.default_backend() != 'cpu':
     return False
   try:  # jaxlib may have been built by somebody else, without oneDNN
-    one = jnp.ones((1, 1, 1, 1))
-    return bool(jax.jit(_call, static_argnums=(2, 3, 4))(one, one, 1, ((0, 0), (0, 0)), 1) == 1)
+    with compilation_cache.nothing_kept():
+      one = jnp.ones((1, 1, 1, 1))
+      return bool(jax.jit(_call, static_argnums=(2, 3, 4))(one, one, 1, ((0, 0), (0, 0)), 1) == 1)
   except jax.errors.JaxRuntimeError:
     return False
 
