@@ -50,27 +50,34 @@ CONVOLUTIONS = {  # (N, H, W, C), (kh, kw, C/groups, O), stride, padding, groups
 }
 
 
+def conv_and_bias(x, kernel, bias, **settings):
+  return conv(x, kernel, **settings) + bias
+
+
 @pytest.mark.parametrize('case', CONVOLUTIONS)
-@pytest.mark.parametrize('convolve', [conv, onednn.conv], ids=['by XLA', 'by oneDNN'])
+@pytest.mark.parametrize('convolve', [conv_and_bias, onednn.conv], ids=['by XLA', 'by oneDNN'])
 def test_conv_agrees_with_torch(case, convolve):
   if convolve is onednn.conv and not onednn.available():
     pytest.skip('this jaxlib is not known to call oneDNN')
   torch = pytest.importorskip('torch')
   image_shape, kernel_shape, stride, padding, groups = CONVOLUTIONS[case]
   x, kernel = normal(*image_shape), normal(*kernel_shape, seed=1)
+  bias = normal(kernel_shape[-1], seed=3)
   (top, bottom), (left, right) = padding
+  tb = torch.tensor(bias, dtype=torch.float64, requires_grad=True)
   tx = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
   tk = torch.tensor(kernel.transpose(3, 2, 0, 1), dtype=torch.float64, requires_grad=True)
   padded = torch.nn.functional.pad(tx, (left, right, top, bottom))
-  ty = torch.nn.functional.conv2d(padded, tk, stride=stride, groups=groups)
+  ty = torch.nn.functional.conv2d(padded, tk, tb, stride=stride, groups=groups)
   g = normal(*ty.shape, seed=2)
   ty.backward(torch.tensor(g, dtype=torch.float64))
 
   op = partial(convolve, stride=stride, padding=padding, groups=groups)
-  y, (dx, dk) = value_and_gradients(op, x, kernel, cotangent=g.transpose(0, 2, 3, 1))
+  y, (dx, dk, db) = value_and_gradients(op, x, kernel, bias, cotangent=g.transpose(0, 2, 3, 1))
   assert_close(y, ty.detach().numpy().transpose(0, 2, 3, 1))
   assert_close(dx, tx.grad.numpy().transpose(0, 2, 3, 1))
   assert_close(dk, tk.grad.numpy().transpose(2, 3, 1, 0))
+  assert_close(db, tb.grad.numpy())
 
 
 @pytest.mark.parametrize('stride, padding', [(1, 0), (1, 1), (2, 1)])

@@ -135,8 +135,10 @@ class Weighted(nn.Module):
     padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
     if isinstance(row, layers.Local):
       return locally_connected(x, kernel, stride=row.stride, padding=padding) + bias
-    convolve = onednn.conv if self.onednn else conv
-    return convolve(x, kernel, stride=row.stride, padding=padding, groups=row.groups) + bias
+    settings = {'stride': row.stride, 'padding': padding, 'groups': row.groups}
+    if self.onednn:
+      return onednn.conv(x, kernel, bias, **settings)
+    return conv(x, kernel, **settings) + bias
 
 
 def _spread(columns: Callable[[jax.Array], jax.Array], x: jax.Array, axis_name: str) -> jax.Array:

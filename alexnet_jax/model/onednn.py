@@ -38,7 +38,7 @@ def available() -> bool:
   try:  # jaxlib may have been built by somebody else, without oneDNN
     with compilation_cache.nothing_kept():
       one = jnp.ones((1, 1, 1, 1))
-      return bool(jax.jit(_call, static_argnums=(2, 3, 4))(one, one, 1, ((0, 0), (0, 0)), 1) == 1)
+      return bool(jax.jit(conv)(one, one, jnp.ones(1)) == 2)
   except jax.errors.JaxRuntimeError:
     return False
 
@@ -51,22 +51,26 @@ def used(settings) -> bool:
 def conv(
   x: jax.Array,
   kernel: jax.Array,
+  bias: jax.Array,
   *,
   stride: int = 1,
   padding: Padding = ((0, 0), (0, 0)),
   groups: int = 1,
 ) -> jax.Array:
-  """As `convolution.conv`, of float32 where `available`; has gradients, but no forward mode."""
-  return _conv(x, kernel, stride, padding, groups)
+  """As `convolution.conv` plus a bias, (O,); float32 and where `available`.
+
+  It has gradients, but no forward mode.
+  """
+  return _conv(x, kernel, bias, stride, padding, groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x, kernel, stride, padding, groups):
-  return _call(x, kernel, stride, padding, groups)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _conv(x, kernel, bias, *settings):
+  return _call((x, kernel, bias), *settings)
 
 
-def _forward(x, kernel, *settings):
-  return _call(x, kernel, *settings), (x, kernel)
+def _forward(x, kernel, bias, *settings):
+  return _call((x, kernel, bias), *settings), (x, kernel)
 
 
 def _backward(stride, padding, groups, saved, upstream):
@@ -77,10 +81,11 @@ def _backward(stride, padding, groups, saved, upstream):
     for width, (before, after) in zip(kernel.shape, padding, strict=False)
   ]
   if stride == 1 and min(map(min, zeros)) >= 0:
-    dx = _call(upstream, _turned(kernel, groups), 1, zeros, groups)
+    dx = _call((upstream, _turned(kernel, groups)), 1, zeros, groups)
   else:  # of the nets here only the first layers, and nobody asks for the gradient of images
     dx = jax.vjp(lambda x: by_xla(x, kernel), x)[1](upstream)[0]
-  return dx, jax.vjp(lambda kernel: by_xla(x, kernel), kernel)[1](upstream)[0]
+  (dkernel,) = jax.vjp(lambda kernel: by_xla(x, kernel), kernel)[1](upstream)
+  return dx, dkernel, upstream.sum((0, 1, 2))
 
 
 _conv.defvjp(_forward, _backward)
@@ -93,7 +98,9 @@ def _turned(kernel, groups):
   return parts.transpose(0, 1, 4, 3, 2).reshape(kh, kw, outputs // groups, groups * inputs)
 
 
-def _call(x, kernel, stride, padding, groups):
+def _call(arrays, stride, padding, groups):
+  """oneDNN's convolution of images with filters and, if there is a third array, plus a bias."""
+  x, kernel, *bias = arrays
   images, *size, _ = x.shape
   *window, _, features = kernel.shape
   places = [
@@ -105,12 +112,12 @@ def _call(x, kernel, stride, padding, groups):
     '__onednn$convolution',
     result,
     custom_call_api_version=2,
-    legacy_backend_config=_configuration(stride, padding, groups),
+    legacy_backend_config=_configuration(stride, padding, groups, ['BIAS' for _ in bias]),
   )
-  return call(x, kernel)
+  return call(*arrays)
 
 
-def _configuration(stride, padding, groups) -> str:
+def _configuration(stride, padding, groups, fusions) -> str:
   """OneDnnConvolutionConfig of XLA's onednn_config.proto as JSON: arrays NHWC, filters HWIO."""
   data = {'dims': 4, 'data': {'batch_dim': 0, 'feature_dim': 3, 'spatial_dims': [1, 2]}}
   filters = {'input_feature_dim': 2, 'output_feature_dim': 3, 'spatial_dims': [0, 1]}
@@ -127,5 +134,6 @@ def _configuration(stride, padding, groups) -> str:
     'output': data,
     'window': window,
     'feature_groups': groups,
+    'fusions': {'ops': fusions},
   }
   return json.dumps({'onednn_conv_config': convolution})
