@@ -34,7 +34,6 @@ ENVIRONMENT = os.environ | {
   'JAX_PLATFORMS': 'cpu',
   'XLA_FLAGS': '',
   'PYTHONPATH': str(ROOT),
-  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles in half the time
 }
 DIGITS = [f'--config={ROOT}/configs/digits.py']
 SMALL = [
