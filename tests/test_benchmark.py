@@ -474,6 +474,14 @@ def operation(name, begin, length):
   return event(name, begin, length, args={'hlo_op': name})
 
 
+def test_calls_of_onednn_have_the_name_of_their_operation():
+  """A trace names them after the operation and the target of the call."""
+  events = [operation('dot.1__onednn$convolution', 0, 1), event('end: dot.1', 30, 0.1)]
+  (found,) = profile.operations(events, HLO, steps=1)
+  assert (found.name, found.meaning) == ('dot.1', 'fc4/dot, backward')
+  assert found.milliseconds == pytest.approx(30 / 1000)
+
+
 def test_time_is_shared_by_what_runs_at_once():
   events = [
     {'ph': 'M', 'name': 'thread_name'},

@@ -177,9 +177,29 @@ def test_command(tmp_path):
     (('a.npz', 'b.npz', '--net=vgg'), '--net=vgg'),
     (('a.npz', 'b.npz', '--clases=x'), 'clases'),
   ):
-    refused = command('convert', *arguments, folder=tmp_path)
-    assert refused.returncode == 2 and message in refused.stderr
-    assert refused.stderr.startswith('error: ') and refused.stderr.count('\n') == 1
+    assert_refused(command('convert', *arguments, folder=tmp_path), message)
+
+
+def assert_refused(done, message):
+  assert done.returncode == 2 and message in done.stderr
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+CONFIG = f'--config={os.getcwd()}/configs/digits.py'
+
+
+@pytest.mark.parametrize(
+  'module, arguments, message',
+  [
+    ('convert', ['a.npz', 'b.npz', CONFIG], f'{CONFIG}: this command takes none; leave it out'),
+    ('predict', ['--weights=a.npz', 'a.png', '--ablation=no_lrn'], '--ablation=no_lrn: this'),
+    ('results.report', ['runs', CONFIG], 'this command takes none'),
+    ('evaluate', ['--workdir=run', CONFIG], 'a run is evaluated with its own config; leave it out'),
+    ('evaluate', ['--ensemble=a,b', '--ablation=k1,no_lrn'], '--ablation=k1,no_lrn: a run is'),
+  ],
+)
+def test_a_config_that_would_do_nothing_is_refused(tmp_path, module, arguments, message):
+  assert_refused(command(module, *arguments, folder=tmp_path), message)
 
 
 def test_evaluating_weights(tmp_path):
