@@ -219,7 +219,7 @@ def _check_words(what: str, words: list[str], allowed: tuple[str, ...]) -> None:
 
 
 def _write(path: Path, record: dict) -> None:
-  from alexnet_jax.results import files
+  from alexnet_jax import files
 
   try:
     files.write_json(path, record)

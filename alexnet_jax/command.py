@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import ablations, distributed
+from alexnet_jax import ablations, distributed, files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import Diverged, Interrupted, MembersFailed, UserError
 
@@ -147,12 +147,8 @@ def _refuse_object_stores() -> None:
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
     for flag in defined if module.startswith(('alexnet_jax.', sys.argv[0])) else ():
       for value in flag.value if isinstance(flag.value, list) else [flag.value]:
-        if isinstance(value, str) and re.match('[a-z][a-z0-9]*://', value):
-          raise UserError(
-            f'--{flag.name}={value}: not a folder or file of this machine; files are renamed and'
-            ' mapped into memory, which object stores cannot do: use a disk, and copy before or'
-            ' afterwards'
-          )
+        if isinstance(value, str) and '://' in value:
+          files.expand(value, f'--{flag.name}')
 
 
 def _guard(main: Callable[[], None]) -> int:

@@ -47,7 +47,7 @@ def _edits(value) -> str | None:
 
 
 def _on_disk(value: str) -> str | None:
-  return 'a folder on a disk, whose files can be mapped into memory' if '://' in value else None
+  return 'on a disk of this machine: copy it there first' if '://' in value else None
 
 
 def _anything(value) -> None:
@@ -90,7 +90,7 @@ FIELDS: dict[str, Field] = {
   'deterministic': Field(
     False, _anything, 'have a GPU repeat itself to the bit, which is slower; others always do'
   ),
-  'weights': Field('', _anything, 'start from the net in this file or workdir; "": at random'),
+  'weights': Field('', _on_disk, 'start from the net in this file or workdir; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
   'model.edits': Field((), _edits, 'ablations of alexnet_jax/model/ablations.py, in this order'),
   'model.compute_dtype': Field(
@@ -113,7 +113,7 @@ FIELDS: dict[str, Field] = {
   ),
   'data.name': Field('imagenet2012', _anything, 'TFDS data set'),
   'data.dir': Field(
-    '', _anything, 'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets'
+    '', _on_disk, 'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets'
   ),
   'data.store': Field('', _on_disk, 'the prepared store; "": beside data.dir'),
   'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),

@@ -46,8 +46,8 @@ _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 def main() -> None:
   config, name = command.read_config()
   compilation_cache.prepare_process()
+  from alexnet_jax import files
   from alexnet_jax.model import nets
-  from alexnet_jax.results import files
   from alexnet_jax.train import diagnosis
   from alexnet_jax.train.parallel import Devices
   from alexnet_jax.train.workdir import environment

@@ -205,7 +205,8 @@ def _weights(members, label) -> list[float]:
 
 def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   """Prints the table and the worst classes of the last row, and writes both files."""
-  from alexnet_jax.results import files, scores
+  from alexnet_jax import files
+  from alexnet_jax.results import scores
   from alexnet_jax.train import processes
   from alexnet_jax.train.evaluation import Predictions, write_predictions
   from alexnet_jax.train.parallel import Devices

@@ -187,7 +187,7 @@ def _square(predictor, prediction: 'Prediction'):
 
 
 def _write_json(predictor, found: dict) -> None:
-  from alexnet_jax.results import files
+  from alexnet_jax import files
 
   value = {'weights': predictor.weights.source, 'views': int(_VIEWS.value), **found}
   if _JSON.value == '-':
@@ -199,7 +199,7 @@ def _write_json(predictor, found: dict) -> None:
 def _write_features(found: list['Prediction']) -> None:
   import numpy as np
 
-  from alexnet_jax.results import files
+  from alexnet_jax import files
 
   buffer = io.BytesIO()
   features = np.stack([each.features for each in found])

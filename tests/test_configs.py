@@ -356,7 +356,7 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
     (['--config=configs/digits.py', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),
     (
       ['--config=configs/digits.py', '--config.data.store=gs://b/x'],
-      "config.data.store='gs://b/x': must be a folder on a disk",
+      "config.data.store='gs://b/x': must be on a disk",
     ),
   ],
 )

@@ -10,12 +10,13 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results import files
 from alexnet_jax.results.console import Console, duration, results_table
 from alexnet_jax.results.metrics import MetricWriter, read_metrics
 
@@ -56,6 +57,20 @@ def test_files_are_replaced_whole(tmp_path, monkeypatch):
   assert path.read_bytes() == b'n\xc3\xa9\n'
 
 
+def test_paths_of_users(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert files.expand('~/x', '--workdir') == Path('/home/me/x')
+  assert files.expand('a/~/x:y', '--workdir') == Path('a/~/x:y')
+  for given, match in (
+    ('gs://bucket/x', r'^--json=gs://bucket/x: not a folder or file of this machine'),
+    ('S3://bucket/x', '--json=S3://bucket/x: not a folder'),
+    ('~nobody-of-this-name/x', '--json=~nobody-of-this-name/x: there is no such home'),
+  ):
+    with pytest.raises(UserError, match=match) as caught:
+      files.expand(given, '--json')
+    assert '\n' not in str(caught.value)
+
+
 def test_files_get_the_permissions_of_ordinary_files(tmp_path):
   (tmp_path / 'plain').write_text('')
   files.write_bytes(tmp_path / 'atomic', b'')
@@ -69,14 +84,16 @@ def test_json_is_strict(tmp_path):
     'f32': np.float32(0.5),
     'n': np.arange(2),
     'p': tmp_path,
+    'bytes': os.fsdecode(b'\xff'),
     3: (True, None),
   }
-  assert json.loads(files.to_json(value)) == {
+  assert json.loads(files.to_json(value).encode()) == {
     'nan': None,
     'np': None,
     'f32': 0.5,
     'n': [0, 1],
     'p': str(tmp_path),
+    'bytes': '\udcff',
     '3': [True, None],
   }
   with pytest.raises(TypeError, match='not JSON serializable'):
@@ -248,6 +265,7 @@ def test_tensorboard_shows_no_stale_points(tmp_path):
 def test_writing_and_reading_import_no_other_framework(tmp_path):
   code = """
 import sys
+from pathlib import Path
 import alexnet_jax.results.console, alexnet_jax.results.figures
 from alexnet_jax.results.metrics import MetricWriter
 writer = MetricWriter(sys.argv[1])

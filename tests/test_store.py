@@ -19,7 +19,8 @@ import rich.console
 from PIL import Image
 from tiny_data import data_config, write_folder
 
-from alexnet_jax.data import atomic, images, merge, order, raw_images, store
+from alexnet_jax import files
+from alexnet_jax.data import images, merge, order, raw_images, store
 from alexnet_jax.data.folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.progress import Console, Silent
@@ -369,17 +370,17 @@ def test_unreadable_images_at_the_end(tmp_path):
 
 def test_interrupted_leaving_out(broken, tmp_path, monkeypatch):
   source = open_folder(broken, 0.25)
-  real = atomic.write_json
+  real = files.write_json
 
   def fail(path, value):
     if path.name == 'meta.json':
       raise KeyboardInterrupt  # holes are filled by now
     real(path, value)
 
-  monkeypatch.setattr(atomic, 'write_json', fail)
+  monkeypatch.setattr(files, 'write_json', fail)
   with pytest.raises(KeyboardInterrupt):
     write(source, tmp_path / 'store', unreadable='skip')
-  monkeypatch.setattr(atomic, 'write_json', real)
+  monkeypatch.setattr(files, 'write_json', real)
   write(source, tmp_path / 'store', unreadable='skip')
   check_skipped(tmp_path / 'store', source)
 

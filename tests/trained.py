@@ -5,9 +5,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as configs
+from alexnet_jax import files
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.results import files
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.workdir import CONFIG, claim_workdir

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data import atomic, statistics, store
+from alexnet_jax import files
+from alexnet_jax.data import statistics, store
 from alexnet_jax.data.images import UnreadableImage
 from alexnet_jax.data.jpeg_images import JpegImages
 from alexnet_jax.data.parts import Part, Record
@@ -117,7 +118,7 @@ class Job:
     for split, indices in self.indices.items():
       (self.folder / split).mkdir()
       self.images(split).begin(len(indices))
-    atomic.write_json(self.folder / 'job.json', self.describe())
+    files.write_json(self.folder / 'job.json', self.describe())
 
   def write_part(self, part: Part, advance: Callable[[int], object]) -> None:
     """Writes one range of rows, then its record. Unreadable rows are left black."""
@@ -141,16 +142,17 @@ class Job:
         advance(len(rows))
 
     written = self.images(part.split).write(part, blocks())
-    atomic.write_npz(
-      self.record_file(part),
-      **written,
-      labels=labels,
-      count=np.int64(totals.count),
-      pixels=totals.pixels.astype(np.uint32),
-      products=totals.products,
-      bad_rows=np.array(list(reasons), np.int64),
-      reasons=np.array(list(reasons.values()), np.str_),
-    )
+    with files.replacing(self.record_file(part)) as file:
+      np.savez(
+        file,
+        **written,
+        labels=labels,
+        count=np.int64(totals.count),
+        pixels=totals.pixels.astype(np.uint32),
+        products=totals.products,
+        bad_rows=np.array(list(reasons), np.int64),
+        reasons=np.array(list(reasons.values()), np.str_),
+      )
 
   def _read_row(self, split: str, row: int) -> tuple[np.ndarray, int]:
     return store.read_row(

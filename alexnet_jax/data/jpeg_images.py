@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexnet_jax.data import atomic
+from alexnet_jax import files
 from alexnet_jax.data.parts import Moves, Part, Record
 
 try:
@@ -114,7 +114,7 @@ class JpegImages:
 
   def write(self, part: Part, blocks: Iterable[np.ndarray]) -> Record:
     sizes, checksum = [], 0
-    with atomic.replacing(_part_file(self._folder, part.number)) as file:
+    with files.replacing(_part_file(self._folder, part.number)) as file:
       for block in blocks:
         for pixels in block:
           data = _encode(pixels, self._quality)
@@ -133,7 +133,8 @@ class JpegImages:
       places[part.start : part.stop, 2] = record['sizes']
     for hole, filler in moves:
       places[hole] = places[filler]
-    atomic.write_npy(self._folder / PLACES, places[:rows])
+    with files.replacing(self._folder / PLACES) as file:
+      np.save(file, places[:rows], allow_pickle=False)
     return {
       'images': [int(record['checksum']) for record in records],
       PLACES: zlib.crc32((self._folder / PLACES).read_bytes()),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import PIL
 
-from alexnet_jax.data import atomic, statistics, store
+from alexnet_jax import files
+from alexnet_jax.data import statistics, store
 from alexnet_jax.data.job import Job
 from alexnet_jax.errors import UserError
 
@@ -49,7 +50,7 @@ def commit(job: Job, unreadable: str) -> None:
     pixels = record['pixels'].astype(np.uint64)
     totals += statistics.Sums(int(record['count']), pixels, record['products'])
   stdevs, eigenvectors = statistics.colour_components(totals)
-  atomic.write_npy(job.folder / 'mean.npy', statistics.mean_image(totals))
+  _write_array(job.folder / 'mean.npy', statistics.mean_image(totals))
   meta['crc32']['mean.npy'] = zlib.crc32((job.folder / 'mean.npy').read_bytes())
   meta |= {
     'colour_stdevs': stdevs.tolist(),
@@ -59,7 +60,7 @@ def commit(job: Job, unreadable: str) -> None:
     },
     'versions': {'numpy': np.__version__, 'pillow': PIL.__version__},
   }
-  atomic.write_json(job.folder / 'meta.json', meta)
+  files.write_json(job.folder / 'meta.json', meta)
 
 
 def publish(job: Job, path: pathlib.Path) -> None:
@@ -68,6 +69,8 @@ def publish(job: Job, path: pathlib.Path) -> None:
   for split, count in counts.items():
     job.images(split).publish(count)
   shutil.rmtree(job.folder / 'parts', ignore_errors=True)
+  for left in job.folder.rglob('.*.tmp'):  # of writers that were killed
+    left.unlink()
   (job.folder / 'job.json').unlink(missing_ok=True)
   job.folder.rename(path)
 
@@ -109,8 +112,13 @@ def _merge_rows(job: Job, split: str, count: int, bad: list[int]) -> dict[str, A
   for hole, filler in moves:
     labels[hole], indices[hole] = labels[filler], indices[filler]
   checksums = job.images(split).merge(job.parts(split), records, count, moves)
-  files = {'labels': labels[:count], 'source_index': indices[:count]}
-  for name, values in files.items():
-    atomic.write_npy(job.folder / split / f'{name}.npy', values)
+  arrays = {'labels': labels[:count], 'source_index': indices[:count]}
+  for name, values in arrays.items():
+    _write_array(job.folder / split / f'{name}.npy', values)
   checksums['labels.npy'] = zlib.crc32((job.folder / split / 'labels.npy').read_bytes())
   return {f'{split}/{name}': value for name, value in checksums.items()}
+
+
+def _write_array(path: pathlib.Path, values: np.ndarray) -> None:
+  with files.replacing(path) as file:
+    np.save(file, values, allow_pickle=False)

@@ -13,6 +13,7 @@ import numpy as np
 from alexnet_jax.data import images
 from alexnet_jax.data.folder import EXTENSIONS
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
 
 # Few enough to share out evenly, enough that handing them over costs nothing: single small files
 # keep threads waiting for each other.
@@ -31,7 +32,7 @@ def find(arguments: Iterable[str]) -> list[pathlib.Path]:
   """
   found: list[pathlib.Path] = []
   for argument in arguments:
-    path = pathlib.Path(argument).expanduser()
+    path = expand(argument, 'picture')
     if not path.is_dir():
       found.append(path)
       continue

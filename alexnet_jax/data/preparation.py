@@ -7,6 +7,7 @@ from typing import Any
 from alexnet_jax.data import sources, store, writer
 from alexnet_jax.data.progress import Console, Progress
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
 
 
 def prepare_store(
@@ -48,7 +49,7 @@ def prepare_store(
 def store_path(data_config: Any) -> pathlib.Path:
   """Where a configuration's store is: `store`, or beside the data set's folder."""
   if data_config.store:
-    return pathlib.Path(data_config.store).expanduser()
+    return expand(data_config.store, 'data.store')
   directory = sources.data_directory(data_config).resolve()
   name = directory.name if data_config.source == 'folder' else data_config.name
   name = name.replace('/', '-').replace(':', '-')

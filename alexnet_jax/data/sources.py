@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
 
 KINDS = ('tfds', 'folder', 'digits', 'synthetic')
 
@@ -115,11 +116,10 @@ def check_classes(data_config: Any, name: str, classes: int) -> None:
 def data_directory(data_config: Any) -> pathlib.Path:
   """Where a configuration's data are: `dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
   if data_config.dir:
-    return pathlib.Path(data_config.dir).expanduser()
+    return expand(data_config.dir, 'data.dir')
   if data_config.source == 'folder':
     raise UserError(
       'data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with a folder of '
       'images for each class'
     )
-  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return pathlib.Path(default).expanduser()
+  return expand(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets', '$TFDS_DATA_DIR')

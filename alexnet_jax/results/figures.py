@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results import files
 
 _DPI = 160
 _INK, _FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results import files
 from alexnet_jax.results.events import EventWriter
 
 JSONL = 'metrics.jsonl'

@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from alexnet_jax import files
 from alexnet_jax.errors import Interrupted
-from alexnet_jax.results import files
 from alexnet_jax.sweep.members import Member
 
 LOG, LOCK = 'output.log', '.sweep.lock'

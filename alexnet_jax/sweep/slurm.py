@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet_jax import files
 from alexnet_jax.errors import Interrupted, UserError
-from alexnet_jax.results import files
 from alexnet_jax.sweep.members import Member
 
 _SCRIPT = """#!/bin/bash

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
-from alexnet_jax.results import files
 from alexnet_jax.train import augment, processes
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host

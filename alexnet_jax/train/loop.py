@@ -10,11 +10,11 @@ import flax
 import ml_collections
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.config import to_json
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.results import files
 from alexnet_jax.results.console import Console, class_table, results_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.train import processes

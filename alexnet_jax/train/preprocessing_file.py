@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results import files
 from alexnet_jax.train.augment import Preprocessing
 
 PREPROCESSING = 'preprocessing.npz'

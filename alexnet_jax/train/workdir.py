@@ -17,8 +17,8 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax import config as configs
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results import files
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.train.preprocessing_file import write_preprocessing
 

@@ -21,7 +21,7 @@ _OUT = flags.DEFINE_string('out', None, 'Folder for the report; the first DIR if
 def main(folders: list[str]) -> None:
   if not folders:
     raise UserError('give folders of runs or of sweeps: python -m alexnet_jax.results.report DIR')
-  from alexnet_jax.results import files
+  from alexnet_jax import files
   from alexnet_jax.results.report import comparison, page, runs, tables
 
   found, unfinished = runs.find([Path(folder) for folder in folders])

@@ -1,18 +1,49 @@
-"""Files that are whole or not there: write beside the target, flush to disk, rename.
+"""Paths that a user gives, and files that are whole or not there.
 
-A reader, or a run killed in the middle of a write, sees the old content or the new, never a part.
+Files are written beside the target, flushed to disk and renamed: a reader, or a run killed in the
+middle of a write, sees the old content or the new, never a part.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from alexnet_jax.errors import UserError
+
+_OBJECT_STORE = re.compile('[a-z][a-z0-9+.-]*://', re.IGNORECASE)
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Replaces the content of `path` at once; makes its folder if need be.
+def expand(path: str | os.PathLike, what: str) -> Path:
+  """The path that a user gave, `~` expanded.
+
+  Args:
+    path: as given.
+    what: the flag, field or variable that it was given in, such as '--workdir' or 'data.dir'.
+
+  Raises:
+    UserError: an address such as gs://bucket, of which `Path` would make a folder; an unknown
+      home.
+  """
+  text = os.fspath(path)
+  if _OBJECT_STORE.match(text):
+    raise UserError(
+      f'{what}={text}: not a folder or file of this machine; files are renamed and mapped into'
+      ' memory, which object stores cannot do: use a disk, and copy before or afterwards'
+    )
+  try:
+    return Path(text).expanduser()
+  except RuntimeError as error:
+    raise UserError(f'{what}={text}: there is no such home folder: give the whole path') from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file to write that becomes `path` when it is complete and on disk; makes its folder.
 
   Raises:
     OSError: the disk is full, the folder is read-only, ...; `path` then holds what it held before.
@@ -23,7 +54,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     with open(temporary, 'wb') as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -31,6 +62,12 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     temporary.unlink(missing_ok=True)
     raise
   _sync_directory(path.parent)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+  """Like `replacing`, of bytes that are there."""
+  with replacing(path) as file:
+    file.write(data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -44,8 +81,12 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-  """Strict JSON text: numbers that are not finite become null, arrays lists, paths strings."""
-  return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+  """Strict JSON text: numbers that are not finite become null, arrays lists, paths strings.
+
+  Bytes of file names that are no UTF-8 become JSON's own escapes, which readers turn back.
+  """
+  text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+  return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def _plain(value: Any) -> Any:
