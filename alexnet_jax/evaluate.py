@@ -5,7 +5,7 @@
   python -m alexnet_jax.evaluate --weights=alexnet.pth --config=configs/imagenet.py:owt
 
 Every held-out image is counted exactly once, on any number of devices.  The softmax probabilities
-of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % bootstrap
+of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % Wilson
 interval of each error and the worst classes; the first folder gets `predictions-*.npz` (label,
 probabilities) and `evaluation-*.json`.
 
@@ -224,7 +224,7 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
       text = f'  {metric:<11}{value:.4f}'
       if metric != 'loss':
         wrong = scores.wrong(probabilities, label, int(metric[3]))
-        low, high = scores.bootstrap_interval(wrong)
+        low, high = scores.error_interval(wrong.sum(), len(wrong))
         results[name][f'{metric}_interval'] = (low, high)
         text = f'  {metric:<11}{value:7.2%}   95 % interval {low:.2%} to {high:.2%}'
       print(text)

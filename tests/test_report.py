@@ -166,6 +166,11 @@ def test_the_interval_over_images_is_that_of_drawing_images_again(report):
   assert low < float(line['top1_error_difference']) < high
 
 
+def test_the_interval_over_images_of_runs_that_are_never_wrong_apart():
+  low, high = comparison.bootstrap_mean(np.zeros(36))
+  assert (low, high) == pytest.approx((-3.841459 / 39.841459, 3.841459 / 39.841459))
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
   random = np.random.default_rng(0)
   covered = [

@@ -7,6 +7,7 @@ saved `predictions-*.npz`.
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 
 def wrong(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -37,26 +38,18 @@ def errors(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
   return result
 
 
-def bootstrap_interval(
-  wrongs: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-  """Percentile bootstrap interval of an error rate (Efron 1979).
-
-  Drawing n images with replacement out of n makes the number of wrong ones binomial, so that
-  number is drawn directly.
+def error_interval(wrongs: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+  """Wilson's score interval of an error rate (1927), which none or all wrong does not make a point.
 
   Args:
-    wrongs: bool (n,).
+    wrongs: images taken for another class.
+    images: all of them.
     confidence: probability covered.
-    resamples: number of draws.
-    seed: of the draws.
 
   Returns:
     Lower and upper end, fractions.
   """
-  n, tail = len(wrongs), (1 - confidence) / 2
-  rates = np.random.default_rng(seed).binomial(n, float(np.mean(wrongs)), resamples) / n
-  low, high = np.quantile(rates, (tail, 1 - tail))
+  low, high = stats.binomtest(int(wrongs), images).proportion_ci(confidence, method='wilson')
   return float(low), float(high)
 
 

@@ -17,6 +17,7 @@ from scipy import special
 
 from alexnet_jax import ablations
 from alexnet_jax import config as configs
+from alexnet_jax.results import scores
 from alexnet_jax.results.report.runs import METRICS, Run
 
 Interval = tuple[float, float]
@@ -226,8 +227,15 @@ def _over_images(pairs: Sequence[tuple[Run, Run]], k: int) -> Interval | None:
 def bootstrap_mean(
   values: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-  """Percentile bootstrap interval of a mean of few distinct values, drawn as their counts."""
+  """Percentile bootstrap interval of a mean of few distinct values, drawn as their counts.
+
+  Equal values would make it a point: then it is as wide as what so many images leave open of the
+  share of others (Wilson).
+  """
   distinct, counts = np.unique(values, return_counts=True)
+  if len(distinct) == 1:
+    _, unseen = scores.error_interval(0, len(values), confidence)
+    return float(distinct[0] - unseen), float(distinct[0] + unseen)
   draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), resamples)
   tail = (1 - confidence) / 2
   low, high = np.quantile(draws @ distinct / len(values), (tail, 1 - tail))
