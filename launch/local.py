@@ -19,7 +19,6 @@ Exit codes: 0 done, 1 given up, 2 bad input, 3 diverged, 75 asked to stop and sa
 """
 
 import argparse
-import ctypes
 import fcntl
 import os
 import shutil
@@ -30,11 +29,12 @@ import sys
 import time
 from pathlib import Path
 
+from alexnet_jax.runtime.child_processes import signal_on_parent_death
+
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE = 15.0  # seconds from SIGTERM to SIGKILL for processes that lost a peer
 _LOCK_WAIT = 10.0  # seconds that processes of a killed supervisor may take to vanish
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Supervisor:
@@ -108,7 +108,7 @@ class Supervisor:
         stdout=file,
         stderr=file,
         start_new_session=True,  # Ctrl-C reaches them through `forward` only, once
-        preexec_fn=_die_with_parent(),
+        preexec_fn=signal_on_parent_death(signal.SIGKILL),
         pass_fds=[self._lock],
       )
 
@@ -152,21 +152,6 @@ def _gpus() -> list[str]:
     return [gpu for gpu in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
   listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
   return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
-
-
-def _die_with_parent():
-  """A function for the child to call: the kernel then kills it when this program ends."""
-  if sys.platform != 'linux':
-    return None
-  prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: a forked child should do little
-  parent = os.getpid()
-
-  def call():
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # ended before the call
-      os._exit(1)
-
-  return call
 
 
 def _free_port() -> int:
