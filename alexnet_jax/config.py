@@ -99,9 +99,6 @@ FIELDS: dict[str, Field] = {
   'model.ghost_batch': Field(
     0, _between(0), 'images per batch-norm moment on a device; 0: the global batch'
   ),
-  'model.fused_kernels': Field(
-    False, _anything, 'train LRN, its pool and ReLUs as one kernel each way; on GPUs; not measured'
-  ),
   'model.onednn': Field(
     True, _anything, 'on x86 CPUs convolve in float32 by oneDNN: faster, but slower to start'
   ),
@@ -249,12 +246,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.model.ghost_batch={config.model.ghost_batch}: net'
       f' {nets.title(config.model)} has no batch normalization; set it to 0'
-    )
-  has_response_norm = any(isinstance(row, layers.ResponseNorm) for row in table)
-  if config.model.fused_kernels and not has_response_norm:
-    raise UserError(
-      f'config.model.fused_kernels=True: net {nets.title(config.model)} has no response norm across'
-      ' maps; set it to False'
     )
   if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
     raise UserError(

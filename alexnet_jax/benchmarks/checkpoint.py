@@ -85,7 +85,6 @@ class SavingTraining:
     self._config = configs.from_json(config)
     self._devices = Devices()
     self._devices.check_training_batch(self._config)
-    self._devices.check_kernels(self._config)
 
   def environment(self) -> dict:
     return environment(self._devices)

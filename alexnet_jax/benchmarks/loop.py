@@ -67,7 +67,6 @@ class OurLoop(Side):
     self._config = configs.from_json(config)
     self._devices = Devices()
     self._devices.check_training_batch(self._config)
-    self._devices.check_kernels(self._config)
     store = prepare_store(self._config.data)
     check_room(self._config, store.train, self._devices)
     experiment = make_experiment(self._config, store, AXIS)

@@ -26,8 +26,6 @@ class AlexNet(nn.Module):
     axis_name: the pmapped axis over which batch normalization takes its moments and dense layers
       with `shards` are spread; None on one device.
     ghost_batch: when positive, batch normalization takes its moments over this many images.
-    fused_kernels: whether training computes response norms, with what `layers.pieces` puts
-      together with them, by GPU kernels, unless `intermediates` are asked for.
     onednn: whether convolutions are oneDNN's, see `onednn.py`; float32 only.
   """
 
@@ -35,7 +33,6 @@ class AlexNet(nn.Module):
   compute_dtype: Any = jnp.float32
   axis_name: str | None = None
   ghost_batch: int = 0
-  fused_kernels: bool = False
   onednn: bool = False
 
   @nn.compact
@@ -54,15 +51,10 @@ class AlexNet(nn.Module):
       `outputs` holds every row's output by the row's name.
     """
     x, outputs = images.astype(self.compute_dtype), {}
-    fuse = self.fused_kernels and train and not self.is_mutable_collection('intermediates')
-    for index, rows in layers.pieces(self.table, fuse):
-      name = '+'.join(row.name for row in rows)
-      with jax.named_scope(name):  # profiles show it; rows without weights have no other name
-        if fuse and any(isinstance(row, layers.ResponseNorm) for row in rows):
-          x = _fused(rows, x)
-        else:
-          x = self._run(rows[0], x, train, keys, index)
-      outputs[rows[-1].name] = x
+    for index, row in enumerate(self.table):
+      with jax.named_scope(row.name):  # profiles show it; rows without weights have no other name
+        x = self._run(row, x, train, keys, index)
+      outputs[row.name] = x
     # In one piece: a name of its own for every output would collide with the layer's parameters.
     self.sow('intermediates', 'outputs', outputs, reduce_fn=lambda _, new: new)
     return x
@@ -93,19 +85,6 @@ class AlexNet(nn.Module):
       case layers.Dropout():
         return dropout(x, row.keep, row.inverted, train, keys, index)
     raise TypeError(f'no computation for layer {row}')
-
-
-def _fused(rows: layers.Table, x: jax.Array) -> jax.Array:
-  # Imported late: only these kernels need Pallas and its Triton.
-  from alexnet_jax.model.kernels import Norm
-  from alexnet_jax.model.pooled_response import pooled_response
-  from alexnet_jax.model.response_kernel import response
-
-  [row] = [row for row in rows if isinstance(row, layers.ResponseNorm)]
-  norm = Norm(row.size, row.alpha, row.beta, row.k, row.groups, relu_before=rows[0] is not row)
-  if rows[-1] is row:
-    return response(x, norm)
-  return pooled_response(x, norm, isinstance(rows[-1], layers.Relu))
 
 
 class Weighted(nn.Module):

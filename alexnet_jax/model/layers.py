@@ -226,30 +226,6 @@ def count_macs(table: Table, shape: Shape) -> int:
   return sum(row.macs(inputs) for row, inputs, _ in walk(table, shape))
 
 
-def pieces(table: Table, fused: bool) -> list[tuple[int, Table]]:
-  """Splits a table into what is computed at once: [(index of the first row, rows)].
-
-  Single rows, but if `fused` a response norm together with the ReLU right before it, the
-  overlapping 3x3 pool right after it and the ReLU after that: what `kernels.py` is for.
-  """
-  found, index = [], 0
-  while index < len(table):
-    length = _fused(table[index:]) if fused else 1
-    found.append((index, table[index : index + length]))
-    index += length
-  return found
-
-
-def _fused(table: Table) -> int:
-  before = isinstance(table[0], Relu)
-  norm, pool, after = (*table[before : before + 3], None, None, None)[:3]
-  if not isinstance(norm, ResponseNorm):
-    return 1
-  if type(pool) is not MaxPool or (pool.window, pool.stride) != (3, 2):
-    return before + 1
-  return before + 2 + isinstance(after, Relu)
-
-
 def narrow(table: Table, divisor: int) -> Table:
   """The same net with 1/divisor of the channels in every layer but the last.
 

@@ -122,7 +122,6 @@ def make_experiment(
     jnp.dtype(config.model.compute_dtype),
     axis_name,
     config.model.ghost_batch,
-    config.model.fused_kernels,
     onednn.used(config.model),
   )
   shapes = {

@@ -74,7 +74,6 @@ def train(
   devices = Devices()
   primary = devices.process_index == 0
   devices.check_training_batch(config)
-  devices.check_kernels(config)
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   devices.dense_shards(config)  # raises before data are prepared
   changes = check_workdir(workdir, config, command, allowed)

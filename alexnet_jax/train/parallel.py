@@ -78,14 +78,6 @@ class Devices:
         f' use --config.model.ghost_batch={images}'
       )
 
-  def check_kernels(self, config) -> None:
-    """Raises UserError where these devices cannot run the GPU kernels that a config asks for."""
-    if config.model.fused_kernels and self.platform != 'gpu':
-      raise UserError(
-        f'config.model.fused_kernels=True: its kernels run on GPUs, and this is a {self.platform}:'
-        ' use --config.model.fused_kernels=False'
-      )
-
   def memory_bytes(self) -> int | None:
     """What the smallest device of this process has for arrays; None where it does not say."""
     stats = [device.memory_stats() or {} for device in self._whole.device_set]
