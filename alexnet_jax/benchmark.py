@@ -29,7 +29,6 @@ turns, so that only one computes at a time.  Goals, and how each is measured: do
 
 import difflib
 import itertools
-import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from absl import flags
 
 from alexnet_jax import command
 from alexnet_jax import config as configs
+from alexnet_jax.cores import usable_cores
 from alexnet_jax.errors import UserError
 
 _TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
@@ -81,7 +81,7 @@ _PREPARE_IMAGES = flags.DEFINE_integer(
   'prepare_images', 2000, 'Images in the store of the prepare benchmark.', lower_bound=10
 )
 _WORKERS = flags.DEFINE_integer(
-  'workers', os.cpu_count(), 'Processes of the prepare benchmark.', lower_bound=1
+  'workers', usable_cores(), 'Processes of the prepare benchmark.', lower_bound=1
 )
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
 _COMPARE = flags.DEFINE_string(

@@ -21,6 +21,8 @@ import platform
 import sys
 from pathlib import Path
 
+from alexnet_jax.cores import usable_cores
+
 # Also small programs, of which a start has dozens; the smallest are compiled faster than read.
 _MIN_COMPILE_SECONDS = 0.1
 
@@ -87,6 +89,5 @@ def _machine() -> str:
     for line in text.partition('\n\n')[0].splitlines() or ['']
     if line.startswith(('vendor_id', 'cpu family', 'model', 'flags', 'Features', 'CPU'))
   ]
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  facts = [platform.machine(), *features, str(cores), os.environ.get('NPROC', '')]
+  facts = [platform.machine(), *features, str(usable_cores()), os.environ.get('NPROC', '')]
   return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]

@@ -1,7 +1,6 @@
 """The feed benchmark: batches of stored uint8 images from a file in the page cache to memory."""
 
 import contextlib
-import os
 import shutil
 import statistics
 import tempfile
@@ -12,6 +11,7 @@ import numpy as np
 from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.sides import Side, Unavailable
 from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.cores import usable_cores
 from alexnet_jax.cpu import prepare_process
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
@@ -170,7 +170,7 @@ class DataLoaderFeed(Side):
   def run(self, batches: int) -> int:
     rows = self._random.integers(0, len(self._rows), batches * BATCH_SIZE).tolist()
     loader = self._torch.utils.data.DataLoader(
-      self._rows, BATCH_SIZE, sampler=rows, num_workers=len(os.sched_getaffinity(0))
+      self._rows, BATCH_SIZE, sampler=rows, num_workers=usable_cores()
     )
     return sum(len(batch) for batch in loader)
 

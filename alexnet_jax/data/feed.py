@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import order
 from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
@@ -212,7 +213,7 @@ class Gather:
     if split.file is not None:
       self._source, self._threads = _FileRows(split), READERS
     elif isinstance(split.images, JpegRows):
-      self._source, self._threads = split.images, len(os.sched_getaffinity(0))
+      self._source, self._threads = split.images, usable_cores()
     self._readers = concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix='read')
 
   def __call__(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:

@@ -3,13 +3,13 @@
 import collections
 import concurrent.futures
 import itertools
-import os
 import pathlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import images
 from alexnet_jax.data.folder import EXTENSIONS
 from alexnet_jax.errors import UserError
@@ -98,8 +98,7 @@ def _decoded(pictures, size: int, resize: str, ahead: int):
   def decode(first: int):
     return [_try_square(picture, size, resize) for picture in pictures[first : first + _RUN]]
 
-  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix='decode')
+  pool = concurrent.futures.ThreadPoolExecutor(usable_cores(), thread_name_prefix='decode')
   waiting: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
     for first in range(0, len(pictures), _RUN):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import merge, store
 from alexnet_jax.data.images import RESIZES
 from alexnet_jax.data.job import Job, Part
@@ -99,7 +100,7 @@ def _write_parts(job: Job, workers: int, progress: Progress, lock: TextIO) -> No
   waiting = job.waiting()
   total = sum(len(indices) for indices in job.indices.values())
   done = total - sum(map(len, waiting))
-  workers = min(workers or len(os.sched_getaffinity(0)), len(waiting))
+  workers = min(workers or usable_cores(), len(waiting))
   title = f'preparing {job.source.name} {job.image_size}x{job.image_size}'
   with progress.count(title, total, done) as advance:
     if workers > 1:

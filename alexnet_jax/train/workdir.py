@@ -18,6 +18,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
+from alexnet_jax.cores import usable_cores
 from alexnet_jax.errors import UserError
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.train.preprocessing_file import write_preprocessing
@@ -199,7 +200,7 @@ def environment(devices) -> dict[str, Any]:
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'hardware': f'{devices.global_count} x {devices.platform} ({devices.kind})',
     'processor': _processor(),
-    'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+    'cores': usable_cores(),
     'processes': devices.process_count,
     'python': platform.python_version(),
     'versions': {name: version for name in _PACKAGES if (version := _version(name))},
