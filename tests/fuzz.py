@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import io
-import json
 import random
 import re
 import resource
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import tiny_data
+from helpers import tiny_data
 
 from alexnet_jax.errors import UserError
 
@@ -153,7 +152,7 @@ def _limits() -> Iterator[None]:
 
 
 def _weights() -> Target:
-  import weight_files as files
+  from helpers import weight_files as files
 
   from alexnet_jax.weights import load, npz
 
@@ -219,56 +218,11 @@ def _store(file: str) -> Target:
   return Target(lambda: {file.name: good}, read)
 
 
-def _config() -> Target:
-  from alexnet_jax import config
-  from alexnet_jax.train import workdir
-
-  def samples():
-    changed = config.default()
-    changed.optimizer.layer_factors = {'conv1': ((67.0, 0.1), (72.0, 0.0))}
-    return {'config.json': json.dumps(config.to_json(changed), indent=1).encode()}
-
-  return Target(samples, lambda path: config.from_json(workdir.read_json(path)))
-
-
-def _metrics() -> Target:
-  from alexnet_jax.results import metrics
-
-  line = '{"step": %d, "train/loss": 2.5, "eval/top1_error": null, "epoch": 0.25}\n'
-  sample = ''.join(line % step for step in range(1, 30)).encode()
-
-  def read(path):
-    (path.parent / metrics.JSONL).write_bytes(path.read_bytes())
-    metrics.read_metrics(path.parent)
-
-  return Target(lambda: {metrics.JSONL: sample}, read)
-
-
-def _preprocessing() -> Target:
-  import trained
-
-  from alexnet_jax.train import preprocessing_file as kept
-
-  def samples():
-    with tempfile.TemporaryDirectory() as folder:
-      kept.write_preprocessing(Path(folder), trained.preprocessing())
-      return {kept.PREPROCESSING: (Path(folder) / kept.PREPROCESSING).read_bytes()}
-
-  def read(path):
-    (path.parent / kept.PREPROCESSING).write_bytes(path.read_bytes())
-    kept.read_preprocessing(path.parent)
-
-  return Target(samples, read)
-
-
 TARGETS = {
   'weights': _weights,
   'images': _images,
   'store': lambda: _store('meta.json'),
   'labels': lambda: _store('train/labels.npy'),
-  'config': _config,
-  'metrics': _metrics,
-  'preprocessing': _preprocessing,
 }
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from same_ends import final
+from helpers.same_ends import final
 
 from alexnet_jax import config as configs
 from alexnet_jax.data import feed, order

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_data import ARCHIVE_BYTES, data_config, write_folder, write_imagenet_archives
+from helpers.tiny_data import ARCHIVE_BYTES, data_config, write_folder, write_imagenet_archives
 
 from alexnet_jax.data import check, preparation, tfds_source, writer
 from alexnet_jax.data.progress import Silent

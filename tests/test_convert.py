@@ -10,7 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
-import weight_files as files
+from helpers import weight_files as files
 
 from alexnet_jax import evaluate
 from alexnet_jax.errors import UserError

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.trained import CLASSES, digits_config, digits_net, preprocessing, write_run
 from PIL import Image
-from trained import CLASSES, digits_config, digits_net, preprocessing, write_run
 
 from alexnet_jax import config as configs
 from alexnet_jax.data.store import Split, Store
@@ -92,7 +92,7 @@ def test_running_moments_and_average_are_taken():
 
 
 def bn_variables():
-  from trained import random_variables
+  from helpers.trained import random_variables
 
   return random_variables('cifar_bn', len(CLASSES), 32)
 

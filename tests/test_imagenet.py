@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 import pytest
+from helpers.tiny_data import data_config, encoded, write_imagenet_archives
 from PIL import Image, ImageOps
 from test_images import pillow_crop
-from tiny_data import data_config, encoded, write_imagenet_archives
 
 from alexnet_jax.data import check, imagenet, images, tfds_prepare, tfds_source
 from alexnet_jax.data.folder import open_folder

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_data import encoded, write_imagenet_archives
+from helpers.tiny_data import encoded, write_imagenet_archives
 
 from alexnet_jax.data import imagenet, tfds_prepare
 

@@ -8,8 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.tiny_data import data_config, encoded
 from PIL import Image
-from tiny_data import data_config, encoded
 
 from alexnet_jax import config as configs
 from alexnet_jax.data import feed, jpeg_images, order, store

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from same_ends import assert_same_ends
+from helpers.same_ends import assert_same_ends
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if 'CUDA' not in name}

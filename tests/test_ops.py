@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_close
+from helpers.closeness import assert_close
 from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 

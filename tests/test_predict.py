@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
-from trained import (
+from helpers.trained import (
   CLASSES,
   digits_config,
   digits_net,
@@ -18,6 +17,7 @@ from trained import (
   random_variables,
   write_run,
 )
+from PIL import Image
 
 from alexnet_jax.data import pictures
 from alexnet_jax.errors import UserError

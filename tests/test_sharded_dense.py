@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_close
+from helpers.closeness import assert_close
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import communication

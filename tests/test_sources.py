@@ -12,7 +12,7 @@ import types
 
 import numpy as np
 import pytest
-from tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
+from helpers.tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
 
 from alexnet_jax.data import folder, generated, images, tfds_prepare, tfds_source
 from alexnet_jax.data.sources import data_directory, open_source

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_close
+from helpers.closeness import assert_close
 from jax.sharding import Mesh, PartitionSpec
 
 from alexnet_jax import config as configs

@@ -16,8 +16,8 @@ import time
 import numpy as np
 import pytest
 import rich.console
+from helpers.tiny_data import data_config, write_folder
 from PIL import Image
-from tiny_data import data_config, write_folder
 
 from alexnet_jax import files
 from alexnet_jax.data import images, merge, order, raw_images, store
@@ -231,7 +231,7 @@ def test_kill_9(insects, source, tmp_path, reference):
 def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
   here = pathlib.Path(__file__).parent
   finished = subprocess.run(
-    [sys.executable, here / 'killed_writer.py', insects, tmp_path, str(workers), encoding],
+    [sys.executable, here / 'helpers/killed_writer.py', insects, tmp_path, str(workers), encoding],
     env=os.environ | {'PYTHONPATH': str(here.parent)},
     capture_output=True,
     text=True,

@@ -12,7 +12,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
-import weight_files as files
+from helpers import weight_files as files
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
