@@ -55,8 +55,8 @@ ABLATIONS: dict[str, Ablation] = {
   ),
   'no_spatial_norm': Ablation('no normalization within a map, as the text of the paper'),
   'lrn_after_pool': Ablation(
-    'pools before it normalizes, as CaffeNet',
-    '#120 against #131, in the first layer: 41.04 / 18.71 against 40.93 / 18.57',
+    'the first layer pools before it normalizes',
+    '#120 against #131: 41.04 / 18.71 against 40.93 / 18.57',
     (0.11, 0.14),
   ),
   'lrn2_before_relu': Ablation(

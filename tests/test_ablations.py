@@ -178,7 +178,7 @@ def test_pools_without_overlap_keep_the_size_of_the_last_map(name):
     ('imagenet', 'no_lrn', 'cprcrpcrcrcprdrxdrxd'),
     ('imagenet', 'no_lrn2', 'cnprcrpcrcrcprdrxdrxd'),
     ('imagenet', 'no_spatial_norm', 'cnprcrnpcrcrcprdrxdrxd'),
-    ('imagenet', 'lrn_after_pool', 'cpnrcrpnscrcrcprdrxdrxd'),
+    ('imagenet', 'lrn_after_pool', 'cprncrnspcrcrcprdrxdrxd'),
     ('imagenet', 'lrn2_before_relu', 'cnprcnsprcrcrcprdrxdrxd'),
     ('imagenet', 'tanh', 'cnptctnspctctcptdtxdtxd'),
     ('imagenet', 'no_dropout', 'cnprcrnspcrcrcprdrdrd'),
@@ -198,14 +198,13 @@ def test_no_lrn_makes_the_18pct_net_the_19pct_net():
   assert nets.table_of(ablations.apply(get_config('cifar10'), ['no_lrn']), 10) == nets.cifar_19pct()
 
 
-def test_bvlc_alexnet_with_norms_after_pools_is_caffenet_but_for_its_biases():
-  def without_biases(table):
-    return [
-      dataclasses.replace(row, bias=0.0) if isinstance(row, (Conv, Dense)) else row for row in table
-    ]
-
-  ours = without_biases(table_of('imagenet:caffe', 'lrn_after_pool'))
-  assert ours == without_biases(nets.caffenet(1000))
+def test_the_first_norm_moves_behind_the_pool_and_its_relu_and_nothing_else_changes():
+  """CHM layers-120.cfg against layers-131.cfg: rnorm1a on pool1a, which has the ReLU; or below."""
+  names = [row.name for row in table_of('imagenet', 'lrn_after_pool')]
+  assert names[:5] == ['conv1', 'pool1', 'relu1', 'norm1', 'conv2']
+  assert names[4:] == [row.name for row in table_of('imagenet')][4:]
+  with pytest.raises(UserError, match='changes nothing'):  # its first norm has its place already
+    table_of('cifar10:11pct', 'lrn_after_pool')
 
 
 def test_single_fields_of_rows():

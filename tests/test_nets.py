@@ -224,54 +224,130 @@ def test_the_module_makes_the_shapes_that_its_table_says(net):
   assert logits.shape == (2, table[-1].features)
 
 
-# Order of the layers: c, n, s, p, r = convolution, LRN, spatial norm, pool, ReLU.
+# Order of the layers, to the last: (source, one string a weighted layer), written down from the
+# sources apart from the tables.  lrn is across maps, rnorm within a map.
 
-
-@pytest.mark.parametrize(
-  'net, order',
-  [
-    ('krizhevsky2012', 'cnpr crnsp cr cr cpr'),
-    ('one_tower', 'cnpr crnsp cr cr cpr'),
-    ('conv6', 'cnpr crnsp cr cr cpr cr'),
-    ('paper', 'crnp crnp cr cr crp'),
-    ('caffe', 'crnp crnp cr cr crp'),
-    ('caffenet', 'crpn crpn cr cr crp'),
-    ('owt', 'crp crp cr cr crp'),
-    ('cifar_19pct', 'cpr crp crp'),
-    ('cifar_18pct', 'cprs crps crp'),
-    ('cifar_13pct', 'crp crp lr lr'),
-    ('cifar_11pct', 'crpn crnp lr lr'),
+HIDDEN = ['fc relu drop', 'fc relu drop', 'fc']
+ORDER = {
+  # CHM layers-145.cfg: neuron=relu at pool1, conv2-4, pool3, fc2048*; none at conv1, conv5.
+  'krizhevsky2012': [
+    'conv lrn max relu',
+    'conv relu lrn rnorm max',
+    'conv relu',
+    'conv relu',
+    'conv max relu',
+    *HIDDEN,
   ],
-)
-def test_order_of_layers(net, order):
-  letters = {
-    layers.Conv: 'c',
-    layers.Local: 'l',
-    layers.ResponseNorm: 'n',
-    layers.SpatialNorm: 's',
-    layers.MaxPool: 'p',
-    layers.AvgPool: 'p',
-    layers.Relu: 'r',
+  # CHM layers-145-half.cfg.
+  'one_tower': [
+    'conv lrn max relu',
+    'conv relu lrn rnorm max',
+    'conv relu',
+    'conv relu',
+    'conv max relu',
+    *HIDDEN,
+  ],
+  # CHM layers-146-2012-2011.cfg: conv6 on pool3, no pool after it.
+  'conv6': [
+    'conv lrn max relu',
+    'conv relu lrn rnorm max',
+    'conv relu',
+    'conv relu',
+    'conv max relu',
+    'conv relu',
+    *HIDDEN,
+  ],
+  # Paper sections 3.5 and 4.2.
+  'paper': [
+    'conv relu lrn max',
+    'conv relu lrn max',
+    'conv relu',
+    'conv relu',
+    'conv relu max',
+    *HIDDEN,
+  ],
+  # BVLC/caffe models/bvlc_alexnet/train_val.prototxt.
+  'caffe': [
+    'conv relu lrn max',
+    'conv relu lrn max',
+    'conv relu',
+    'conv relu',
+    'conv relu max',
+    *HIDDEN,
+  ],
+  # BVLC/caffe models/bvlc_reference_caffenet/train_val.prototxt.
+  'caffenet': [
+    'conv relu max lrn',
+    'conv relu max lrn',
+    'conv relu',
+    'conv relu',
+    'conv relu max',
+    *HIDDEN,
+  ],
+  # torchvision/models/alexnet.py: dropout on the inputs of its dense layers.
+  'owt': [
+    'conv relu max',
+    'conv relu max',
+    'conv relu',
+    'conv relu',
+    'conv relu max',
+    'drop',
+    'fc relu drop',
+    'fc relu',
+    'fc',
+  ],
+  # NVIDIA/caffe models/alexnet_bn/train_val.prototxt.
+  'bn': [
+    'conv norm relu max',
+    'conv norm relu max',
+    'conv norm relu',
+    'conv norm relu',
+    'conv norm relu max',
+    *HIDDEN,
+  ],
+  # cuda-convnet example-layers/layers-80sec.cfg: "neuron=relu" at fc64.  conv1 has its ReLU before
+  # the max pool there, which is the same function; so have the next two.
+  'cifar_80sec': ['conv max relu', 'conv relu avg', 'conv relu avg', 'fc relu', 'fc'],
+  # layers-19pct.cfg.
+  'cifar_19pct': ['conv max relu', 'conv relu avg', 'conv relu avg', 'fc'],
+  # layers-18pct.cfg.
+  'cifar_18pct': ['conv max relu rnorm', 'conv relu avg rnorm', 'conv relu avg', 'fc'],
+  # layers-conv-local-13pct.cfg.
+  'cifar_13pct': ['conv relu max', 'conv relu max', 'local relu', 'local relu', 'fc'],
+  # cuda-convnet2 layers-cifar10-11pct.cfg.
+  'cifar_11pct': ['conv relu max lrn', 'conv relu lrn max', 'local relu', 'local relu', 'fc'],
+  # The published table of layers of the 14-layer net.
+  'cifar_bn': 4 * ['conv relu max norm'] + 4 * ['fc relu drop norm'] + ['fc'],
+  # Ours.
+  'digits': ['conv relu lrn max', 'conv relu lrn max', 'conv relu max', 'fc relu drop', 'fc'],
+}
+
+
+@pytest.mark.parametrize('net', nets.NETS)
+def test_order_of_layers(net):
+  words = {
+    layers.Conv: 'conv',
+    layers.Local: 'local',
+    layers.Dense: 'fc',
+    layers.Relu: 'relu',
+    layers.MaxPool: 'max',
+    layers.AvgPool: 'avg',
+    layers.ResponseNorm: 'lrn',
+    layers.SpatialNorm: 'rnorm',
+    layers.BatchNorm: 'norm',
+    layers.Dropout: 'drop',
   }
-  before_dense = itertools.takewhile(
-    lambda row: not isinstance(row, (layers.Dense, layers.Dropout)), table_of(net)
+  assert [words[type(row)] for row in table_of(net)] == ' '.join(ORDER[net]).split()
+
+
+@pytest.mark.parametrize('net', nets.NETS)
+def test_dropout_keeps_half_and_is_inverted_where_the_source_is_not_cuda_convnet(net):
+  rows = [row for row in table_of(net) if isinstance(row, layers.Dropout)]
+  original = net in ('krizhevsky2012', 'one_tower', 'conv6', 'paper', 'digits')
+  assert {row.inverted for row in rows} <= {not original}
+  assert [row.keep for row in rows] == (
+    [0.9, 0.8, 0.7, 0.6] if net == 'cifar_bn' else [0.5] * len(rows)
   )
-  assert ''.join(letters[type(row)] for row in before_dense) == order.replace(' ', '')
-
-
-@pytest.mark.parametrize(
-  'net, expected',
-  [
-    ('krizhevsky2012', ['fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'drop7', 'fc8']),
-    ('caffe', ['fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'drop7', 'fc8']),
-    ('owt', ['drop5', 'fc6', 'relu6', 'drop6', 'fc7', 'relu7', 'fc8']),
-  ],
-)
-def test_where_dropout_stands(net, expected):
-  assert [row.name for row in table_of(net)][-7:] == expected
-  inverted = {row.inverted for row in table_of(net) if isinstance(row, layers.Dropout)}
-  assert inverted == {net != 'krizhevsky2012'}
-  assert {row.keep for row in table_of(net) if isinstance(row, layers.Dropout)} == {0.5}
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_unknown_layer_and_equal_views_are_refused():
 
 
 @pytest.mark.parametrize(
-  'net, layer', [('digits', 'relu4'), ('owt', 'relu7'), ('cifar_80sec', 'fc64'), ('bn', 'relu7')]
+  'net, layer', [('digits', 'relu4'), ('owt', 'relu7'), ('cifar_80sec', 'relu64'), ('bn', 'relu7')]
 )
 def test_last_hidden_layer(net, layer):
   assert Predictor(digits_net(net=net, variables={})).last_hidden == layer

@@ -76,19 +76,13 @@ def no_spatial_norm(table: Table, shape: layers.Shape) -> Table:
 
 
 def lrn_after_pool(table: Table, shape: layers.Shape) -> Table:
-  """Pools before it normalizes, as CaffeNet and #120: norms that stand before a pool follow it."""
+  """conv1 - pool - ReLU - norm, as #120; the second layer normalizes before its pool there too."""
   del shape
-  rows, waiting = [], []
-  for row in table:
-    if isinstance(row, _NORMS):
-      waiting.append(row)
-    elif isinstance(row, MaxPool):
-      rows += [row, *waiting]
-      waiting = []
-    else:
-      rows += [*waiting, row]
-      waiting = []
-  return (*rows, *waiting)
+  first = next((place for place, row in enumerate(table) if isinstance(row, _NORMS)), None)
+  if first is None or not isinstance(table[first + 1], MaxPool):
+    return table
+  after = first + 2 + isinstance(table[first + 2], Relu)
+  return (*table[:first], *table[first + 1 : after], table[first], *table[after:])
 
 
 def lrn2_before_relu(table: Table, shape: layers.Shape) -> Table:
