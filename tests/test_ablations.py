@@ -1,6 +1,5 @@
 """Ablations change what they say, are recorded, and are refused where they would do nothing."""
 
-import dataclasses
 import re
 import runpy
 import subprocess
