@@ -72,6 +72,17 @@ def nothing_kept():
     jax.config.update(name, seconds)
 
 
+def folder() -> Path:
+  """Where programs are kept, or would be.
+
+  Raises:
+    RuntimeError: the user has no home.
+  """
+  import jax
+
+  return Path(jax.config.jax_compilation_cache_dir or default_folder())
+
+
 def default_folder() -> Path:
   """Where programs for this processor and so many cores are kept."""
   home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'

@@ -100,7 +100,9 @@ FIELDS: dict[str, Field] = {
     0, _between(0), 'images per batch-norm moment on a device; 0: the global batch'
   ),
   'model.onednn': Field(
-    True, _anything, 'on x86 CPUs convolve in float32 by oneDNN: faster, but slower to start'
+    'auto',
+    _one_of('auto', 'on', 'off'),
+    'convolve in float32 on a CPU by oneDNN, slower to start; auto: where it is faster, AVX-512',
   ),
   'model.shard_dense': Field(
     False, _anything, 'spread the dense layers over the devices: docs/performance.md says when'

@@ -1,19 +1,42 @@
 """Process settings that make XLA's CPU backend fast; other devices do not notice."""
 
+import contextlib
 import ctypes
+import mmap
 import os
 import sys
+from pathlib import Path
 
-from jaxlib.version import __version__ as jaxlib_version
+import jaxlib
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+_FLAG = 'xla_cpu_experimental_ynn_fusion_type'
+_EIGEN_CONVOLUTIONS = f'--{_FLAG}=-individual_convolution'
 
 
 def prepare_process() -> None:
   """Sets up memory and compiler; to be called before JAX's first computation and before threads."""
   _keep_freed_memory()
   _prefer_eigen_convolutions()
+
+
+def describe(onednn: bool) -> str:
+  """The settings in force, for the log; `onednn`: whether the net convolves by oneDNN."""
+  eigen = _EIGEN_CONVOLUTIONS in os.environ.get('XLA_FLAGS', '')
+  others = 'Eigen' if eigen else "XLA's choice"
+  convolutions = f'oneDNN, those of gradients of filters by {others}' if onednn else others
+  memory = 'kept' if _mallopt() else "given back (no glibc's mallopt)"
+  return f'convolutions by {convolutions}, freed memory {memory}'
+
+
+def has_avx512() -> bool:
+  """Whether the CPU has AVX-512; False where it cannot be told."""
+  with contextlib.suppress(OSError):
+    text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
+    return any(line.startswith('flags') and ' avx512f' in line for line in text.splitlines())
+  return False
 
 
 def _keep_freed_memory() -> None:
@@ -24,21 +47,43 @@ def _keep_freed_memory() -> None:
   faults and a fifth of the time of a step of the full-size net. Threads share the arena because
   only the main one can hold large blocks.
   """
-  if sys.platform == 'linux':
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda parameter, value: 0)
+  if mallopt := _mallopt():
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never
     mallopt(_M_TOP_PAD, 64 << 20)
 
 
+def _mallopt():
+  """glibc's function, or None where there is another C library."""
+  return getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+
+
 def _prefer_eigen_convolutions() -> None:
   """Leaves convolutions to Eigen, and matrix products and sums to YNNPACK.
 
-  jaxlib 0.10 gives all of them to YNNPACK, which spreads a convolution over blocks of output
-  channels only: with few channels on a single core, and weight gradients at half of Eigen's speed.
-  A flag that jaxlib does not know would end the process, so others keep their defaults.
+  jaxlib gives all of them to YNNPACK, which spreads a convolution over blocks of output channels
+  only: with few channels on a single core, and weight gradients at half of Eigen's speed.
   """
-  if jaxlib_version.startswith('0.10.'):
-    flag = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
-    os.environ['XLA_FLAGS'] = f'{flag} {os.environ.get("XLA_FLAGS", "")}'.strip()
+  given = os.environ.get('XLA_FLAGS', '').strip()
+  names_a_file = given and not given.startswith('-')
+  if _FLAG not in given and not names_a_file and _jaxlib_knows_the_flag():
+    os.environ['XLA_FLAGS'] = f'{_EIGEN_CONVOLUTIONS} {given}'.strip()
+
+
+def _jaxlib_knows_the_flag() -> bool:
+  """Looks for the flag in jaxlib's library: XLA ends the process at a flag that it does not know.
+
+  The name as a C string is that of a flag; with other bytes behind it, that of a protobuf's field.
+  """
+  with (
+    open(jaxlib_library(), 'rb') as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+  ):
+    words = (f'{_FLAG}\0'.encode(), b'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION')
+    return all(content.find(word) >= 0 for word in words)
+
+
+def jaxlib_library() -> Path:
+  """The file of jaxlib that XLA is in, by far the largest."""
+  return max(Path(jaxlib.__file__).parent.iterdir(), key=lambda file: file.stat().st_size)

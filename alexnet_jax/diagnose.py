@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from alexnet_jax import command, compilation_cache
+from alexnet_jax import command, compilation_cache, cpu
 from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # they import jax, which help and typos do not need
@@ -45,6 +45,7 @@ _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 def main() -> None:
   config, name = command.read_config()
+  cpu.prepare_process()
   compilation_cache.prepare_process()
   from alexnet_jax import files
   from alexnet_jax.model import nets

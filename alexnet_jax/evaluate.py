@@ -106,7 +106,7 @@ def _predict(workdir: Path):
   devices = Devices()
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
-  experiment = make_experiment(config, store, AXIS, weights_of(config, workdir))
+  experiment = make_experiment(config, store, AXIS, weights_of(config, workdir), devices.platform)
   state, step = experiment.restored(workdir, _CHECKPOINT.value)
   predictions = _predictions(
     f'{workdir}', experiment, store, devices, views, state.eval_params, state.batch_stats
@@ -157,7 +157,7 @@ def _predict_imported(path: Path, config):
       f'note: the weights were made for pictures resized by {weights.resize!r}, these are resized'
       f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
     )
-  experiment = make_experiment(config, store, AXIS)
+  experiment = make_experiment(config, store, AXIS, platform=devices.platform)
   experiment = dataclasses.replace(
     experiment,
     table=weights.table,

@@ -41,7 +41,7 @@ def main() -> None:
   from alexnet_jax.train.parallel import Devices  # after the flags: help and typos need no jax
 
   devices = Devices()
-  print(devices.describe(), file=sys.stderr, flush=True)
+  print(devices.describe(config.model), file=sys.stderr, flush=True)
   if not many or devices.process_index == 0:
     from alexnet_jax import plan
 

@@ -14,7 +14,7 @@ def get_config():
   config.data.num_classes = 10
   config.data.image_size = 32
   config.model.net = 'digits'
-  config.model.onednn = False  # a run of seconds gains more from programs that are kept on disk
+  config.model.onednn = 'off'  # a run of seconds gains more from programs that are kept on disk
   config.input.crop = 28
   config.input.mirror = False
   config.input.colour_noise = 0.0

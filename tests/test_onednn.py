@@ -9,27 +9,69 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import compilation_cache, cpu
 from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
 
-needs_onednn = pytest.mark.skipif(
-  not onednn.available(), reason='this jaxlib is not known to call oneDNN'
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason='this jaxlib does not call oneDNN')
+
+
+@pytest.mark.skipif(
+  (sys.platform, platform.machine()) != ('linux', 'x86_64'), reason='oneDNN is in x86 wheels alone'
 )
+@pytest.mark.skipif(
+  not jax.__version__.startswith(('0.10.', '0.12.')), reason='not known of this version'
+)
+def test_tested_versions_call_it():
+  assert onednn.available()
 
 
-def test_the_installed_jaxlib_is_known():
-  """Fails with a new jaxlib: if test_ops.py passes with it in `_TESTED`, it belongs there."""
-  here = sys.platform == 'linux' and platform.machine() == 'x86_64'
-  assert onednn.available() == (here and jax.default_backend() == 'cpu')
+def asked_anew(monkeypatch, folder, **changes):
+  """What `available` answers where nothing but `folder` remembers."""
+  monkeypatch.setattr(compilation_cache, 'folder', lambda: folder)
+  for name, value in changes.items():
+    monkeypatch.setattr(onednn, name, value)
+  answer = onednn.available.__wrapped__()
+  monkeypatch.undo()
+  return answer
 
 
-def test_no_other_jaxlib_is_asked(monkeypatch):
-  onednn.available.cache_clear()
-  monkeypatch.setattr(onednn, 'jaxlib_version', '0.10.99')
-  assert not onednn.available()
-  onednn.available.cache_clear()
+@pytest.mark.slow
+@needs_onednn
+def test_a_yes_is_remembered_for_this_library(monkeypatch, tmp_path):
+  never = {'_tried': lambda: False}
+  assert not asked_anew(monkeypatch, tmp_path, **never)
+  assert asked_anew(monkeypatch, tmp_path)
+  assert asked_anew(monkeypatch, tmp_path, **never)
+  assert not asked_anew(monkeypatch, tmp_path, jaxlib_version='0.99', **never)
+  assert asked_anew(monkeypatch, tmp_path / 'absent')  # where nothing can be written
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('_call', 'lambda arrays, *_: 1.01 * right(arrays, *_)'),  # wrong numbers
+    ('_configuration', "lambda *_: '{'"),  # not understood
+    ('_configuration', 'lambda *_: os.abort()'),  # the end of the process
+  ],
+)
+@pytest.mark.slow
+@needs_onednn
+def test_what_goes_wrong_in_the_trial_is_a_no(name, value, monkeypatch):
+  wrong = (
+    'import os; from alexnet_jax.model import onednn; right = onednn._call;'
+    f' onednn.{name} = {value}; onednn.try_out()'
+  )
+  start = subprocess.run
+
+  def run(command, **settings):
+    return start([*command[:2], wrong], **settings)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  assert not onednn._tried()
 
 
 def calls(net, **settings):
@@ -46,14 +88,37 @@ def test_every_convolution_is_its():
   assert calls('krizhevsky2012') == 0
 
 
-@needs_onednn
-def test_only_float32_nets_use_it():
+def chosen(monkeypatch, onednn_field, platform='cpu', dtype='float32', **cpu_has):
   settings = configs.default().model
-  assert onednn.used(settings)
-  settings.compute_dtype = 'bfloat16'
-  assert not onednn.used(settings)
-  settings.compute_dtype, settings.onednn = 'float32', False
-  assert not onednn.used(settings)
+  settings.onednn, settings.compute_dtype = onednn_field, dtype
+  monkeypatch.setattr(cpu, 'has_avx512', lambda: cpu_has.get('avx512', True))
+  monkeypatch.setattr(onednn, 'available', lambda: cpu_has.get('available', True))
+  return onednn.used(settings, platform)
+
+
+def test_auto_is_where_it_is_faster(monkeypatch):
+  assert configs.default().model.onednn == 'auto'
+  assert chosen(monkeypatch, 'auto')
+  assert not chosen(monkeypatch, 'auto', avx512=False)
+  assert not chosen(monkeypatch, 'auto', available=False)
+  assert not chosen(monkeypatch, 'auto', platform='gpu')
+  assert not chosen(monkeypatch, 'auto', platform=None)
+  assert not chosen(monkeypatch, 'auto', dtype='bfloat16')
+  assert not chosen(monkeypatch, 'off')
+  assert chosen(monkeypatch, 'on', avx512=False)
+
+
+@pytest.mark.parametrize(
+  'obstacle, message',
+  [
+    ({'platform': 'gpu'}, 'it is for CPUs, and this is a gpu; use auto or off'),
+    ({'dtype': 'bfloat16'}, 'not in model.compute_dtype=bfloat16'),
+    ({'available': False}, 'does not call it'),
+  ],
+)
+def test_on_is_refused_where_it_cannot_be(obstacle, message, monkeypatch):
+  with pytest.raises(UserError, match=f'^config.model.onednn=on: .*{message}'):
+    chosen(monkeypatch, 'on', **obstacle)
 
 
 @needs_onednn
@@ -84,7 +149,6 @@ from alexnet_jax import compilation_cache
 from alexnet_jax.model import onednn
 from alexnet_jax.train.parallel import Devices
 compilation_cache.prepare_process()
-assert onednn.available()
 one = jnp.ones((1, 4, 8, 8, 3)), jnp.ones((3, 3, 3, 8))
 conv = lambda x, k: onednn.conv(x, k, jnp.ones(8))
 f = Devices().map(conv, in_axes=(0, None), out_axes=0, kept=False)
@@ -93,6 +157,7 @@ Devices().map(lambda x: jnp.fft.fft(x), in_axes=0, out_axes=0)(one[0])
 """
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_its_programs_are_not_written(tmp_path):
   """jaxlib fails to, and JAX would warn, which is an error here; others are written as ever."""

@@ -91,7 +91,7 @@ class SavingTraining:
 
   def prepare(self) -> int:
     """Compiles and takes the first steps and a first save; returns the bytes of the state."""
-    experiment, images = make_up(self._config)
+    experiment, images = make_up(self._config, self._devices.platform)
     positions = np.arange(len(images), dtype=np.int32)
     labels = positions % len(experiment.classes)
     self._batch = self._devices.put_batch({'image': images, 'label': labels, 'position': positions})

@@ -215,7 +215,7 @@ class CompiledStep:
     """See `counted`."""
     count, images = self._devices.global_count, self._config.batch_size
     self._config.batch_size = count  # as few images as can be; none are computed with
-    experiment, (image, *_) = make_up(self._config)
+    experiment, (image, *_) = make_up(self._config, self._devices.platform)
     state = jax.eval_shape(experiment.initial_state)
     step, layout = experiment.train_step(self._devices, state)
     batch = {

@@ -69,7 +69,7 @@ class OurLoop(Side):
     self._devices.check_training_batch(self._config)
     store = prepare_store(self._config.data)
     check_room(self._config, store.train, self._devices)
-    experiment = make_experiment(self._config, store, AXIS)
+    experiment = make_experiment(self._config, store, AXIS, platform=self._devices.platform)
     initial = to_host(experiment.initial_state())
     most = self._config.steps_per_call
     calls = (range(start, start + most) for start in itertools.count(0, most))

@@ -33,7 +33,7 @@ class OurStep(Side):
     self._config = configs.from_json(config)
     self._devices = Devices()
     self._devices.check_training_batch(self._config)
-    self._experiment, self._images = make_up(self._config)
+    self._experiment, self._images = make_up(self._config, self._devices.platform)
     positions = np.arange(len(self._images), dtype=np.int32)
     self._labels = positions % len(self._experiment.classes)
     self._batch = self._devices.put_batch(
@@ -128,7 +128,7 @@ class OurStep(Side):
     return self._step.compiled(self._state, self._batch)
 
 
-def make_up(config) -> tuple[Experiment, np.ndarray]:
+def make_up(config, platform: str) -> tuple[Experiment, np.ndarray]:
   """The experiment of a config on made-up data, and uint8 (batch_size, S, S, 3) noise images."""
   size, classes = config.data.image_size, config.data.num_classes or 10
   random = np.random.default_rng(0)
@@ -144,4 +144,4 @@ def make_up(config) -> tuple[Experiment, np.ndarray]:
     colour_eigenvectors=np.eye(3),
     meta={},
   )
-  return make_experiment(config, store, AXIS, weights_of(config)), images
+  return make_experiment(config, store, AXIS, weights_of(config), platform), images

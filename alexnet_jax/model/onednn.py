@@ -7,45 +7,130 @@ while nothing in them makes such calls; here they are written down as XLA's own 
 (xla/service/cpu/onednn_contraction_rewriter.cc, onednn_config.proto).
 
 That is no interface anybody promises to keep, and a configuration misread would give wrong numbers
-or end the process: so only versions of jaxlib are asked that have been tested with it, all others
-convolve as ever.  Nor can jaxlib write compiled programs with such calls to disk: they are compiled
-anew at every start (`kept` of `Devices.map`).
+or end the process: so another process tries it first (`available`).  Nor can jaxlib write compiled
+programs with such calls to disk: they are compiled anew at every start (`kept` of `Devices.map`).
 """
 
+import contextlib
 import functools
 import json
+import os
 import platform
+import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxlib.version import __version__ as jaxlib_version
 
-from alexnet_jax import compilation_cache
+from alexnet_jax import compilation_cache, cpu
+from alexnet_jax.errors import UserError
 from alexnet_jax.model import convolution
 from alexnet_jax.model.convolution import Padding
 
-_TESTED = ('0.10.2',)
+_TRIAL_SECONDS = 120  # a few are enough
+
+
+def used(settings, platform: str | None) -> bool:
+  """Whether a net with the settings of config.model convolves by oneDNN.
+
+  `auto` means on CPUs with AVX-512 only: with AVX2 it is no faster than Eigen, and programs with it
+  are not kept on disk.
+
+  Args:
+    settings: config.model.
+    platform: what the net is built for, such as 'cpu'; None: for none in particular.
+
+  Raises:
+    UserError: `model.onednn=on` where it cannot be.
+  """
+  if settings.onednn == 'off' or (settings.onednn == 'auto' and not cpu.has_avx512()):
+    return False
+  if settings.compute_dtype != 'float32':
+    obstacle = f'it computes in float32, not in model.compute_dtype={settings.compute_dtype}'
+  elif platform != 'cpu':
+    obstacle = f'it is for CPUs, and this is a {platform}'
+  elif not available():
+    obstacle = f'jaxlib {jaxlib_version} here does not call it, or not as expected'
+  else:
+    return True
+  if settings.onednn == 'on':
+    raise UserError(f'config.model.onednn=on: {obstacle}; use auto or off')
+  return False
 
 
 @functools.cache
 def available() -> bool:
-  """Whether JAX computes on a CPU, with a jaxlib that calls oneDNN as written here."""
-  if jaxlib_version not in _TESTED or (sys.platform, platform.machine()) != ('linux', 'x86_64'):
+  """Whether jaxlib's CPU backend calls oneDNN as written here, with the right results.
+
+  A process of its own tries it, for about two seconds; that it is so is remembered beside the
+  compiled programs.
+  """
+  if (sys.platform, platform.machine()) != ('linux', 'x86_64'):
     return False
-  if jax.default_backend() != 'cpu':
-    return False
-  try:  # jaxlib may have been built by somebody else, without oneDNN
-    with compilation_cache.nothing_kept():
-      one = jnp.ones((1, 1, 1, 1))
-      return bool(jax.jit(conv)(one, one, jnp.ones(1)) == 2)
-  except jax.errors.JaxRuntimeError:
-    return False
+  library = cpu.jaxlib_library().stat()
+  code = zlib.crc32(Path(__file__).read_bytes())
+  name = f'onednn-{jaxlib_version}-{library.st_size}-{library.st_mtime_ns}-{code}'
+  answer = None
+  with contextlib.suppress(OSError, RuntimeError):  # no home, or nothing can be read there
+    answer = compilation_cache.folder() / name
+    if answer.exists():
+      return True
+  right = _tried()
+  if right and answer:
+    with contextlib.suppress(OSError):
+      answer.touch()
+  return right
 
 
-def used(settings) -> bool:
-  """Whether nets with the settings of config.model convolve by it here."""
-  return settings.onednn and settings.compute_dtype == 'float32' and available()
+def _tried() -> bool:
+  """Whether `try_out` succeeds in a process of its own."""
+  root = str(Path(__file__).parents[2])
+  settings = {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_ENABLE_COMPILATION_CACHE': 'false',
+    'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])),
+  }
+  program = f'from {__name__} import try_out; try_out()'
+  try:
+    done = subprocess.run(
+      [sys.executable, '-c', program],
+      env=os.environ | settings,
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      timeout=_TRIAL_SECONDS,
+      check=False,
+    )
+  except subprocess.TimeoutExpired:
+    return False
+  return done.returncode == 0
+
+
+def try_out() -> None:
+  """Raises AssertionError unless values and gradients are those of XLA's own convolutions."""
+  random = np.random.default_rng(0)
+  for stride, padding, groups in ((1, ((1, 1), (1, 1)), 2), (2, ((0, 1), (2, 0)), 1)):
+    settings = {'stride': stride, 'padding': padding, 'groups': groups}
+    shapes = (2, 9, 8, 6), (3, 3, 6 // groups, 10), (10,)
+    arrays = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def by_xla(x, kernel, bias, settings=settings):
+      return convolution.conv(x, kernel, **settings) + bias
+
+    results = (
+      jax.jit(functools.partial(_value_and_gradients, convolve))(*arrays)
+      for convolve in (functools.partial(conv, **settings), by_xla)
+    )
+    for found, expected in zip(*results, strict=True):
+      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def _value_and_gradients(convolve, *arrays):
+  y, pull = jax.vjp(convolve, *arrays)
+  return y, *pull(y)
 
 
 def conv(
@@ -57,7 +142,7 @@ def conv(
   padding: Padding = ((0, 0), (0, 0)),
   groups: int = 1,
 ) -> jax.Array:
-  """As `convolution.conv` plus a bias, (O,); float32 and where `available`.
+  """As `convolution.conv` plus a bias, (O,); float32, on a CPU and where `available`.
 
   It has gradients, but no forward mode.
   """

@@ -104,7 +104,7 @@ def one_batch_experiment(
   config.optimizer.schedule.kind = 'constant'
   config.optimizer.bias_schedule.kind = 'constant'
   config.optimizer.layer_factors = {}
-  experiment = make_experiment(config, store, AXIS, weights)
+  experiment = make_experiment(config, store, AXIS, weights, Devices.single().platform)
   return with_table(experiment, experiment.table)
 
 
@@ -128,7 +128,7 @@ def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classe
 def with_table(experiment: Experiment, table: layers.Table) -> Experiment:
   """The same run of another table with the same parameters by name; dropout passes its mean."""
   model = experiment.model
-  model = _MeanDropout(table, model.compute_dtype, model.axis_name, model.ghost_batch)
+  model = _MeanDropout(table, model.compute_dtype, model.axis_name, model.ghost_batch, model.onednn)
   return dataclasses.replace(experiment, table=table, model=model)
 
 
@@ -144,7 +144,8 @@ def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -
     images: uint8 (N, S, S, 3), N > 1, of which the central view is taken.
   """
   table = tuple(row for row in experiment.table if not isinstance(row, layers.Dropout))
-  model = experiment.model.clone(table=table, axis_name=None)
+  # By XLA's own convolutions: a program that runs once is not worth compiling at every start.
+  model = experiment.model.clone(table=table, axis_name=None, onednn=False)
 
   @jax.jit
   def outputs(params, batch_stats, images):

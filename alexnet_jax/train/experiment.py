@@ -99,6 +99,7 @@ def make_experiment(
   store: Store,
   axis_name: str | None,
   weights: 'Pretrained | None' = None,
+  platform: str | None = None,
 ) -> Experiment:
   """Builds a run from its config and its prepared data.
 
@@ -107,6 +108,7 @@ def make_experiment(
     store: the data.
     axis_name: the axis the step will be mapped over; None on one device.
     weights: the trained net to start from; None for random weights.
+    platform: what the step will be compiled for, such as `Devices.platform`; None: for any.
 
   Raises:
     UserError: the data has no classes to tell apart, or the weights are of another net.
@@ -122,7 +124,7 @@ def make_experiment(
     jnp.dtype(config.model.compute_dtype),
     axis_name,
     config.model.ghost_batch,
-    onednn.used(config.model),
+    onednn.used(config.model, platform),
   )
   shapes = {
     row.name: row.parameters(inputs)

@@ -88,7 +88,7 @@ def train(
   store = prepare_store(config.data)
   processes.check_same(config=to_json(config), store=store.meta)
   check_room(config, store.train, devices)
-  experiment = make_experiment(config, store, AXIS, weights)
+  experiment = make_experiment(config, store, AXIS, weights, devices.platform)
   calendar = experiment.calendar
 
   with contextlib.ExitStack() as stack:

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alexnet_jax import compilation_cache
+from alexnet_jax import compilation_cache, cpu
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers, nets
+from alexnet_jax.model import layers, nets, onednn
 
 AXIS = 'batch'
 
@@ -50,10 +50,17 @@ class Devices:
     """The first device of this process alone."""
     return cls(jax.local_devices()[:1])
 
-  def describe(self) -> str:
+  def describe(self, settings) -> str:
+    """Processes, devices, and on a CPU how a net with the settings of config.model convolves.
+
+    Raises:
+      UserError: `model.onednn=on` where it cannot be.
+    """
+    by_onednn = onednn.used(settings, self.platform)
     return (
       f'process {self.process_index + 1}/{self.process_count}, {self.local_count} of'
       f' {self.global_count} devices, {self.platform} ({self.kind})'
+      + (f', {cpu.describe(by_onednn)}' if self.platform == 'cpu' else '')
     )
 
   def check_batch(self, name: str, size: int, multiple: int = 1) -> None:
