@@ -1,6 +1,10 @@
-"""Lists the checkpoints of a run: `python -m alexnet_jax.checkpoint --workdir=DIR [--verify]`."""
+"""Lists the checkpoints of a run.
 
-import argparse
+  python -m alexnet_jax.checkpoint --workdir=runs/digits [--verify]
+
+Exit codes: 0 all are well, 2 one is not or there is none.
+"""
+
 import contextlib
 import os
 import sys
@@ -8,12 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from alexnet_jax import command
 from alexnet_jax.errors import UserError
 from alexnet_jax.train.checkpoint import KINDS
 from alexnet_jax.train.checkpoint_files import DamagedError, read_leaves, read_record
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_VERIFY = flags.DEFINE_bool('verify', False, 'Read all and check every checksum.')
 
 
 class Row(NamedTuple):
@@ -94,30 +103,22 @@ def table(rows: list[Row], title: str) -> Table:
   return result
 
 
-def main(arguments: list[str] | None = None) -> int:
-  """Returns the exit code: 0 if all are well, 2 if not or if there is nothing to list."""
-  parser = argparse.ArgumentParser(prog='python -m alexnet_jax.checkpoint', description=__doc__)
-  parser.add_argument('--workdir', required=True, type=Path, help='folder of the run')
-  parser.add_argument('--verify', action='store_true', help='read all and check every checksum')
-  flags = parser.parse_args(arguments)
+def main() -> None:
+  if not _WORKDIR.value:
+    raise UserError('--workdir is missing: give the folder of a run')
   # A job may be training on the accelerator; reading does not need one.
   jax.config.update('jax_platforms', 'cpu')
-  try:
-    folder = flags.workdir / 'checkpoints'
-    rows = describe(folder, verify=flags.verify)
-    if not rows:
-      raise UserError(f'no checkpoints in {folder}: the run has not saved yet')
-    Console(markup=False, highlight=False).print(table(rows, str(folder)))
-    damaged = sum(row.health.startswith('damaged:') for row in rows)
-    if damaged:
-      raise UserError(
-        f'{damaged} of {len(rows)} checkpoints in {folder} are damaged; a restart passes over them'
-      )
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return error.exit_code
-  return 0
+  folder = Path(_WORKDIR.value) / 'checkpoints'
+  rows = describe(folder, verify=_VERIFY.value)
+  if not rows:
+    raise UserError(f'no checkpoints in {folder}: the run has not saved yet')
+  Console(markup=False, highlight=False).print(table(rows, str(folder)))
+  damaged = sum(row.health.startswith('damaged:') for row in rows)
+  if damaged:
+    raise UserError(
+      f'{damaged} of {len(rows)} checkpoints in {folder} are damaged; a restart passes over them'
+    )
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(command.run(main, configured=False))

@@ -29,7 +29,7 @@ _KILLED = 130  # by SIGINT, as shells say it
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
 )
-_ABLATION = flags.DEFINE_list(
+_ABLATION = flags.DEFINE_multi_string(
   'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
 )
 
@@ -42,8 +42,12 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   """
   code = 0
   logging.set_verbosity(logging.WARNING)
-  for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, _stop)
+  for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+      signal.signal(number, _stop)
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):  # a terminal of another encoding shows what it can
+      stream.reconfigure(errors='replace' if stream is sys.stdout else 'backslashreplace')
 
   def guarded(argv):
     nonlocal code
@@ -100,15 +104,19 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   if configs.left_open(config):
     from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
 
-    start.complete(config, Path(workdir or Path('runs', '-'.join([name, *_ABLATION.value]))))
+    start.complete(config, Path(workdir or Path('runs', '-'.join([name, *_ablations()]))))
   configs.validate(config)
-  return ablations.apply(config, _ABLATION.value), '-'.join([name, *_ABLATION.value])
+  return ablations.apply(config, _ablations()), '-'.join([name, *_ablations()])
+
+
+def _ablations() -> list[str]:
+  return [name for names in _ABLATION.value for name in names.split(',') if name]
 
 
 def refuse_config(reason: str) -> None:
   """Raises UserError if --config or --ablation is given, which for this reason would do nothing."""
   filename = _CONFIG.value and flags.FLAGS['config'].config_filename
-  for name, value in (('config', filename), ('ablation', ','.join(_ABLATION.value))):
+  for name, value in (('config', filename), ('ablation', ','.join(_ablations()))):
     if value:
       raise UserError(f'--{name}={value}: {reason}; leave it out')
 
@@ -118,7 +126,7 @@ def experiment_name(config_filename: str, source: str) -> str:
   file, _, variant = config_filename.partition(':')
   parts = [Path(file).stem]
   if os.sep in variant:
-    path = os.path.abspath(os.path.expanduser(variant))
+    path = os.path.abspath(files.expand(variant, '--config'))
     parts += [os.path.basename(path), hashlib.sha256(path.encode()).hexdigest()[:6]]
   elif variant:
     parts.append(variant)
@@ -142,18 +150,8 @@ def _stop(number, frame):
   raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command goes on')
 
 
-def _refuse_object_stores() -> None:
-  """Raises UserError for a flag such as gs://bucket: `Path` would make a folder of it."""
-  for module, defined in flags.FLAGS.flags_by_module_dict().items():
-    for flag in defined if module.startswith(('alexnet_jax.', sys.argv[0])) else ():
-      for value in flag.value if isinstance(flag.value, list) else [flag.value]:
-        if isinstance(value, str) and '://' in value:
-          files.expand(value, f'--{flag.name}')
-
-
 def _guard(main: Callable[[], None]) -> int:
   try:
-    _refuse_object_stores()
     main()
     return 0
   except (UserError, Diverged, Interrupted, MembersFailed) as error:
@@ -172,15 +170,20 @@ def _guard(main: Callable[[], None]) -> int:
 
 
 def _fail(error) -> int:
-  print(f'error: {error}' if not isinstance(error, Interrupted) else str(error), file=sys.stderr)
+  with contextlib.suppress(OSError):  # the terminal may be gone
+    print(f'error: {error}' if not isinstance(error, Interrupted) else str(error), file=sys.stderr)
   return error.exit_code
 
 
 def _parse(argv):
   """absl's parser, with its errors and those of the config in one line."""
+  argv = ['--help' if word == '-h' else word for word in argv]
   try:
+    argv = [argv[0], *map(_expanded, argv, argv[1:])]
     _check_config_words(argv)
     return flags.FLAGS(argv)
+  except SystemExit:  # --help, after which absl ends with 1
+    sys.exit(0)
   except UserError as error:
     sys.exit(_fail(error))
   except Exception as error:  # whatever a config file may raise, however ml_collections wraps it
@@ -192,6 +195,18 @@ def _parse(argv):
     elif not isinstance(error, flags.Error):
       text = f'the config cannot be read: {type(error).__name__}: {text}'
     sys.exit(_fail(UserError(' '.join(text.split()))))
+
+
+def _expanded(before: str, word: str) -> str:
+  """A word of the command with `~` expanded in the paths it has; an object store is refused."""
+  name, equals, value = word.partition('=') if word.startswith('-') else ('', '', word)
+  what = name or (before if before.startswith('-') and '=' not in before else 'path')
+  given = value.split(',')
+  paths = [files.expand(path, what) for path in given]
+  expanded = [
+    str(path) if text[:1] == '~' else text for text, path in zip(given, paths, strict=True)
+  ]
+  return name + equals + ','.join(expanded)
 
 
 def _check_layer_words(argv, text: str) -> None:
@@ -226,10 +241,4 @@ def _check_config_words(argv) -> None:
     if not name.removeprefix('no').startswith('config.') or path.startswith(_OPEN):
       continue
     if path not in configs.FIELDS:
-      near = difflib.get_close_matches(path, configs.FIELDS, 1, 0.5)
-      hint = (
-        f'did you mean config.{near[0]}?'
-        if near
-        else ('the fields are listed in alexnet_jax/config.py')
-      )
-      raise UserError(f'config.{path} is not a field: {hint}')
+      raise UserError(f'config.{path} is not a field: {configs.nearest(path, "config.")}')

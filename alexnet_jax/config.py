@@ -6,6 +6,7 @@ that starts from trained weights may leave fields to them, see `left_open`.
 """
 
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Callable
@@ -336,6 +337,23 @@ def _table(config) -> layers.Table:
     raise UserError(
       f'config.model.net={nets.title(config.model)} with input.crop={config.input.crop}: {error}'
     ) from None
+
+
+def nearest(path: str, prefix: str = '') -> str:
+  """Advice about a name that is no field: the one that looks or sounds like it, if any does.
+
+  `optimizer.lr` is learning_rate: initials count for more than letters in common.
+  """
+  section, _, name = path.rpartition('.')
+  initials = [
+    field
+    for field in FIELDS
+    if field.startswith(section) and ''.join(w[0] for w in field.split('.')[-1].split('_')) == name
+  ]
+  near = initials or difflib.get_close_matches(path, FIELDS, 1, 0.5)
+  if not near:
+    return 'the fields are listed in alexnet_jax/config.py'
+  return f'did you mean {prefix}{near[0]}?'
 
 
 def _get(config, path: str):

@@ -38,7 +38,7 @@ def main(words: list[str]) -> None:
 
   from alexnet_jax.weights import load, save
 
-  path = Path(target).expanduser()
+  path = Path(target)
   save.check_suffix(path)
   jax.config.update('jax_platforms', 'cpu')  # another program may be using the accelerator
   weights = load.load(source, net=_NET.value, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)

@@ -64,6 +64,10 @@ def main() -> None:
     _report(rows, predictions.label, classes, folder, f'imported-{views}')
     return
   workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value]]
+  resolved = [workdir.resolve() for workdir in workdirs]
+  for workdir in workdirs:
+    if resolved.count(workdir.resolve()) > 1:
+      raise UserError(f'--ensemble has {workdir} more than once: give each run once')
   found = [_predict(workdir) for workdir in workdirs]
   names, predictions, classes, views = zip(*found, strict=True)
   label = predictions[0].label
@@ -234,16 +238,17 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
       f'  {name:<24}{error:7.2%} of {images:,}'
       + f'   mostly taken for {taken_for}' * bool(taken_for)
     )
-  files.write_json(
-    workdir / f'evaluation-{tag}.json',
-    {
-      'results': results,
-      'evaluated_images': len(label),
-      'command': command.spoken(),
-      **environment(devices),
-    },
-  )
-  write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
+  record = {
+    'results': results,
+    'evaluated_images': len(label),
+    'command': command.spoken(),
+    **environment(devices),
+  }
+  try:
+    files.write_json(workdir / f'evaluation-{tag}.json', record)
+    write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
+  except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
+    print(f'warning: this is not kept in {workdir}: {error.strerror}', file=sys.stderr)
   processes.part('the report')
 
 

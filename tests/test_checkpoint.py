@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from alexnet_jax import checkpoint as command
+from alexnet_jax.checkpoint import describe
 from alexnet_jax.errors import UserError
 from alexnet_jax.train import checkpoint as checkpoint_module
 from alexnet_jax.train import checkpoint_files
@@ -427,18 +427,24 @@ def test_kill_9_at_random_moments(tmp_path):
 # The list for people.
 
 
-def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path, capsys):
+def listed(*words):
+  command = [sys.executable, '-m', 'alexnet_jax.checkpoint', *words]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
   checkpoints = opened(tmp_path / 'checkpoints')
   checkpoints.save(3, state_at(3), {'metrics': {'eval/top1_error': 0.5}}, kind='best')
   checkpoints.close()
   last = tmp_path / 'checkpoints' / 'last'
   shutil.copytree(pristine / 'last', last, dirs_exist_ok=True)
-  assert command.main([f'--workdir={tmp_path}', '--verify']) == 0
+  assert listed(f'--workdir={tmp_path}', '--verify').returncode == 0
   shutil.copytree(last / '10', last / 'damaged-5')
   shutil.copytree(last / '10', last / '.saving-30')
   data = max((last / '20').rglob('*'), key=lambda path: path.stat().st_size)
   flip_bit(data)
-  rows = command.describe(tmp_path / 'checkpoints')
+  rows = describe(tmp_path / 'checkpoints')
   assert [(row.kind, row.step, row.health) for row in rows] == [
     ('last', 5, 'damaged, set aside'),
     ('last', 10, 'complete'),
@@ -448,13 +454,12 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path, cap
   ]
   assert rows[-1].metrics == {'eval/top1_error': 0.5} and rows[1].bytes > 90_000
   assert [
-    row.health.split(':')[0] for row in command.describe(tmp_path / 'checkpoints', verify=True)
+    row.health.split(':')[0] for row in describe(tmp_path / 'checkpoints', verify=True)
   ][1:] == ['ok', 'damaged', 'unfinished', 'ok']
-  capsys.readouterr()
-  assert command.main([f'--workdir={tmp_path}', '--verify']) == 2
-  printed = capsys.readouterr()
-  assert 'eval/top1_error 0.5' in printed.out and printed.err.count('\n') == 1
-  assert command.main([f'--workdir={tmp_path / "none"}']) == 2
+  damaged = listed(f'--workdir={tmp_path}', '--verify')
+  assert damaged.returncode == 2 and damaged.stderr.count('\n') == 1
+  assert 'eval/top1_error 0.5' in damaged.stdout
+  assert listed(f'--workdir={tmp_path / "none"}').returncode == 2
   assert json.loads((last / '10' / 'meta.json').read_text())['checkpoint']['meta'] == {
     'config': {'seed': 10}
   }

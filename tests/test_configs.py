@@ -354,9 +354,16 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
     ),
     ([], '--config is missing: give a config file .*digits.py'),
     (['--config=configs/digits.py', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),
+    (['--config=configs/digits.py', '--workdir', 'gs://b/x'], '--workdir=gs://b/x: not a folder'),
     (
       ['--config=configs/digits.py', '--config.data.store=gs://b/x'],
-      "config.data.store='gs://b/x': must be on a disk",
+      '--config.data.store=gs://b/x: not a folder',
+    ),
+    (['--config=configs/folder.py:gs://b/x'], '--config=gs://b/x: not a folder'),
+    (['--config=configs/digits.py', '--workdir=~nobody-x/a'], 'there is no such home folder'),
+    (
+      ['--config=configs/digits.py', '--config.optimizer.lr=1'],
+      'did you mean config.optimizer.learning_rate?',
     ),
   ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -107,6 +108,23 @@ def test_ensemble_averages_probabilities(digits, tmp_path):
   assert ensemble['top1_error'] == pytest.approx((mixed.argmax(1) != label).mean())
   refused = run('alexnet_jax.evaluate', f'--ensemble={workdir},{other}', '--ensemble_weights=3')
   assert '2 non-negative numbers' in error_line(refused)
+
+
+def test_a_run_twice_is_no_ensemble(digits):
+  workdir, _ = digits
+  again = workdir.parent / '.' / workdir.name / '..' / workdir.name
+  refused = run('alexnet_jax.evaluate', f'--ensemble={workdir},{again}')
+  assert 'more than once' in error_line(refused)
+
+
+def test_evaluate_where_nothing_can_be_written(digits, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(digits[0], workdir)
+  (workdir / 'evaluation-best-1.json').mkdir()  # permissions do not stop root
+  finished = run('alexnet_jax.evaluate', f'--workdir={workdir}', '--checkpoint=best')
+  assert finished.returncode == 0 and 'top1_error' in finished.stdout
+  warning = finished.stderr.splitlines()[-1]
+  assert warning.startswith(f'warning: this is not kept in {workdir}: ')
 
 
 def test_checkpoints_are_healthy(digits):

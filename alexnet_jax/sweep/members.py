@@ -1,7 +1,6 @@
 """The members of a sweep: ablations x seeds x values of fields, each a run with its own folder."""
 
 import dataclasses
-import difflib
 import itertools
 import re
 import shlex
@@ -91,11 +90,7 @@ def parse_grid(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
     field, equals, values = text.partition('=')
     field = field.removeprefix('config.')
     if field not in configs.FIELDS:
-      near = difflib.get_close_matches(field, configs.FIELDS, 1, 0.5)
-      hint = (
-        f'did you mean {near[0]}?' if near else 'the fields are listed in alexnet_jax/config.py'
-      )
-      raise UserError(f'--grid={text}: {field!r} is not a field: {hint}')
+      raise UserError(f'--grid={text}: {field!r} is not a field: {configs.nearest(field)}')
     if field == 'seed' or field in [other for other, _ in grid]:
       raise UserError(f'--grid={text}: give each field once, and seeds as --seeds')
     split = re.findall(r'(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|\'[^\']*\'|[^,])+', values)

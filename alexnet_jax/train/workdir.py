@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import difflib
 import fcntl
 import importlib.metadata
 import json
@@ -61,9 +60,7 @@ def check_workdir(
   """
   for name in allowed:
     if name not in configs.FIELDS:
-      near = difflib.get_close_matches(name, configs.FIELDS, 1, 0.5)
-      hint = f'did you mean {near[0]}?' if near else 'the fields are in alexnet_jax/config.py'
-      raise UserError(f'--allow_change={name}: not a field: {hint}')
+      raise UserError(f'--allow_change={name}: not a field: {configs.nearest(name)}')
   if not (workdir / CONFIG).exists():
     return {}
   # Through a config and back: fields that are newer than the run get their defaults.
@@ -152,7 +149,13 @@ def _written(workdir: Path) -> Iterator[None]:
 
 def with_workdir(command: str, workdir: Path) -> str:
   """The command with another --workdir."""
-  words = [word for word in shlex.split(command) if not word.startswith('--workdir')]
+  words, rest = [], iter(shlex.split(command))
+  for word in rest:
+    name, equals, _ = word.partition('=')
+    if name not in ('--workdir', '-workdir'):
+      words.append(word)
+    elif not equals:
+      next(rest, None)
   return shlex.join([*words, f'--workdir={workdir}'])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
 from alexnet_jax.weights import archive, caffe, layouts, npy, npz, safetensors, torch_file
 from alexnet_jax.weights.blob import Blob
 from alexnet_jax.weights.pretrained import Pretrained
@@ -48,7 +49,7 @@ def load(
   Raises:
     UserError: missing, none of these, damaged, or of other shapes than the net; one line.
   """
-  path = Path(path).expanduser()
+  path = expand(path, 'weights')
   if path.is_dir():
     from alexnet_jax.weights.workdir import load_workdir  # compiles a net, which files need not
 

@@ -6,6 +6,7 @@ import flax
 
 from alexnet_jax.data import preparation, store
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.experiment import make_preprocessing, needs_statistics
@@ -27,7 +28,7 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
   Raises:
     UserError: no run, no good checkpoint, or an older run without its preprocessing and data.
   """
-  workdir = Path(workdir).expanduser()
+  workdir = expand(workdir, 'workdir')
   config = read_config(workdir)
   checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
   try:
