@@ -24,7 +24,7 @@ from alexnet_jax import command, compilation_cache, cpu
 from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
-  from alexnet_jax.results.answers import Prediction
+  from alexnet_jax.results.answers import ImagePrediction
 
 _SHOWN = 8  # pictures in a figure, as in the paper's
 
@@ -97,7 +97,7 @@ def _with_listed(words: list[str]) -> list[str]:
   return [word for word in words if word != '-'] + listed
 
 
-def _look(predictor, files, title: str, features: str | None) -> list['Prediction']:
+def _look(predictor, files, title: str, features: str | None) -> list['ImagePrediction']:
   """Predictions of all files, with a progress bar; what cannot be read is named."""
   from alexnet_jax.data.progress import Console, Silent
 
@@ -180,7 +180,7 @@ def _spread(count: int) -> list[int]:
   return [i * count // min(count, _SHOWN) for i in range(min(count, _SHOWN))]
 
 
-def _square(predictor, prediction: 'Prediction'):
+def _square(predictor, prediction: 'ImagePrediction'):
   from alexnet_jax.data import pictures
 
   return pictures.square(prediction.name, predictor.weights.image_size, predictor.weights.resize)
@@ -196,7 +196,7 @@ def _write_json(predictor, found: dict) -> None:
     _write('json', _JSON.value, lambda path: files.write_json(path, value))
 
 
-def _write_features(found: list['Prediction']) -> None:
+def _write_features(found: list['ImagePrediction']) -> None:
   import numpy as np
 
   from alexnet_jax import files

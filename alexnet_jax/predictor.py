@@ -1,6 +1,7 @@
 """A trained net applied to pictures, as a library.
 
 predictor = Predictor('runs/digits')  # the folder of a run, or a file of weights
+print(predictor('a.png').classes[0])
 for prediction in predictor(['a.png', 'b.png']):
   print(prediction.name, prediction.classes[0], prediction.probabilities[0])
 """
@@ -9,8 +10,9 @@ import collections
 import difflib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from alexnet_jax.data import imagenet, images, pictures
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.results.answers import Prediction
+from alexnet_jax.results.answers import ImagePrediction
 from alexnet_jax.train import augment
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.pretrained import Pretrained
@@ -68,45 +70,50 @@ class Predictor:
       )
 
   def __call__(
-    self,
-    inputs: Sequence[str | os.PathLike | np.ndarray],
-    *,
-    top: int = 5,
-    features: str | None = None,
-  ) -> list[Prediction]:
-    """As a list, in order; see `stream`."""
-    return list(self.stream(inputs, top=top, features=features))
+    self, inputs: Any, *, top: int = 5, features: str | None = None
+  ) -> ImagePrediction | list[ImagePrediction]:
+    """Looks at pictures.
+
+    Args:
+      inputs: one picture: a path, a PIL image, or pixels uint8 (H, W, 3) RGB, (H, W, 1) or (H, W)
+        gray. Or many: an iterable of such, or a batch uint8 (N, H, W, 3) or (N, H, W, 1).
+      top: classes to name, at most as many as there are.
+      features: a layer whose outputs are wanted too.
+
+    Returns:
+      An ImagePrediction for one picture; a list of them, in order, for many. What cannot be read
+      has an `error`.
+
+    Raises:
+      UserError: something is no picture, or there is no such layer.
+    """
+    listed, single = pictures.as_list(inputs)
+    found = list(self.stream(listed, top=top, features=features))
+    return found[0] if single else found
 
   def stream(
     self,
-    inputs: Sequence[str | os.PathLike | np.ndarray],
+    inputs: Any,
     *,
     top: int = 5,
     features: str | None = None,
     advance: Callable[[int], None] = lambda pictures: None,
-  ) -> Iterator[Prediction]:
-    """Looks at pictures; while the net works, those that follow are decoded.
+  ) -> Iterator[ImagePrediction]:
+    """Yields an ImagePrediction for each picture; while the net works, others are decoded.
 
     Args:
-      inputs: files, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
-      top: classes to name, at most as many as there are.
-      features: a layer whose outputs are wanted too.
+      inputs, top, features: see `__call__`.
       advance: told the number of pictures just done.
-
-    Yields:
-      A Prediction for each input, in order; one with an `error` where it cannot be read.
-
-    Raises:
-      UserError: there is no such layer.
     """
     if features is not None:
       self._check_layer(features)
-    inputs = [item if isinstance(item, np.ndarray) else Path(item) for item in inputs]
+    inputs, _ = pictures.as_list(inputs)
     # Rounded up, so that many small calls share a few compiled programs.
     size = min(self._batch_size, 1 << max(len(inputs) - 1, 0).bit_length())
     decoded = pictures.batches(inputs, self.weights.image_size, self.weights.resize, size)
     names = (
-      f'#{i + 1}' if isinstance(item, np.ndarray) else str(item) for i, item in enumerate(inputs)
+      str(item) if isinstance(item, Path) else f'#{number}'
+      for number, item in enumerate(inputs, start=1)
     )
     under_way = collections.deque()
     for batch in decoded:
@@ -129,16 +136,16 @@ class Predictor:
     best, order = jax.lax.top_k(probabilities, min(top, len(self.weights.classes)))
     return order, best, outputs
 
-  def _finish(self, batch, found, names, advance) -> Iterator[Prediction]:
+  def _finish(self, batch, found, names, advance) -> Iterator[ImagePrediction]:
     order, probabilities, features = jax.device_get(found)
     for place, (picture, name) in enumerate(zip(batch, names, strict=False)):
       if isinstance(picture, images.UnreadableImage):
-        yield Prediction(name, error=str(picture))
+        yield ImagePrediction(name, error=str(picture))
         continue
       labels = tuple(order[place].tolist())
       classes = tuple(self.weights.classes[label] for label in labels)
       truth = self._true_label(name)
-      yield Prediction(
+      yield ImagePrediction(
         name=name,
         classes=classes,
         labels=labels,

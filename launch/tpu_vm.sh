@@ -1,151 +1,122 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of one VM or many, with spot capacity too. From the repository's root:
+# Trains on a Cloud TPU slice of one VM or many. Has never run on a TPU.
 #
 #   export ZONE=us-east5-b TYPE=v6e-8 BUCKET=gs://my-bucket/runs
-#   launch/tpu_vm.sh create --spot     # queues a request and waits; after a preemption, again
-#   launch/tpu_vm.sh setup             # copies this tree there, installs it, brings the data
+#   launch/tpu_vm.sh create --spot    # queues a request; flags go to gcloud
+#   launch/tpu_vm.sh state            # of the request: wait until it is ACTIVE
+#   launch/tpu_vm.sh setup            # copies this tree to all VMs, installs it, brings the data
 #   launch/tpu_vm.sh run --config=configs/imagenet.py --workdir=runs/imagenet
-#   launch/tpu_vm.sh logs              # follows the job; Ctrl-C leaves it running
-#   launch/tpu_vm.sh stop              # saves and ends; `run`, as before, goes on
-#   launch/tpu_vm.sh delete
+#   launch/tpu_vm.sh logs             # follows the job; Ctrl-C leaves it running
+#   launch/tpu_vm.sh stop             # saves and ends; `run`, as before, resumes
+#   launch/tpu_vm.sh delete           # flags go to gcloud, such as --quiet
 #
-# What follows `create` and `delete` goes to gcloud (--spot, --reserved, --valid-until-duration=6h,
-# --network=N --subnetwork=N, --internal-ips); what follows `run` to `python -m alexnet_jax.main`.
-# Each verb may be repeated. After a preemption `create`, `setup` and `run` bring the run back.
-#
-#   ZONE       zone with the quota; required
-#   PROJECT    default: gcloud's own
-#   TPU        name of the queued resource and its node; default alexnet
+# DRY_RUN=1 prints the calls of gcloud and makes none. Variables beside ZONE:
+#   TPU        name; default alexnet
 #   TYPE       accelerator type; default v6e-8. Above 8 it is a pod slice of several VMs
-#   RUNTIME    software version; default by TYPE
-#   DISK       disk in ZONE whose file system has the label alexnet, seen as /mnt/alexnet: read-only
-#              in a pod slice, else writable
-#   DATA       gs://... copied to /mnt/alexnet of every VM by `setup`, where there is no DISK
-#   BUCKET     gs://... that keeps copies of workdirs, every SYNC seconds (300) and at the end
-#   TRIES      starts without progress before a VM gives up; default 10
-#   SSH_FLAGS  such as --tunnel-through-iap, where the VMs have no address outside
-#   POLL       seconds between looks at the queue; default 30
+#   RUNTIME    software version; default v2-alpha-tpuv6e. v5p wants v2-alpha-tpuv5, v5litepod
+#              v2-alpha-tpuv5-lite, older ones tpu-ubuntu2204-base
+#   DISK       projects/P/zones/Z/disks/D with a file system labelled alexnet, for /mnt/alexnet
+#   DATA       gs://... that `setup` copies to /mnt/alexnet of every VM, without DISK
+#   BUCKET     gs://... that gets a copy of the workdir every five minutes and at the end
+#   SSH_FLAGS  such as --tunnel-through-iap
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-usage='launch/tpu_vm.sh create|setup|run|logs|stop|delete'
-verb=${1-}
-[[ $verb =~ ^(create|setup|run|logs|stop|delete)$ ]] || fail "verb '$verb': use $usage"
-shift
-[[ -n ${ZONE-} ]] || fail 'ZONE is not set: export the zone that has your TPU quota, ZONE=us-east5-b'
-command -v gcloud > /dev/null || fail 'gcloud is not installed: see https://cloud.google.com/sdk'
-TPU=${TPU:-alexnet}
-TYPE=${TYPE:-v6e-8}
-PROJECT=${PROJECT:-$(gcloud config get-value project 2> /dev/null)}
-[[ -n $PROJECT ]] || fail 'PROJECT is not set, nor has gcloud one: gcloud config set project NAME'
-[[ $TYPE =~ -([0-9]+)$ ]] || fail "TYPE=$TYPE: use an accelerator type such as v6e-8, v5litepod-16, v4-32"
-chips=${BASH_REMATCH[1]}
-for name in DATA BUCKET; do
-  [[ -z ${!name-} || ${!name} == gs://* ]] || fail "$name=${!name}: must be a place like gs://bucket/folder"
-done
-where=(--zone="$ZONE" --project="$PROJECT")
-read -ra ssh_flags <<< "${SSH_FLAGS-}"
-
-on() { # WORKER COMMAND: in the home folder of one VM or all
-  gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" "${ssh_flags[@]}" --worker="$1" --command="$2"
-}
-
-environment() { # the variables that a VM's part reads
-  local name
-  for name in DATA BUCKET DISK SYNC TRIES; do
-    [[ -z ${!name-} ]] || printf '%s=%q ' "$name" "${!name}"
-  done
-  (( chips <= 8 )) || printf 'POD=1 '
-}
-
-state() {
-  local answer
-  if answer=$(gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" \
-    --format='value(state.state)' 2>&1); then
-    echo "${answer##*$'\n'}"  # warnings may come before
-  elif [[ $answer == *NOT_FOUND* ]]; then
-    echo NONE
-  else
-    echo "$answer" >&2
-    return 1
-  fi
-}
-
-request() {
-  case $TYPE in
-    v6e-*) runtime=v2-alpha-tpuv6e ;;
-    v5p-*) runtime=v2-alpha-tpuv5 ;;
-    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
-    v[234]-*) runtime=tpu-ubuntu2204-base ;;
-    *) [[ -n ${RUNTIME-} ]] || fail "TYPE=$TYPE: set RUNTIME too, its software version" ;;
-  esac
-  local flags=(--node-id="$TPU" --accelerator-type="$TYPE" --runtime-version="${RUNTIME:-$runtime}")
-  if [[ -n ${DISK-} ]]; then
-    local mode=read-write
-    (( chips <= 8 )) || mode=read-only
-    flags+=(--data-disk="source=projects/$PROJECT/zones/$ZONE/disks/$DISK,mode=$mode")
-  fi
-  gcloud compute tpus queued-resources create "$TPU" "${where[@]}" "${flags[@]}" --async "$@"
-}
-
-create() {
-  local now
-  now=$(state)
-  if [[ $now == SUSPENDED || $now == FAILED ]]; then
-    echo "$TPU is $now, as after a preemption: asking for it anew"
-    gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet
-    now=NONE
-  fi
-  [[ $now != NONE ]] || request "$@"
-  local shown=
-  while now=$(state) && [[ $now != ACTIVE ]]; do
-    case $now in
-      SUSPEND* | FAILED | DELETING | NONE) fail "$TPU is $now: launch/tpu_vm.sh create asks again" ;;
-    esac
-    [[ $now == "$shown" ]] || echo "$TPU is $now; Ctrl-C leaves it in the queue, create waits again"
-    shown=$now
-    sleep "${POLL:-30}"
-  done
-  [[ $now == ACTIVE ]] # else describe failed, and has said why
-  echo "$TPU is ACTIVE"
+fail() { echo "error: $*" >&2; exit 2; }
+call() { if [[ -n ${DRY_RUN-} ]]; then echo "gcloud$(printf ' %q' "$@")"; else gcloud "$@"; fi; }
+queued() { call compute tpus queued-resources "$1" "$TPU" --zone="$ZONE" "${@:2}"; }
+# shellcheck disable=SC2086  # SSH_FLAGS is a list
+vm() { call compute tpus tpu-vm "$@" --zone="$ZONE" ${SSH_FLAGS-}; }
+on_vms() { # a function below, on all
+  local settings="DISK=${DISK-} DATA=${DATA-} BUCKET=${BUCKET-} POD=$pod"
+  vm ssh "$TPU" --worker=all --command="$settings alexnet_jax/launch/tpu_vm.sh$(printf ' %q' "$@")"
 }
 
 setup() {
-  cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  archive=$(mktemp -d)
-  trap 'rm -rf "$archive"' EXIT
-  tar -czf "$archive/alexnet_jax.tar.gz" --exclude=__pycache__ \
+  local archive
+  archive=$(mktemp)
+  tar -czf "$archive" --exclude=__pycache__ \
     alexnet_jax configs launch setup.cfg pyproject.toml README.md LICENSE
-  gcloud compute tpus tpu-vm scp "$archive/alexnet_jax.tar.gz" "$TPU:" "${where[@]}" \
-    "${ssh_flags[@]}" --worker=all
-  on all "mkdir -p alexnet_jax && tar -xzf alexnet_jax.tar.gz -C alexnet_jax && $(environment)alexnet_jax/launch/tpu_worker.sh setup"
+  vm scp "$archive" "$TPU:alexnet_jax.tar.gz" --worker=all
+  rm "$archive"
+  vm ssh "$TPU" --worker=all \
+    --command='mkdir -p alexnet_jax && tar -xzf alexnet_jax.tar.gz -C alexnet_jax'
+  on_vms vm_setup
 }
 
-run() {
-  local word workdir=
-  for word in "$@"; do
-    case $word in
-      --workdir=*://* | --config.data.store=*://* | --config.data.dir=*://*)
-        fail "$word: must be on a disk of the VM; DATA is copied there by setup, workdirs to BUCKET" ;;
-      --workdir=?*) workdir=${word#--workdir=} ;;
-    esac
+vm_setup() { # may be repeated
+  sudo mkdir -p /mnt/alexnet
+  if [[ -n $DISK ]] && ! mountpoint -q /mnt/alexnet; then # read-only, it cannot replay its journal
+    sudo mount -o "noatime${POD:+,ro,noload}" /dev/disk/by-label/alexnet /mnt/alexnet
+  fi
+  [[ -n $DISK && -n $POD ]] || sudo chown "$(id -u)" /mnt/alexnet
+  [[ -n $DISK || -z $DATA ]] || gcloud storage rsync --recursive "$DATA" /mnt/alexnet
+  python3 -m pip install --quiet --user uv # the system's Python is too old
+  python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
+  python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
+}
+
+vm_start() {
+  flock -n job.lock true || fail 'a job runs here: stop it first'
+  nohup launch/tpu_vm.sh vm_run "$@" >> job.log 2>&1 < /dev/null &
+}
+
+vm_run() {
+  local word workdir copy job number
+  exec 9> job.lock && flock -n 9
+  for word in "$@"; do [[ $word != --workdir=* ]] || workdir=${word#*=}; done
+  copy=$BUCKET/$(basename "$workdir")
+  number=$(curl -sSf -H 'Metadata-Flavor: Google' \
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
+  [[ $number == 0 ]] || BUCKET='' # process 0 alone reads and writes the workdir
+  if [[ -n $BUCKET && ! -e $workdir/config.json ]]; then # on a new VM
+    if gcloud storage ls "$copy/config.json" 2> ls.txt; then
+      mkdir -p "$workdir.part"
+      gcloud storage rsync --recursive "$copy" "$workdir.part"
+      mv -T "$workdir.part" "$workdir"
+    else # what could not be looked at shall not be overwritten
+      cat ls.txt && grep -q 'matched no objects' ls.txt
+    fi
+  fi
+  TFDS_DATA_DIR=/mnt/alexnet .venv/bin/python launch/local.py -n 1 --tries=10 -- "$@" &
+  job=$!
+  echo "$job" > job.pid
+  trap : TERM # of a spot VM that is taken back, which local.py hears too
+  while kill -0 "$job" 2> /dev/null; do
+    timeout 300 tail --pid="$job" -f /dev/null || true
+    [[ -z $BUCKET || ! -e $workdir/config.json ]] || gcloud storage rsync --recursive \
+      --delete-unmatched-destination-objects --exclude='(.*/)?\..*' "$workdir" "$copy" || true
   done
-  [[ -n $workdir ]] || fail 'run needs --workdir=FOLDER, such as runs/imagenet'
-  [[ -n ${BUCKET-} || $workdir == /mnt/* ]] \
-    || echo "warning: without BUCKET a preemption or delete loses $workdir" >&2
-  on all "$(environment)alexnet_jax/launch/tpu_worker.sh start $(printf '%q ' "$@")"
+  wait "$job" && echo 'the job is done' || echo "the job ended with exit code $?"
 }
 
+vm_stop() {
+  if flock -n job.lock echo 'no job runs here'; then return; fi
+  kill -TERM "$(< job.pid)"
+  flock job.lock tail -n 1 job.log
+}
+
+verb=${1-}
+shift || true
+TPU=${TPU:-alexnet} TYPE=${TYPE:-v6e-8} pod='' mode=read-write
+[[ $verb == vm_* || -n ${ZONE-} ]] || fail 'ZONE is not set: export the zone of your TPU quota'
+[[ $TYPE =~ -([0-9]+)$ ]] || fail "TYPE=$TYPE: use a type such as v6e-8 or v5litepod-16"
+(( BASH_REMATCH[1] <= 8 )) || pod=1 mode=read-only
 case $verb in
-  create) create "$@" ;;
+  create)
+    [[ -z ${DISK-} ]] || set -- --data-disk="source=$DISK,mode=$mode" "$@"
+    queued create --node-id="$TPU" --accelerator-type="$TYPE" \
+      --runtime-version="${RUNTIME:-v2-alpha-tpuv6e}" --async "$@"
+    ;;
+  state) queued describe --format='value(state.state)' ;;
   setup) setup ;;
-  run) run "$@" ;;
-  logs) on 0 'tail -n 50 -F alexnet_jax/job.log' ;;
-  stop) on all 'alexnet_jax/launch/tpu_worker.sh stop' ;;
-  # gcloud asks first, unless it is given --quiet.
-  delete) gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force "$@" ;;
+  run)
+    [[ " $*" == *' --workdir='?* ]] || fail 'run needs --workdir=FOLDER, such as runs/imagenet'
+    on_vms vm_start "$@"
+    ;;
+  logs) vm ssh "$TPU" --worker=0 --command='tail -n 50 -F alexnet_jax/job.log' ;;
+  stop) on_vms vm_stop ;;
+  delete) queued delete --force "$@" ;; # gcloud asks first, unless it is given --quiet
+  vm_*) "$verb" "$@" ;;
+  *) fail "verb '$verb': use create, state, setup, run, logs, stop or delete" ;;
 esac

@@ -131,6 +131,16 @@ def test_meta_that_json_cannot_write_is_refused_at_once(opened):
     opened().save(1, state_at(1), {'config': object()})
 
 
+@pytest.mark.parametrize('name', ['exp[1]', 'a\\b', '*?', os.fsdecode(b'\xff')])
+def test_folders_of_any_name(opened, name, tmp_path):
+  writer = opened(tmp_path / name)
+  writer.save(7, state_at(7), {})
+  writer.wait()
+  step, state, _ = opened(tmp_path / name, primary=False).restore(state_at(0))
+  assert step == 7 and not hidden(tmp_path)
+  assert_state(state, 7)
+
+
 # Which steps there are.
 
 
@@ -359,6 +369,39 @@ def test_other_errors_of_the_thread_are_raised_in_the_caller(opened, monkeypatch
       with pytest.raises(ZeroDivisionError):
         surfaces()
   assert not hidden(tmp_path)
+
+
+def test_the_first_save_is_read_back(opened, monkeypatch, tmp_path):
+  save = ocp.Checkpointer.save
+
+  def forgetful(self, directory, tree):
+    save(self, directory, tree | {'step': np.array(0, np.int32)})
+
+  checkpoints = opened()
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.Checkpointer, 'save', forgetful)
+    checkpoints.save(1, state_at(1), {})
+    with pytest.raises(UserError, match='^[^\n]*cannot be read back .*array step[^\n]*--workdir$'):
+      checkpoints.wait()
+  assert not checkpoints.steps() and not hidden(tmp_path)
+  checkpoints.save(3, state_at(3), {})
+  checkpoints.wait()
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint_files, 'read_leaves', lambda *_: 1 / 0)
+    checkpoints.save(4, state_at(4), {})  # once a process is enough
+    checkpoints.wait()
+  assert checkpoints.steps() == [3, 4]
+
+
+def test_a_disk_that_goes_away_is_an_os_error(opened, monkeypatch):
+  def gone(*_):
+    raise ValueError('INTERNAL: Error writing "x": Input/output error [OS error 5]')
+
+  checkpoints = opened()
+  monkeypatch.setattr(ocp.Checkpointer, 'save', gone)
+  checkpoints.save(1, state_at(1), {})
+  with pytest.raises(OSError, match='orbax cannot write .*Input/output error'):
+    checkpoints.wait()
 
 
 def test_a_folder_that_cannot_be_is_refused_in_one_line(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.trained import (
@@ -122,15 +123,59 @@ def test_predictions_and_features_agree_with_torch(photos, views, places):
   assert len({prediction.classes for prediction in found}) > 1  # the pictures do matter
 
 
-def test_arrays_and_files_are_alike(photos):
+def test_forms_of_inputs(photos):
+  """One gives one prediction, many a list, whatever the form; each form the same as its file."""
   _, files = photos
   predictor = Predictor(digits_net())
-  (by_file,) = predictor([str(files[0])])
-  (by_array,) = predictor([np.asarray(Image.open(files[0]))])
-  assert by_array.name == '#1' and by_file.name == str(files[0])
-  assert by_array.classes == by_file.classes
-  np.testing.assert_array_equal(by_array.probabilities, by_file.probabilities)
-  assert (by_file.true_class, by_array.true_class) == ('ant', '')
+  pixels = np.stack([np.asarray(Image.open(file)) for file in files[:3]])
+  gray = pixels[..., 0]
+  first, *_ = colored = predictor(files[:3])
+  first_gray, *_ = grays = predictor([np.stack([each] * 3, -1) for each in gray])
+  assert first.name == str(files[0]) and first_gray.name == '#1'
+  assert (first.true_class, first_gray.true_class) == ('ant', '')
+  for given, wanted in (
+    (str(files[0]), first),
+    (files[0], first),
+    (Image.open(files[0]), first),
+    (pixels[0], first),
+    (jnp.asarray(pixels[0]), first),
+    (gray[0], first_gray),
+    (gray[0][..., None], first_gray),
+    (Image.fromarray(gray[0]), first_gray),
+    (pixels, colored),
+    (gray[..., None], grays),
+    (iter(pixels), colored),
+    (np.array(list(map(str, files[:3]))), colored),
+    (tuple(map(Image.open, files[:3])), colored),
+    ([files[0], pixels[1], Image.open(files[2])], colored),
+    ([files[0]], [first]),
+    ([], []),
+  ):
+    found = predictor(given)
+    assert isinstance(found, list) == isinstance(wanted, list)
+    pairs = zip(found, wanted, strict=True) if isinstance(found, list) else [(found, wanted)]
+    for one, other in pairs:
+      assert one.classes == other.classes
+      np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'given, told',
+  [
+    (np.zeros((8, 8, 3)), r'input 1, ndarray of float64, shape \(8, 8, 3\), is no picture: give'),
+    (np.zeros((5, 8, 8), np.uint8), r'shape \(5, 8, 8\)'),
+    (np.zeros((8, 8, 4), np.uint8), r'shape \(8, 8, 4\)'),
+    (np.zeros((2, 8, 8, 4), np.uint8), r'shape \(8, 8, 4\)'),
+    (np.zeros((0, 8, 3), np.uint8), r'shape \(0, 8, 3\)'),
+    (['a.png', None], 'input 2, NoneType None, is no picture'),
+    (b'\x89PNG', 'bytes'),
+    ({'a.png': 1}, 'dict'),
+    (3, 'int 3'),
+  ],
+)
+def test_what_is_no_picture_is_refused(given, told):
+  with pytest.raises(UserError, match=told):
+    pictures.as_list(given)
 
 
 def test_many_pictures_come_back_in_order_around_broken_ones(tmp_path):
@@ -208,8 +253,8 @@ def test_neighbours_agree_with_scikit_learn():
 
 def test_a_query_is_not_its_own_neighbour():
   features = np.array([[0.0], [1.0], [3.0], [0.0]], np.float32)
-  gallery = [answers.Prediction(f'/g/{i}.png', features=row) for i, row in enumerate(features)]
-  stranger = answers.Prediction('/q/0.png', features=features[0])
+  gallery = [answers.ImagePrediction(f'/g/{i}.png', features=row) for i, row in enumerate(features)]
+  stranger = answers.ImagePrediction('/q/0.png', features=features[0])
   own, other = neighbours.search([gallery[0], stranger], gallery, 2)
   assert [x.name for x in own] == ['/g/3.png', '/g/1.png']  # its copy counts
   assert [x.name for x in other] == ['/g/0.png', '/g/3.png']

@@ -23,11 +23,11 @@ class UnreadableImage(Exception):
   """The bytes are not an image that can be decoded in full; the message says why."""
 
 
-def square(data: bytes | np.ndarray, size: int, resize: str) -> np.ndarray:
+def square(data: bytes | Image.Image | np.ndarray, size: int, resize: str) -> np.ndarray:
   """Decodes and resizes one image.
 
   Args:
-    data: an encoded image, or uint8 (H, W, 3) RGB or (H, W) gray.
+    data: an encoded image, one of Pillow, or uint8 (H, W, 3) RGB or (H, W) gray.
     size: S, the side of the result in pixels.
     resize: 'crop' or 'warp'.
 
@@ -37,7 +37,8 @@ def square(data: bytes | np.ndarray, size: int, resize: str) -> np.ndarray:
   Raises:
     UnreadableImage: truncated, damaged, of another format, or with too many pixels.
   """
-  image = _decode(data) if isinstance(data, bytes) else Image.fromarray(data).convert('RGB')
+  is_array = isinstance(data, np.ndarray)
+  image = Image.fromarray(data).convert('RGB') if is_array else _decode(data)
   width, height = image.size
   enlarges = size > min(width, height)
   resample = Image.Resampling.BICUBIC if enlarges else Image.Resampling.BILINEAR
@@ -52,12 +53,13 @@ def square(data: bytes | np.ndarray, size: int, resize: str) -> np.ndarray:
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes | Image.Image) -> Image.Image:
   """An RGB image; transparent parts become white."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # such as damaged EXIF data, which is not used
-      image = Image.open(io.BytesIO(data), formats=FORMATS)
+      opened = isinstance(data, Image.Image)
+      image = data if opened else Image.open(io.BytesIO(data), formats=FORMATS)
       if image.width * image.height > MAX_PIXELS:
         raise UnreadableImage(f'too many pixels: {image.width}x{image.height}')
       image.load()

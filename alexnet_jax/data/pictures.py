@@ -3,11 +3,14 @@
 import collections
 import concurrent.futures
 import itertools
+import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import images
@@ -18,6 +21,8 @@ from alexnet_jax.files import expand
 # Few enough to share out evenly, enough that handing them over costs nothing: single small files
 # keep threads waiting for each other.
 _RUN = 16
+
+Picture = pathlib.Path | Image.Image | np.ndarray
 
 
 def find(arguments: Iterable[str]) -> list[pathlib.Path]:
@@ -48,18 +53,67 @@ def find(arguments: Iterable[str]) -> list[pathlib.Path]:
   return found
 
 
-def square(picture: pathlib.Path | str | np.ndarray, size: int, resize: str) -> np.ndarray:
+def as_list(given: Any) -> tuple[list[Picture], bool]:
+  """Pictures in the forms that a program may have them in.
+
+  Args:
+    given: one picture: a path, a PIL image, or uint8 (H, W, 3) RGB, (H, W, 1) or (H, W) gray. Or
+      many: an iterable of such, or uint8 (N, H, W, 3) or (N, H, W, 1).
+
+  Returns:
+    A list of pictures as `square` takes them, and whether a single one was given.
+
+  Raises:
+    UserError: something is neither.
+  """
+  one = _as_picture(given)
+  if one is not None:
+    return [one], True
+  items = [given]
+  if hasattr(given, '__array__'):
+    items = list(given) if np.ndim(given) in (1, 4) else items
+  elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray, Mapping)):
+    items = list(given)
+  pictures = []
+  for item in items:
+    pictures.append(_as_picture(item))
+    if pictures[-1] is None:
+      has_shape = hasattr(item, 'shape') and hasattr(item, 'dtype')
+      what = f'of {item.dtype}, shape {tuple(item.shape)}' if has_shape else f'{item!r:.60}'
+      raise UserError(
+        f'input {len(pictures)}, {type(item).__name__} {what}, is no picture: give paths, PIL'
+        ' images, or uint8 arrays (H, W, 3), (H, W, 1) or (H, W), one or many, or (N, H, W, 3)'
+      )
+  return pictures, False
+
+
+def _as_picture(item: Any) -> Picture | None:
+  if isinstance(item, (str, os.PathLike)):
+    return expand(item, 'picture')
+  if isinstance(item, Image.Image):
+    return item
+  if not hasattr(item, '__array__'):
+    return None
+  pixels = np.asarray(item)
+  if pixels.dtype != np.uint8 or not pixels.size or pixels.shape[2:] not in ((), (1,), (3,)):
+    return None
+  if pixels.ndim == 3 and pixels.shape[2] == 1:
+    pixels = pixels[..., 0]
+  return pixels if pixels.ndim >= 2 else None
+
+
+def square(picture: Picture | str, size: int, resize: str) -> np.ndarray:
   """One picture as the store of a data set would hold it: uint8 (S, S, 3).
 
   Args:
-    picture: a file, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
+    picture: a file, a PIL image, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
     size: S.
     resize: 'crop' or 'warp', see `images.square`.
 
   Raises:
     images.UnreadableImage: it cannot be read; the message says why.
   """
-  if isinstance(picture, np.ndarray):
+  if isinstance(picture, (np.ndarray, Image.Image)):
     return images.square(picture, size, resize)
   try:
     with open(picture, 'rb') as file:
@@ -70,7 +124,7 @@ def square(picture: pathlib.Path | str | np.ndarray, size: int, resize: str) -> 
 
 
 def batches(
-  pictures: Sequence[pathlib.Path | str | np.ndarray], size: int, resize: str, batch_size: int
+  pictures: Sequence[Picture | str], size: int, resize: str, batch_size: int
 ) -> Iterator[list[np.ndarray | images.UnreadableImage]]:
   """Decodes pictures in order, a few batches ahead, on all cores.
 

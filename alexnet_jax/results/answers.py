@@ -11,7 +11,7 @@ _BAR, _NAME = 24, 40  # characters, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
+class ImagePrediction:
   """What a net says of a picture.
 
   Attributes:
@@ -35,7 +35,7 @@ class Prediction:
   error: str = ''
 
 
-def text(found: Sequence[Prediction], classes: int) -> str:
+def text(found: Sequence[ImagePrediction], classes: int) -> str:
   """A block for each picture, or a line where there are many, and what they come to.
 
   Args:
@@ -47,7 +47,7 @@ def text(found: Sequence[Prediction], classes: int) -> str:
   return '\n'.join([*lines, '', _summary(found, classes)])
 
 
-def _blocks(found: Sequence[Prediction]) -> list[str]:
+def _blocks(found: Sequence[ImagePrediction]) -> list[str]:
   width = max(len(_short(name)) for each in found for name in each.classes)
   lines = []
   for each in found:
@@ -61,7 +61,7 @@ def _blocks(found: Sequence[Prediction]) -> list[str]:
   return lines[1:]
 
 
-def _lines(found: Sequence[Prediction]) -> list[str]:
+def _lines(found: Sequence[ImagePrediction]) -> list[str]:
   file = max(len(each.name) for each in found)
   width = max(len(_short(each.classes[0])) for each in found)
   return [
@@ -76,7 +76,7 @@ def _short(name: str) -> str:
   return name if len(name) <= _NAME else name[: _NAME - 1] + '…'
 
 
-def errors(found: Sequence[Prediction], classes: int) -> dict[str, float]:
+def errors(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
   """Where the true class is known: known (how many), and shares top1_error, top5_error.
 
   top5_error is left out where fewer than five of more than five classes are named.
@@ -95,7 +95,7 @@ def errors(found: Sequence[Prediction], classes: int) -> dict[str, float]:
   return result
 
 
-def _summary(found: Sequence[Prediction], classes: int) -> str:
+def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
   broken = sum(bool(each.error) for each in found)
   line = f'{len(found):,} picture{"s" * (len(found) != 1)}'
   if broken:
@@ -107,7 +107,7 @@ def _summary(found: Sequence[Prediction], classes: int) -> str:
   return line
 
 
-def as_json(found: Sequence[Prediction]) -> list[dict[str, Any]]:
+def as_json(found: Sequence[ImagePrediction]) -> list[dict[str, Any]]:
   """One object a picture: file, and predictions with true_class if known, or error."""
   objects = []
   for each in found:

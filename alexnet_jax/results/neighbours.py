@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.results.answers import Prediction
+from alexnet_jax.results.answers import ImagePrediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def nearest(gallery: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndar
 
 
 def search(
-  queries: Sequence[Prediction], gallery: Sequence[Prediction], count: int
+  queries: Sequence[ImagePrediction], gallery: Sequence[ImagePrediction], count: int
 ) -> list[list[Neighbour]]:
   """For each query the nearest pictures of the gallery, itself left out.
 
@@ -56,7 +56,7 @@ def search(
   return found
 
 
-def text(queries: Sequence[Prediction], found: Sequence[Sequence[Neighbour]]) -> str:
+def text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbour]]) -> str:
   """A block for each query: distances and files, nearest first."""
   lines = []
   for query, others in zip(queries, found, strict=True):
@@ -66,7 +66,7 @@ def text(queries: Sequence[Prediction], found: Sequence[Sequence[Neighbour]]) ->
 
 
 def as_json(
-  queries: Sequence[Prediction], found: Sequence[Sequence[Neighbour]]
+  queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbour]]
 ) -> list[dict[str, Any]]:
   """One object a query: file, and neighbours with their distance."""
   return [

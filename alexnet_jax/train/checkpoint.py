@@ -64,6 +64,7 @@ class Checkpoints:
     self._thread = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
     self._pending: Future | None = None
     self.failed_saves = 0
+    self._read_back = False  # whether a save of this process has been
     for folder in [self._directory / kind for kind in KINDS if primary]:
       try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,8 @@ class Checkpoints:
 
     Waits for the save before and raises what it raised. A full disk does not raise: it is logged
     and counted, and older checkpoints stay. A step that exists is replaced; existing later steps
-    belong to a future that this save takes back, and are removed.
+    belong to a future that this save takes back, and are removed. The first save of the process is
+    read back before it counts: what cannot be read here shows now, not on the day it is needed.
 
     Args:
       step: how many updates the state has seen.
@@ -188,7 +190,11 @@ class Checkpoints:
       _sweep(folder)
       if shutil.disk_usage(folder).free < size:  # before the disk is full for everybody
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-      checkpoint_files.write_checkpoint(folder / f'.saving-{step}', jax.device_get(leaves), meta)
+      saving = folder / f'.saving-{step}'
+      checkpoint_files.write_checkpoint(saving, jax.device_get(leaves), meta)
+      if not self._read_back:
+        _check_readable(saving)
+        self._read_back = True
       _publish(folder, step)
       _retire(folder, step, self._keep[folder.name])
     except Exception as error:
@@ -206,6 +212,16 @@ class Checkpoints:
         size / 1e6,
         free / 1e6,
       )
+
+
+def _check_readable(path: Path) -> None:
+  try:
+    checkpoint_files.read_leaves(path, checkpoint_files.read_record(path))
+  except DamagedError as error:
+    raise UserError(
+      f'the first checkpoint, just written to {path.parent}, cannot be read back ({error}): look at'
+      ' that disk, or choose another --workdir'
+    ) from error
 
 
 def _steps(folder: Path) -> list[int]:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +36,16 @@ def write_checkpoint(path: Path, leaves: dict[str, np.ndarray], meta: dict) -> N
     path: folder to make.
     leaves: arrays by names such as 'params/conv1/kernel', of any numeric dtype, not empty.
     meta: what `json` has read or would read back equal.
+
+  Raises:
+    OSError: the disk is full, gone, ...
   """
-  with _orbax() as orbax:
-    orbax.save(path / 'state', _nested(leaves))
+  path.mkdir(exist_ok=True)
+  try:
+    with _orbax() as orbax, _plain_path(path) as plain:
+      orbax.save(plain / 'state', _nested(leaves))
+  except Exception as error:  # orbax and tensorstore raise anything
+    raise OSError(f'orbax cannot write {path}: {_short(error)}') from error
   files = {name: [size, _file_crc32(path / name)] for name, size in _file_sizes(path).items()}
   table = {name: _leaf_record(leaf) for name, leaf in leaves.items()}
   record = {'meta': meta, 'files': files, 'leaves': table}
@@ -85,17 +93,17 @@ def read_leaves(path: Path, record: dict) -> dict[str, np.ndarray]:
     DamagedError: orbax cannot read them, or they differ.
   """
   try:
-    with _orbax() as orbax:
+    with _orbax() as orbax, _plain_path(path) as plain:
       # Shapes first: a forged one must not make us ask for all the memory there is.
-      stored = named_leaves(orbax.metadata(path / 'state').item_metadata.tree)
+      stored = named_leaves(orbax.metadata(plain / 'state').item_metadata.tree)
       stored = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in stored.items()}
       if stored != {name: leaf[:2] for name, leaf in record['leaves'].items()}:
         raise DamagedError('the arrays in state/ are not those that meta.json lists')
-      leaves = named_leaves(orbax.restore(path / 'state'))
+      leaves = named_leaves(orbax.restore(plain / 'state'))
   except DamagedError:
     raise
   except Exception as error:  # orbax and tensorstore raise anything
-    raise DamagedError(f'orbax cannot read it: {" ".join(str(error).split())[:200]}') from error
+    raise DamagedError(f'orbax cannot read it: {_short(error)}') from error
   for name, leaf in leaves.items():
     if _leaf_record(leaf) != record['leaves'][name]:
       raise DamagedError(f'the checksum of the array {name} does not agree')
@@ -135,6 +143,26 @@ def _orbax() -> 'Iterator[ocp.Checkpointer]':
       yield checkpointer
   finally:
     orbax_log.removeFilter(_is_not_of_orbax)
+
+
+@contextlib.contextmanager
+def _plain_path(path: Path) -> Iterator[Path]:
+  """Another path of a folder if its own has what orbax takes for a pattern, or is not UTF-8."""
+  try:
+    plain = not set('[]*?\\') & set(str(path).encode().decode())
+  except UnicodeError:
+    plain = False
+  if plain:
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    link = Path(folder, 'checkpoint')
+    link.symlink_to(path.absolute(), target_is_directory=True)
+    yield link
+
+
+def _short(error: Exception) -> str:
+  return ' '.join(str(error).split())[:200]
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:

@@ -174,7 +174,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     UserError: there is no run, or its config cannot be used.
   """
   if not (workdir / CONFIG).exists():
-    raise UserError(f'{workdir} holds no run: there is no {CONFIG}')
+    raise UserError(f'{workdir} holds no run (no {CONFIG}): give the folder of a run')
   return configs.from_json(read_json(workdir / CONFIG))
 
 

@@ -4,6 +4,8 @@ import io
 import zipfile
 from collections.abc import Mapping
 
+from alexnet_jax.weights.other_files import describe_zip
+
 Members = Mapping[str, bytes]
 
 
@@ -17,7 +19,10 @@ def members(data: bytes) -> Members:
     with zipfile.ZipFile(io.BytesIO(data)) as file:
       entries = file.infolist()
       if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError('the archive is compressed: torch.save and np.savez do not do that')
+        names = [entry.filename for entry in entries]
+        raise ValueError(
+          f'it is compressed, which torch.save never does, and {describe_zip(names)}'
+        )
       if sum(entry.file_size for entry in entries) > len(data):
         raise ValueError('the archive claims to hold more than it has bytes')
       return {entry.filename: file.read(entry) for entry in entries}

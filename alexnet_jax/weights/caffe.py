@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from alexnet_jax.weights import blob
-from alexnet_jax.weights.blob import Blob
+from alexnet_jax.weights import lazy_array
+from alexnet_jax.weights.lazy_array import LazyArray
 
 MAX_LAYERS = 1000
 # Field numbers of name, type and blobs in each generation.
@@ -32,7 +32,7 @@ class Layer:
 
   name: str
   type: str
-  blobs: tuple[Blob, ...]
+  blobs: tuple[LazyArray, ...]
 
 
 def read(data: bytes) -> tuple[str, list[Layer]]:
@@ -68,7 +68,7 @@ def _layer(message: memoryview, numbers: tuple[int, int, int]) -> Layer:
   return Layer(name, kind, tuple(blobs))
 
 
-def _blob(message: memoryview, name: str) -> Blob:
+def _blob(message: memoryview, name: str) -> LazyArray:
   """A BlobProto: a `shape`, or num, channels, height and width of before Caffe 1.0."""
   legacy, shape, floats, doubles = [1, 1, 1, 1], None, [], []
   for field, value in _fields(message):
@@ -88,7 +88,7 @@ def _blob(message: memoryview, name: str) -> Blob:
     shape = tuple(legacy)
   parts, dtype = (doubles, np.dtype('<f8')) if doubles else (floats, np.dtype('<f4'))
   data = parts[0] if len(parts) == 1 else b''.join(parts)
-  return blob.from_bytes(name, data, dtype, shape)
+  return lazy_array.from_bytes(name, data, dtype, shape)
 
 
 def _dims(message: memoryview) -> tuple[int, ...]:

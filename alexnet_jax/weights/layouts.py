@@ -20,7 +20,7 @@ from alexnet_jax.train.augment import (
   TORCHVISION_STD,
   Preprocessing,
 )
-from alexnet_jax.weights.blob import Blob, Shape, show
+from alexnet_jax.weights.lazy_array import LazyArray, Shape, show
 from alexnet_jax.weights.pretrained import Pretrained
 
 TORCHVISION_LAYERS = {
@@ -57,7 +57,7 @@ def _preprocessing(crop: int, mean, scale) -> Preprocessing:
   return Preprocessing(crop, *arrays)
 
 
-def torchvision_layers(blobs: Mapping[str, Blob]) -> dict[str, tuple[Blob, ...]]:
+def torchvision_layers(blobs: Mapping[str, LazyArray]) -> dict[str, tuple[LazyArray, ...]]:
   """Kernel and bias by our layer, of a state dict.
 
   Raises:
@@ -88,7 +88,7 @@ def some(names: Iterable[str]) -> str:
 
 
 def parameters(
-  net: str, crop: int, found: Mapping[str, tuple[Blob, ...]], *, rows_first: bool, bgr: bool
+  net: str, crop: int, found: Mapping[str, tuple[LazyArray, ...]], *, rows_first: bool, bgr: bool
 ) -> Parameters:
   """The parameters of a net.
 
@@ -127,7 +127,7 @@ def parameters(
   return result
 
 
-def _pair(net: str, name: str, found) -> tuple[Blob, Blob]:
+def _pair(net: str, name: str, found) -> tuple[LazyArray, LazyArray]:
   if len(found.get(name, ())) != 2:
     what = f'{len(found[name])} arrays instead of kernel and bias' if name in found else 'no array'
     raise ValueError(f'layer {name} of net {net} has {what}')
@@ -168,7 +168,7 @@ def _to_theirs(kernel: np.ndarray, row, inputs: Shape) -> np.ndarray:
   return np.ascontiguousarray(moved).reshape(_theirs_shape(row, inputs))
 
 
-def checked(found: Blob, what: str, wanted: Shape, net: str) -> np.ndarray:
+def checked(found: LazyArray, what: str, wanted: Shape, net: str) -> np.ndarray:
   """The array as float32.
 
   Raises:

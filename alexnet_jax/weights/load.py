@@ -17,12 +17,14 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.weights import archive, caffe, layouts, npy, npz, safetensors, torch_file
-from alexnet_jax.weights.blob import Blob
+from alexnet_jax.weights.lazy_array import LazyArray
+from alexnet_jax.weights.other_files import describe, describe_zip
 from alexnet_jax.weights.pretrained import Pretrained
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
 _MAX_REASON = 400  # characters; pickletools quotes whatever it cannot decode
 CAFFE_NETS = {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}
+_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors', '.caffemodel')  # of weights in a folder
 KNOWN = (
   "torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet (.caffemodel, .npy),"
   ' our .npz, or the folder of a run'
@@ -51,9 +53,7 @@ def load(
   """
   path = expand(path, 'weights')
   if path.is_dir():
-    from alexnet_jax.weights.workdir import load_workdir  # compiles a net, which files need not
-
-    found = load_workdir(path, checkpoint)
+    found = _load_folder(path, checkpoint)
   else:
     data = _bytes(path)
     try:
@@ -68,6 +68,18 @@ def load(
     names = _read_classes(Path(classes), len(found.classes))
     found = dataclasses.replace(found, classes=names)
   return found
+
+
+def _load_folder(path: Path, checkpoint: str) -> Pretrained:
+  from alexnet_jax.weights.workdir import load_workdir  # compiles a net, which files need not
+
+  try:
+    return load_workdir(path, checkpoint)
+  except UserError as error:
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if not files:
+      raise
+    raise UserError(f'{error}; or give a file of weights, such as {files[0]}') from None
 
 
 def _bytes(path: Path) -> bytes:
@@ -89,7 +101,7 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
     if 'metadata.npy' in files:
       return npz.read(files)
     if not any(member.endswith('data.pkl') for member in files):
-      raise ValueError(f'a zip archive that holds {layouts.some(files)}; wanted: {KNOWN}')
+      raise ValueError(f'it is {describe_zip(files)}; wanted: {KNOWN}')
     return _torchvision(_state_dict(torch_file.read_zip(files)), name)
   if data[:1] == b'\x80':
     return _torchvision(_state_dict(torch_file.read_legacy(data)), name)
@@ -97,30 +109,30 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
     return _torchvision(safetensors.read(data), name)
   if data[:6] == npy.MAGIC:
     return _npy(npy.read_object(data), net, name)
-  if data[:8] == b'\x89HDF\r\n\x1a\n':
-    raise ValueError(f'HDF5 is not read; wanted: {KNOWN}')
+  if what := describe(data):
+    raise ValueError(f'it is {what}; wanted: {KNOWN}')
   try:
     net_name, caffe_layers = caffe.read(data)
   except ValueError as error:
     raise ValueError(f'a .caffemodel is the nearest that it looks like, but {error}') from None
   if not caffe_layers:
-    raise ValueError(f'it is empty or of no known form; wanted: {KNOWN}')
+    raise ValueError(f'it has no layers; wanted: {KNOWN}')
   return _caffe(net_name, caffe_layers, net, name)
 
 
-def _state_dict(value) -> dict[str, Blob]:
+def _state_dict(value) -> dict[str, LazyArray]:
   """The state dict in a file of torch.save, which may be one entry of a training checkpoint."""
   if not isinstance(value, dict):
     raise ValueError('it holds no state dict; save model.state_dict()')
   for name in ('state_dict', 'model'):
     if isinstance(value.get(name), dict):
       value = value[name]
-  if not all(isinstance(key, str) and isinstance(item, Blob) for key, item in value.items()):
+  if not all(isinstance(key, str) and isinstance(item, LazyArray) for key, item in value.items()):
     raise ValueError('its dict holds other things than arrays by name; save model.state_dict()')
   return value
 
 
-def _torchvision(blobs: dict[str, Blob], name: str) -> Pretrained:
+def _torchvision(blobs: dict[str, LazyArray], name: str) -> Pretrained:
   preprocessing = layouts.torchvision_preprocessing()
   found = layouts.torchvision_layers(blobs)
   params = layouts.parameters('owt', preprocessing.crop, found, rows_first=True, bgr=False)
@@ -159,7 +171,7 @@ def _npy(value, net: str | None, name: str) -> Pretrained:
   for layer, pair in value.items():
     if isinstance(pair, dict):
       pair = [pair.get('weights'), pair.get('biases')]
-    if not isinstance(pair, list) or not all(isinstance(item, Blob) for item in pair):
+    if not isinstance(pair, list) or not all(isinstance(item, LazyArray) for item in pair):
       raise ValueError(f'layer {layer:.40} is not a pair of arrays')
     blobs[layer] = tuple(pair)
   return _caffe_net_of(blobs, net or 'caffe', name, rows_first=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.weights import blob, pickles
-from alexnet_jax.weights.blob import Blob
+from alexnet_jax.weights import lazy_array, pickles
+from alexnet_jax.weights.lazy_array import LazyArray
 
 MAGIC = b'\x93NUMPY'
 _HEADER = re.compile(
@@ -19,7 +19,7 @@ _HEADER = re.compile(
 )
 
 
-def read(name: str, data: bytes) -> Blob:
+def read(name: str, data: bytes) -> LazyArray:
   """The array in a file.
 
   Raises:
@@ -28,7 +28,7 @@ def read(name: str, data: bytes) -> Blob:
   kind, fortran, shape, body = _parse(data)
   if kind is None:
     raise ValueError(f'{name:.40} is an array of Python objects')
-  return blob.from_bytes(name, body, kind, shape, 'F' if fortran else 'C')
+  return lazy_array.from_bytes(name, body, kind, shape, 'F' if fortran else 'C')
 
 
 def read_object(data: bytes) -> Any:
@@ -36,8 +36,9 @@ def read_object(data: bytes) -> Any:
   kind, _, shape, body = _parse(data)
   if kind is not None or shape != ():
     raise ValueError('it is one array, not a dictionary of layers')
-  value = pickles.read(io.BytesIO(body))
-  return value[0] if isinstance(value, list) and len(value) == 1 else value
+  array = pickles.read(io.BytesIO(body))
+  items = array.read() if isinstance(array, LazyArray) else None
+  return items[0] if isinstance(items, list) and len(items) == 1 else None
 
 
 def _parse(data: bytes):

@@ -17,8 +17,8 @@ from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.weights import archive, npy
-from alexnet_jax.weights.blob import Blob, Shape
 from alexnet_jax.weights.layouts import MAX_CLASSES, checked
+from alexnet_jax.weights.lazy_array import LazyArray, Shape
 from alexnet_jax.weights.pretrained import Pretrained
 
 FORMAT, VERSION = 'alexnet_jax', 1
@@ -78,7 +78,7 @@ def read(files: archive.Members) -> Pretrained:
     raise ValueError(f'its metadata is damaged ({reason:.80})') from None
 
 
-def _assemble(metadata: dict, blobs: dict[str, Blob]) -> Pretrained:
+def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
   sizes = {name: metadata[name] for name in ('image_size', 'crop', 'resize_to')}
   classes, net, edits = metadata['classes'], metadata['net'], metadata['edits']
   valid = (

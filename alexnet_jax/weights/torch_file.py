@@ -20,7 +20,7 @@ _PROTOCOL = 1001
 
 
 def read_zip(files: archive.Members) -> Any:
-  """The object in a zip archive, tensors as `Blob`.
+  """The object in a zip archive, tensors as `LazyArray`.
 
   Raises:
     ValueError: damaged, or not only tensors in dicts.
@@ -42,7 +42,7 @@ def read_zip(files: archive.Members) -> Any:
 
 
 def read_legacy(data: bytes) -> Any:
-  """The object in a file of before torch 1.6, tensors as `Blob`.
+  """The object in a file of before torch 1.6, tensors as `LazyArray`.
 
   Raises:
     ValueError: damaged, or not only tensors in dicts, or not of torch.

@@ -1,7 +1,6 @@
 """Weight files as others write them, and what the nets in them compute, with torch and protobuf."""
 
 import io
-import json
 import pickle
 import struct
 from unittest import mock
@@ -306,13 +305,6 @@ class Evil:
 
   def __reduce__(self):
     return self._reduced
-
-
-def with_header(data, header):
-  """A safetensors file with another header."""
-  (size,) = struct.unpack('<Q', data[:8])
-  text = header if isinstance(header, bytes) else json.dumps(header).encode()
-  return struct.pack('<Q', len(text)) + text + data[8 + size :]
 
 
 def pickled(value):

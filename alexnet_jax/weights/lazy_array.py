@@ -9,8 +9,8 @@ import numpy as np
 Shape = tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Blob:
+@dataclasses.dataclass
+class LazyArray:
   """An array to be read.
 
   Attributes:
@@ -22,8 +22,8 @@ class Blob:
   read: Callable[[], np.ndarray]
 
 
-def from_bytes(name: str, data, dtype, shape: Shape, order: str = 'C') -> Blob:
-  """A blob of values that lie one after another.
+def from_bytes(name: str, data, dtype, shape: Shape, order: str = 'C') -> LazyArray:
+  """An array of values that lie one after another.
 
   Args:
     name: for messages.
@@ -43,7 +43,7 @@ def from_bytes(name: str, data, dtype, shape: Shape, order: str = 'C') -> Blob:
       f'{name} has {len(data):,} bytes, but its shape {show(shape)} of {np.dtype(dtype).name}'
       f' needs {wanted:,}'
     )
-  return Blob(shape, lambda: np.frombuffer(data, dtype).reshape(shape, order=order))
+  return LazyArray(shape, lambda: np.frombuffer(data, dtype).reshape(shape, order=order))
 
 
 def show(shape: Shape) -> str:

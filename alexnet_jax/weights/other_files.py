@@ -1,0 +1,43 @@
+"""What a file is that holds no weights which are read here, and what to do about it."""
+
+import json
+import re
+from collections.abc import Iterable
+
+_DOWNLOAD = 'download the file itself'
+_UNPACK = 'unpack it and give the file of weights in it'
+_BEGINNINGS = (
+  (rb'version https://git-lfs', f'a Git LFS pointer: run "git lfs pull", or {_DOWNLOAD}'),
+  (rb'(?i)\s*<(!doctype html|html|head)', f'an HTML page, as of a log-in or error: {_DOWNLOAD}'),
+  (rb'\x1f\x8b', f'compressed by gzip, as a .tar.gz is: {_UNPACK}'),
+  (rb'BZh\d', f'compressed by bzip2: {_UNPACK}'),
+  (rb'\xfd7zXZ\0', f'compressed by xz: {_UNPACK}'),
+  (rb'\x28\xb5\x2f\xfd', f'compressed by Zstandard: {_UNPACK}'),
+  (rb'7z\xbc\xaf|Rar!|(?s:.{257}ustar)', f'an archive (7z, rar or tar): {_UNPACK}'),
+  (rb'\x89HDF\r\n\x1a\n', 'HDF5, as of Keras'),
+  (rb'MATLAB 5', 'a MATLAB file, as of MatConvNet'),
+  # Field 1 as a number is the version of ONNX and SavedModel; in Caffe's format it is a text.
+  (rb'\x08[\x02-\x1f]', 'ONNX: save the state_dict() of the model that it was made of'),
+  (rb'\x08\x01', 'a SavedModel of TensorFlow'),
+)
+
+
+def describe(data: bytes) -> str | None:
+  """What a file is, by its first bytes, and what to do; None if that is not known."""
+  if not data:
+    return 'empty: download or save it again'
+  for beginning, what in _BEGINNINGS:
+    if re.match(beginning, data):
+      return what
+  if not re.fullmatch(rb'[\s -~]+', data[:200]):
+    return None
+  try:  # it lies beside .safetensors files that hold a part each
+    parts = sorted(set(json.loads(data)['weight_map'].values()))
+    return f'an index of the weights in {", ".join(parts[:3]):.80}: give that file'
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    return f'a text that begins with {data[:40].decode().splitlines()[0]!r}'
+
+
+def describe_zip(names: Iterable[str]) -> str:
+  """The same of a zip archive of these files, if neither torch.save nor np.savez wrote it."""
+  return f'a zip archive of {", ".join(sorted(names)[:3]) or "nothing":.80}: {_UNPACK}'
