@@ -9,7 +9,7 @@
 
 Each member is a run in WORKDIR/<ablation>/seed<k>[/<field>=<value>]; `a+b` is both ablations at
 once.  The same command skips what is done and resumes the rest; then
-`python -m alexnet_jax.results.report WORKDIR` compares.  Exit codes: 0 all done, 1 members failed,
+`python -m alexnet_jax.report WORKDIR` compares.  Exit codes: 0 all done, 1 members failed,
 2 bad input, 75 interrupted and saved.
 """
 
@@ -75,7 +75,7 @@ def _run(found, workdir: Path) -> None:
     raise MembersFailed(
       f'{len(failed)} of {len(found)} members {what}: see {logs}; the same command tries them again'
     )
-  print(f'all {len(found)} members are done: python -m alexnet_jax.results.report {workdir}')
+  print(f'all {len(found)} members are done: python -m alexnet_jax.report {workdir}')
 
 
 def _slurm(unfinished, workdir: Path) -> None:

@@ -194,7 +194,7 @@ CONFIG = f'--config={os.getcwd()}/configs/digits.py'
   [
     ('convert', ['a.npz', 'b.npz', CONFIG], f'{CONFIG}: this command takes none; leave it out'),
     ('predict', ['--weights=a.npz', 'a.png', '--ablation=no_lrn'], '--ablation=no_lrn: this'),
-    ('results.report', ['runs', CONFIG], 'this command takes none'),
+    ('report', ['runs', CONFIG], 'this command takes none'),
     ('evaluate', ['--workdir=run', CONFIG], 'a run is evaluated with its own config; leave it out'),
     ('evaluate', ['--ensemble=a,b', '--ablation=k1,no_lrn'], '--ablation=k1,no_lrn: a run is'),
   ],

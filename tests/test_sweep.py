@@ -360,7 +360,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_trains_all_its_members(tmp_path
     assert not (first / 'results.json').exists()
   done = run(*words)
   assert done.returncode == 0, done.stderr
-  assert done.stdout == f'all 2 members are done: python -m alexnet_jax.results.report {tmp_path}\n'
+  assert done.stdout == f'all 2 members are done: python -m alexnet_jax.report {tmp_path}\n'
   assert 'resuming from step' in (first / 'train.log').read_text()
   for name in ('baseline', 'no_lrn'):
     workdir = tmp_path / name / 'seed0'

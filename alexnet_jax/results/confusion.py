@@ -16,6 +16,11 @@ _NUMBERS = 20  # classes up to which every cell has its number
 def confusion_matrix(
   counts: np.ndarray, classes: Sequence[str], path: str | os.PathLike, title: str
 ) -> None:
+  """Writes `confusion_figure` to `path` as PNG."""
+  figures.save(confusion_figure(counts, classes, title), path)
+
+
+def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
   """Draws a row for each true class: the share of its images taken for each class.
 
   What is right, on the diagonal, is blue; what is wrong is red, its depth as the root of its share,
@@ -24,8 +29,10 @@ def confusion_matrix(
   Args:
     counts: integers (classes, classes), see `scores.confusion`.
     classes: their names.
-    path: where to put the PNG.
     title: a line above.
+
+  Returns:
+    A Matplotlib figure.
   """
   from matplotlib.colors import LinearSegmentedColormap
   from matplotlib.figure import Figure
@@ -68,4 +75,4 @@ def confusion_matrix(
     spine.set_color('#dde1e6')
   figure.text(0.2 / width, 1 - 0.3 / height, title, fontsize=12, color=_INK, parse_math=False)
   axes.set_xlabel('taken for the column, a row for each true class', fontsize=8.5, color=_FAINT)
-  figures.save(figure, path)
+  return figure

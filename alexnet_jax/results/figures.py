@@ -271,8 +271,13 @@ def _save_pixels(canvas: np.ndarray, left: int, texts: list, path: str | os.Path
 
 def save(figure, path: str | os.PathLike) -> None:
   """Renders `figure` as PNG and puts it in place in one stroke."""
+  files.write_bytes(path, png(figure))
+
+
+def png(figure) -> bytes:
+  """Renders `figure` as PNG."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-  png = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(png)
-  files.write_bytes(path, png.getvalue())
+  content = io.BytesIO()
+  FigureCanvasAgg(figure).print_png(content)
+  return content.getvalue()

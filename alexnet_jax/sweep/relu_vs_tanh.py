@@ -11,7 +11,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from alexnet_jax.results.report.comparison import Row
+from alexnet_jax.sweep.comparison import Row
 
 LEVEL = 0.25
 PUBLISHED = 6.0  # times as many epochs with tanh

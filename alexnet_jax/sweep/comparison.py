@@ -18,7 +18,7 @@ from scipy import special
 from alexnet_jax import ablations
 from alexnet_jax import config as configs
 from alexnet_jax.results import scores
-from alexnet_jax.results.report.runs import METRICS, Run
+from alexnet_jax.sweep.finished import METRICS, FinishedRun
 
 Interval = tuple[float, float]
 _FIELDS = 4  # parts of a row's name
@@ -63,7 +63,7 @@ class Row:
   ablations: tuple[str, ...]
   others: dict[str, Any]
   changes: dict[str, tuple[Any, Any]]
-  runs: list[Run]
+  runs: list[FinishedRun]
   mean: dict[str, float]
   deviation: dict[str, float]
   reference: str = ''
@@ -81,7 +81,7 @@ class Row:
     )
 
 
-def rows(runs: Sequence[Run]) -> list[Row]:
+def rows(runs: Sequence[FinishedRun]) -> list[Row]:
   """One row a config, the base first, each compared with the same config without its ablations."""
   groups = _groups(runs)
   base = _base(groups)
@@ -95,9 +95,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
   return [_compared(row, reference(row)) for row in found]
 
 
-def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
   """Runs by config without seed and harmless fields, one run a seed: the last one found."""
-  groups: dict[str, dict[int, Run]] = {}
+  groups: dict[str, dict[int, FinishedRun]] = {}
   for run in runs:
     flat = configs.flatten(run.config)
     kept = {k: v for k, v in flat.items() if k != 'seed' and not k.startswith(configs.HARMLESS)}
@@ -105,13 +105,13 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
   return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
-def _differing(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
+def _differing(old: FinishedRun, new: FinishedRun) -> dict[str, tuple[Any, Any]]:
   changes = configs.diff(old.config, new.config)
   changes.pop('seed', None)
   return changes
 
 
-def _base(groups: list[list[Run]]) -> list[Run]:
+def _base(groups: list[list[FinishedRun]]) -> list[FinishedRun]:
   """The group without edits from which the others differ least, best by ablations alone."""
 
   def distance(group):
@@ -127,7 +127,7 @@ def _base(groups: list[list[Run]]) -> list[Run]:
   return min((group for group in groups if distance(group) == least), key=unnamed)
 
 
-def _row(base: list[Run], group: list[Run]) -> Row:
+def _row(base: list[FinishedRun], group: list[FinishedRun]) -> Row:
   changes = _differing(base[0], group[0])
   names, rest = _named(base[0], group[0], changes)
   title = ['+'.join(names)] if names else [] if rest else [ablations.BASELINE]
@@ -153,7 +153,7 @@ def _short(value: Any) -> str:
 
 
 def _named(
-  base: Run, run: Run, changes: Mapping[str, tuple[Any, Any]]
+  base: FinishedRun, run: FinishedRun, changes: Mapping[str, tuple[Any, Any]]
 ) -> tuple[tuple[str, ...], dict[str, tuple[Any, Any]]]:
   """Changes as names of ablations, and what is left of them."""
   rest = dict(changes)
@@ -186,13 +186,15 @@ def _compared(row: Row, reference: Row) -> Row:
   return dataclasses.replace(row, reference=reference.name, differences=found, verdict=verdict)
 
 
-def _same_data(one: Run, other: Run) -> bool:
+def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
   """Whether two runs were evaluated on the same images, as far as their configs tell."""
   fields = ('source', 'name', 'dir', 'eval_split', 'validation_fraction', 'num_classes')
   return all(one.config['data'][field] == other.config['data'][field] for field in fields)
 
 
-def difference(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> Difference | None:
+def difference(
+  ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], metric: str
+) -> Difference | None:
   """The difference of an error over the seeds that two rows share; None if they share none."""
   others = {run.seed: run for run in theirs}
   pairs = [(run, others[run.seed]) for run in ours if run.seed in others]
@@ -214,7 +216,7 @@ def student_interval(values: Sequence[float], confidence: float = 0.95) -> Inter
   return mean - reach, mean + reach
 
 
-def _over_images(pairs: Sequence[tuple[Run, Run]], k: int) -> Interval | None:
+def _over_images(pairs: Sequence[tuple[FinishedRun, FinishedRun]], k: int) -> Interval | None:
   label = pairs[0][0].label
   if label is None or any(
     run.label is None or not np.array_equal(run.label, label) for pair in pairs for run in pair

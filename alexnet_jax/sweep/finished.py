@@ -18,7 +18,7 @@ from alexnet_jax.train.workdir import CONFIG, ENVIRONMENT, RESULTS, read_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
   """A finished run.
 
   Attributes:
@@ -74,7 +74,7 @@ class Run:
 METRICS = {'top1_error': 1, 'top5_error': 5}  # and their k
 
 
-def find(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
+def find(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
   """The finished runs in some folders and below, and the folders of unfinished ones.
 
   Raises:
@@ -95,14 +95,14 @@ def find(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
   return [_read(workdir) for workdir in finished], [w for w in workdirs if w not in finished]
 
 
-def _read(workdir: Path) -> Run:
+def _read(workdir: Path) -> FinishedRun:
   # Through a config and back: fields that are newer than the run get their defaults.
   config = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
   results = read_json(workdir / RESULTS)
   environment = workdir / ENVIRONMENT
   path = workdir / f'predictions-last-{config["eval"]["final_views"]}.npz'
   label, probabilities = _predictions(path) if path.exists() else (None, None)
-  return Run(
+  return FinishedRun(
     workdir,
     config,
     results,

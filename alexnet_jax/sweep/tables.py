@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_jax import ablations
-from alexnet_jax.results.report import relu_vs_tanh
-from alexnet_jax.results.report.comparison import Interval, Row
-from alexnet_jax.results.report.runs import METRICS
+from alexnet_jax.sweep import relu_vs_tanh
+from alexnet_jax.sweep.comparison import Interval, Row
+from alexnet_jax.sweep.finished import METRICS
 
 # Paper, Table 1: ILSVRC-2010 test set; top-1 and top-5 error in percent.
 _ILSVRC_2010 = (
@@ -59,9 +59,10 @@ def markdown(rows: Sequence[Row], unfinished: Sequence[Path]) -> str:
 
 def main_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
   """Heading and cells of the comparison, as text."""
-  top5 = any('top5_error' in row.mean for row in rows)
-  heading = ['', 'seeds', 'top-1 error, %'] + ['top-5 error, %'] * top5
-  heading += ['difference, points', 'over seeds', 'over images', 'published', 'verdict']
+  errors = {'top1_error': 'top-1 error, %', 'top5_error': 'top-5 error, %'}
+  errors = {name: text for name, text in errors.items() if any(name in row.mean for row in rows)}
+  heading = ['', 'seeds', *errors.values(), 'difference, points', 'over seeds', 'over images']
+  heading += ['published', 'verdict']
   cells = []
   for row in rows:
     change = row.differences.get('top1_error')
@@ -69,8 +70,7 @@ def main_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
       [
         row.name,
         str(len(row.runs)),
-        error_text(row, 'top1_error'),
-        *([error_text(row, 'top5_error')] * top5),
+        *(error_text(row, metric) for metric in errors),
         points(change.mean) if change else '',
         interval_text(change.over_seeds) if change else '',
         interval_text(change.over_images) if change else '',

@@ -1,1 +1,0 @@
-"""Runs side by side: `python -m alexnet_jax.results.report DIR...`."""
