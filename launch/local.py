@@ -29,6 +29,8 @@ import sys
 import time
 from pathlib import Path
 
+from alexnet_jax import files
+from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.child_processes import signal_on_parent_death
 
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
@@ -203,19 +205,11 @@ def _verdict(codes: list[int], asked: bool) -> int | None:
   return None
 
 
-def _words_after_dashes(words: list[str]) -> tuple[list[str], list[str]]:
-  if '--' not in words:
-    return words, []
-  cut = words.index('--')
-  return words[:cut], words[cut + 1 :]
-
-
-def _workdir(words: list[str]) -> Path | None:
-  for word, following in zip(words, [*words[1:], ''], strict=True):
-    name, equals, value = word.partition('=')
-    if name in ('--workdir', '-workdir'):
-      return Path(value if equals else following)
-  return None
+def positive_int(text: str) -> int:
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'{number}: must be at least 1')
+  return number
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -226,27 +220,34 @@ def _parse(words: list[str]) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.error = lambda message: _fail(f'{message}; see launch/local.py --help')
-  parser.add_argument('-n', type=int, required=True, help='number of processes')
-  parser.add_argument('--tries', type=int, default=3, help='starts without a new checkpoint')
+  parser.add_argument('-n', type=positive_int, required=True, help='number of processes')
   parser.add_argument(
-    '--devices_per_process', type=int, help='GPUs, or virtual CPU devices, of each process'
+    '--tries', type=positive_int, default=3, help='starts without a new checkpoint'
   )
-  options = parser.parse_args(words)
-  for name in ('n', 'tries', 'devices_per_process'):
-    value = getattr(options, name)
-    if value is not None and value < 1:
-      _fail(f'{"-" * (1 + (len(name) > 1))}{name}={value}: must be at least 1')
-  return options
+  parser.add_argument(
+    '--devices_per_process', type=positive_int, help='GPUs, or virtual CPU devices, of each process'
+  )
+  parser.add_argument('flags', nargs='+', help='flags of alexnet_jax.main, such as --config=FILE')
+  return parser.parse_args(words)
+
+
+def _workdir(flags: list[str]) -> Path | None:
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  parser.error = _fail
+  parser.add_argument('--workdir', '-workdir')
+  workdir = parser.parse_known_args(flags)[0].workdir
+  try:
+    return files.expand(workdir, '--workdir') if workdir else None
+  except UserError as error:
+    _fail(str(error))
 
 
 def main() -> int:
-  ours, theirs = _words_after_dashes(sys.argv[1:])
-  options = _parse(ours)
-  if not theirs:
-    _fail('nothing to run: give the flags of alexnet_jax.main after --, such as -- --config=FILE')
-  workdir = _workdir(theirs)
+  options = _parse(sys.argv[1:])
+  workdir = _workdir(options.flags)
   logs = (workdir or Path('runs/local')) / 'logs'
-  job = Supervisor(_environments(options.n, options.devices_per_process), theirs, logs)
+  environments = _environments(options.n, options.devices_per_process)
+  job = Supervisor(environments, options.flags, logs)
   for number in _SIGNALS:
     signal.signal(number, job.forward)
   failures = 0

@@ -180,9 +180,10 @@ def test_processes_die_with_a_killed_supervisor_and_a_second_one_waits_for_that(
   ('words', 'said'),
   [
     ([], 'required: -n'),
-    (['-n', '2'], 'nothing to run'),
-    (['-n', '0', '--', '--config=x'], '-n=0: must be at least 1'),
-    (['-n', 'two', '--', '--config=x'], "invalid int value: 'two'"),
+    (['-n', '2'], 'required: flags'),
+    (['-n', '0', '--', '--config=x'], 'argument -n: 0: must be at least 1'),
+    (['-n', 'two', '--', '--config=x'], "argument -n: invalid positive_int value: 'two'"),
+    (['-n', '1', '--', '--workdir=gs://a/b'], '--workdir=gs://a/b: not a folder'),
     (['-n', '1', '--trys=2', '--', '--config=x'], 'unrecognized arguments: --trys=2'),
   ],
 )
