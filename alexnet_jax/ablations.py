@@ -130,9 +130,9 @@ ABLATIONS: dict[str, Ablation] = {
     fields={'optimizer.weight_decay': 0.0, 'optimizer.layer_weight_decay': {}},
   ),
   'scalar_mean': Ablation(
-    'mean colour subtracted in place of the mean image',
-    '#136, a scalar mean: "no better"',
-    fields={'input.normalization': 'mean_pixel'},
+    'one number subtracted, the mean of all pixels and channels, in place of the mean image',
+    '#136: "no better"',
+    fields={'input.normalization': 'mean_scalar'},
   ),
 }
 

@@ -146,7 +146,9 @@ FIELDS: dict[str, Field] = {
   ),
   'input.normalization': Field(
     'mean_image',
-    _one_of('mean_image', 'mean_pixel', 'standardize', 'torchvision', 'none', 'weights'),
+    _one_of(
+      'mean_image', 'mean_pixel', 'mean_scalar', 'standardize', 'torchvision', 'none', 'weights'
+    ),
     'what is subtracted (and divided by) before the net; weights: as they were trained with',
   ),
   'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
@@ -166,10 +168,12 @@ FIELDS: dict[str, Field] = {
   'optimizer.layer_factors': Field(
     {},
     _anything,
-    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; a layer may'
-    ' be called "last"',
+    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; of'
+    ' "conv1/kernel" on its kernel alone; a layer may be called "last"',
   ),
-  'optimizer.warmup_epochs': Field(0.0, _between(0), 'linear rise of the rate at the start'),
+  'optimizer.warmup_epochs': Field(0.0, _between(0), 'rise of the rate at the start'),
+  'optimizer.warmup_start': Field(0.0, _between(0), 'rate that it rises from; 0: a first part'),
+  'optimizer.warmup_power': Field(1.0, _above(0), '1 for a linear rise, 2 for a quadratic one'),
   'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
   **{f'optimizer.schedule.{name}': field for name, field in _SCHEDULE.items()},
   'optimizer.schedule.patience': Field(
@@ -219,7 +223,11 @@ def default() -> ml_collections.ConfigDict:
 
 def left_open(config: ml_collections.ConfigDict) -> list[str]:
   """What `weights.start.complete` has to fill in before the config can be validated."""
-  named_last = ['optimizer.layer_factors.last'] * (LAST in config.optimizer.layer_factors)
+  named_last = [
+    f'optimizer.layer_factors.{name}'
+    for name in config.optimizer.layer_factors
+    if name.partition('/')[0] == LAST
+  ]
   return [path for path in _OF_WEIGHTS if not _get(config, path)] + named_last
 
 
@@ -281,13 +289,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def _check_layers(optimizer, table: layers.Table) -> None:
   known = [row.name for row in table if isinstance(row, (layers.Conv, layers.Dense))]
+  parameters = [f'{name}/{parameter}' for name in known for parameter in ('kernel', 'bias')]
   for field in _BY_LAYER:
     for name in optimizer[field]:
-      if name not in known:
+      if name not in known and not (field == 'layer_factors' and name in parameters):
         raise UserError(
           f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
           f' it has {", ".join(known)}'
         )
+  if not optimizer.warmup_epochs and (optimizer.warmup_start or optimizer.warmup_power != 1):
+    raise UserError(
+      f'config.optimizer.warmup_start={optimizer.warmup_start:g} with warmup_power='
+      f'{optimizer.warmup_power:g}: only used with optimizer.warmup_epochs above 0'
+    )
   for name, decay in optimizer.layer_weight_decay.items():
     number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
     if not number or not 0 <= decay < math.inf:

@@ -68,6 +68,8 @@ def main() -> None:
   for workdir in workdirs:
     if resolved.count(workdir.resolve()) > 1:
       raise UserError(f'--ensemble has {workdir} more than once: give each run once')
+  if not _VIEWS.value:
+    _check_views(workdirs)
   found = [_predict(workdir) for workdir in workdirs]
   names, predictions, classes, views = zip(*found, strict=True)
   label = predictions[0].label
@@ -89,6 +91,19 @@ def main() -> None:
     rows[f'ensemble of {len(workdirs)} (weights {shown})'] = mixed
     tag = f'ensemble-{tag}'
   _report(rows, label, classes[0], workdirs[0], tag)
+
+
+def _check_views(workdirs: list[Path]) -> None:
+  """Raises UserError if the configs of an ensemble's members end with different views."""
+  from alexnet_jax.train.workdir import read_config
+
+  views = {workdir: read_config(workdir).eval.final_views for workdir in workdirs}
+  if len(set(views.values())) > 1:
+    found = ', '.join(f'{workdir} {count}' for workdir, count in views.items())
+    raise UserError(
+      f'--ensemble: eval.final_views of the members differ ({found}); say how many all are to'
+      ' average with --views=1, 9 or 10'
+    )
 
 
 def _predict(workdir: Path):

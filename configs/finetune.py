@@ -3,9 +3,10 @@
   python -m alexnet_jax.main --config=configs/finetune.py:/path/to/images --config.weights=PATH
 
 The folder is as for configs/folder.py.  Net, image size, crop and what is subtracted are those of
-the weights; only the last layer is new.  It learns ten times as fast as the others, as in Caffe's
-fine-tuning example (finetune_flickr_style: 10 and 20 times for fc8_flickr, base rate 0.001).  To
-freeze layers, give the whole table:
+the weights; only the last layer is new.  It learns ten times as fast as the others: its kernel at
+10 and its bias at 20 times the base rate of 0.001, as fc8_flickr of Caffe's fine-tuning example
+(finetune_flickr_style), where the other layers have 1 and 2.  To freeze layers, give the whole
+table:
 
   --config.optimizer.layer_factors="{'last': ((0.0, 10.0),), 'conv1': ((0.0, 0.0),)}"
 """

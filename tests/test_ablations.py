@@ -183,7 +183,7 @@ def test_pools_without_overlap_keep_the_size_of_the_last_map(name):
     ('imagenet', 'no_dropout', 'cnprcrnspcrcrcprdrdrd'),
     ('imagenet', 'without_conv4', 'cnprcrnspcrcprdrxdrxd'),
     ('imagenet', 'without_conv5', 'cnprcrnspcrcrpdrxdrxd'),
-    ('imagenet:bn', 'without_conv3', 'cbrpcbrpcbrcbrpdrxdrxd'),
+    ('imagenet:bn', 'without_conv4', 'crpbcrpbcrbcrpdrxdrxd'),
     ('cifar10:18pct', 'no_lrn', 'cprcrpcrpd'),
     ('cifar10:18pct', 'tanh', 'cptsctpsctpd'),
     ('cifar10:18pct', 'without_conv3', 'cprscrpspd'),
@@ -238,7 +238,7 @@ def test_single_fields_of_rows():
       },
     ),
     ('no_weight_decay', {'optimizer.weight_decay': 0.0}),
-    ('scalar_mean', {'input.normalization': 'mean_pixel'}),
+    ('scalar_mean', {'input.normalization': 'mean_scalar'}),
   ],
 )
 def test_recipes_change_these_fields_and_no_other(name, fields):

@@ -464,6 +464,18 @@ def test_batch_norm_agrees_with_torch(shape, ghost_batch):
   np.testing.assert_allclose(tested, expected_in_test.reshape(shape), atol=1e-5)
 
 
+def test_batch_norm_that_is_not_affine_is_one_with_scale_1_and_bias_0():
+  x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (6, 5, 4, 3)), jnp.float32)
+  plain, affine = (BatchNormalization(0.9, 1e-4, None, 0, affine) for affine in (False, True))
+  variables = affine.init(jax.random.key(0), x, True)
+  stats = {'batch_stats': variables['batch_stats']}
+  assert set(plain.init(jax.random.key(0), x, True)) == {'batch_stats'}
+  for train in (True, False):
+    ours, _ = plain.apply(stats, x, train, mutable=['batch_stats'])
+    peer, _ = affine.apply(variables, x, train, mutable=['batch_stats'])
+    np.testing.assert_array_equal(ours, peer)
+
+
 def test_initial_running_moments_are_those_of_a_normal_variable():
   module = BatchNormalization(0.9, 1e-5, None, 0)
   variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), jnp.full((4, 3), 7.0), True)

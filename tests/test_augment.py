@@ -248,6 +248,7 @@ def test_normalizations(store):
   expected = {
     'mean_image': central - store.mean_image[4:36, 4:36],
     'mean_pixel': central - pixel,
+    'mean_scalar': central - pixel.mean(),
     'standardize': (central - pixel) / np.sqrt(np.diag(covariance)),
     'torchvision': (central / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
     'none': central,

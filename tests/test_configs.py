@@ -149,6 +149,8 @@ WRONG = [
   ('optimizer.epsilon', 0.0),
   ('optimizer.weight_decay', -0.1),
   ('optimizer.warmup_epochs', -1.0),
+  ('optimizer.warmup_start', -1.0),
+  ('optimizer.warmup_power', 0.0),
   ('optimizer.schedule.kind', 'linear'),
   ('optimizer.schedule.factor', 1.5),
   ('optimizer.schedule.levels', 0),
@@ -235,6 +237,8 @@ def changed(name, **changes):
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': float('nan')}}, 'decay.fc8=nan'),
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': 'a'}}, "decay.fc8='a'"),
     ('imagenet', {'optimizer__layer_factors': {'conv9': ((1.0, 0.1),)}}, "no layer 'conv9'"),
+    ('imagenet', {'optimizer__layer_factors': {'conv1/w': ((1.0, 0.1),)}}, "no layer 'conv1/w'"),
+    ('imagenet', {'optimizer__warmup_power': 2.0}, 'warmup_power=2.*warmup_epochs above 0'),
     *(
       ('imagenet', {'optimizer__layer_factors': {'conv1': wrong}}, 'layer_factors.conv1=')
       for wrong in (((2.0, 0.1), (1.0, 0.0)), ((2.0, -0.1),), ((2.0, float('inf')),), (2.0, 0.1))

@@ -22,6 +22,7 @@ CROPS = {
   'caffe': 227,
   'caffenet': 227,
   'bn': 227,
+  'bn_after_pool': 227,
   'digits': 28,
   'cifar_13pct': 24,
   'cifar_11pct': 24,
@@ -97,6 +98,7 @@ def test_every_layer_of_torchvisions_net_has_its_count():
     ('conv6', 61_555_304, 745_640_480),
     # The same net, with a scale and a bias for each of 1,376 channels.
     ('bn', 60_965_224 + 2 * (96 + 256 + 384 + 384 + 256), 724_406_816),
+    ('bn_after_pool', 60_965_224, 724_406_816),
     ('cifar_80sec', 145_578, None),
     ('cifar_19pct', 89_578, None),
     ('cifar_18pct', 89_578, None),
@@ -152,6 +154,7 @@ def test_a_local_layer_has_weights_and_biases_for_every_position():
     ('caffe', 224, (54, 27, 13, 6)),
     ('caffenet', 227, (55, 27, 13, 6)),
     ('bn', 227, (55, 27, 13, 6)),
+    ('bn_after_pool', 227, (55, 27, 13, 6)),
     ('owt', 224, (55, 27, 13, 6)),
   ],
 )
@@ -316,6 +319,15 @@ ORDER = {
   'cifar_13pct': ['conv relu max', 'conv relu max', 'local relu', 'local relu', 'fc'],
   # cuda-convnet2 layers-cifar10-11pct.cfg.
   'cifar_11pct': ['conv relu max lrn', 'conv relu lrn max', 'local relu', 'local relu', 'fc'],
+  # NVIDIA/caffe models/alexnet_bn/train_val2.prototxt.
+  'bn_after_pool': [
+    'conv relu max',
+    'norm conv relu max',
+    'norm conv relu',
+    'norm conv relu',
+    'norm conv relu max',
+    *HIDDEN,
+  ],
   # The published table of layers of the 14-layer net.
   'cifar_bn': 4 * ['conv relu max norm'] + 4 * ['fc relu drop norm'] + ['fc'],
   # Ours.
@@ -429,6 +441,8 @@ def test_initial_values_of_the_2012_net():
       (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
     ),
     ('caffenet', (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
+    ('bn', (0.01,) * 5 + (0.005, 0.005, 0.01), (0,) * 5 + (0.1, 0.1, 0)),
+    ('bn_after_pool', (0.01,) * 5 + (0.005, 0.005, 0.01), (0.01,) * 5 + (0.1, 0.1, 0.01)),
     ('one_tower', (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
     ('conv6', (0.01, 0.01, 0.03, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 1, 0)),
     ('cifar_80sec', (0.0001, 0.01, 0.01, 0.1, 0.1), (0,) * 5),

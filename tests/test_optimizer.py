@@ -244,6 +244,14 @@ def test_warmup_rises_linearly_to_the_curve():
   assert schedules.with_warmup(plain, 0) is plain
 
 
+def test_warmup_from_a_rate_to_a_power():
+  """`GetLearningRate` of NVIDIA's sgd_solver.cpp: rampup_lr 1, base_lr 10, then poly."""
+  curve = schedules.with_warmup(schedules.polynomial(15_600, 2), 600, start=0.1, power=2)
+  at = np.array([0, 1, 300, 599, 600, 601, 15_599])
+  expected = np.where(at < 600, 1 + 9 * (at / 600) ** 2, 10 * (1 - at / 15_600) ** 2)
+  np.testing.assert_allclose(10 * np.array(values(curve, at)), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_plateau_divides_after_its_patience():
   rule = schedules.Plateau(factor=0.1, patience=2)
   state, scales = rule.initial(), []
@@ -313,6 +321,63 @@ def test_rates_of_the_automatic_schedule():
   frozen = calendar.step_of(74)
   assert at(frozen - 1)['conv1', 'kernel'] == pytest.approx(0.00004, rel=1e-2)
   assert at(frozen)['conv1', 'kernel'] == at(frozen)['conv1', 'bias'] == 0
+
+
+@pytest.mark.parametrize(
+  'variant, base, rise', [('bn_8k', 10, 600), ('bn_16k', 24, 400), ('bn_32k', 32, 400)]
+)
+def test_rates_of_large_batches(variant, base, rise):
+  """NVIDIA/caffe models/alexnet_bn/solver_8K.prototxt and its fellows."""
+  at, calendar = imagenet_rates(variant)
+  for step in (0, 1, rise // 2, rise - 1):
+    expected = 1 + (base - 1) * (step / rise) ** 2
+    assert at(step)['conv2', 'kernel'] == pytest.approx(expected, rel=1e-5)
+    assert at(step)['conv2', 'bias'] == pytest.approx(expected, rel=1e-5)
+  for step in (rise, calendar.total_steps // 2, calendar.total_steps - 1):
+    expected = base * (1 - step / calendar.total_steps) ** 2
+    assert at(step)['conv2', 'kernel'] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize('variant', ['13pct', '11pct'])
+def test_local_nets_lower_the_rate_of_kernels_alone(variant):
+  """layer-params-conv-local-12pct.cfg, the last stage: epsW=0.00001, epsB=0.002."""
+  config = runpy.run_path(str(CONFIGS / 'cifar10.py'))['get_config'](variant)
+  rates = schedules.make_rates(config, int, 520)
+  for step, kernel in ((0, 1e-3), (499, 1e-3), (500, 1e-4), (509, 1e-4), (510, 1e-5), (519, 1e-5)):
+    found = rates.tree(PARAMS, jnp.int32(step), 1.0)['conv1']
+    assert float(found['kernel']) == pytest.approx(kernel, rel=1e-5)
+    assert float(found['bias']) == pytest.approx(0.002, rel=1e-5)
+
+
+def test_the_18pct_net_lowers_all_rates():
+  """layer-params-18pct.cfg: "Reduce all learning rates"."""
+  config = runpy.run_path(str(CONFIGS / 'cifar10.py'))['get_config']('18pct')
+  found = schedules.make_rates(config, int, 140).tree(PARAMS, jnp.int32(130), 1.0)['conv1']
+  assert float(found['kernel']) == pytest.approx(1e-5, rel=1e-5)
+  assert float(found['bias']) == pytest.approx(2e-5, rel=1e-5)
+
+
+def test_factors_act_on_kernel_and_bias_unless_one_is_named():
+  config = runpy.run_path(str(CONFIGS / 'imagenet.py'))['get_config']('paper')
+  config.optimizer.bias_multiplier = 2.0
+  config.optimizer.layer_factors = {
+    'conv1': ((0.0, 0.5), (9.0, 0.0)),
+    'conv1/kernel': ((0.0, 0.1),),
+    'conv2/bias': ((0.0, 0.0),),
+    'fc8': ((0.0, 10.0),),
+  }
+  configs.validate(config)
+  rates = schedules.make_rates(config, int, 90)
+
+  def of(layer, step):
+    found = rates.tree(PARAMS, jnp.int32(step), 1.0)[layer]
+    return [float(found['kernel']), float(found['bias'])]
+
+  assert of('conv1', 0) == pytest.approx([0.0005, 0.01])
+  assert of('conv1', 9) == [0, 0]
+  assert of('conv2', 0) == pytest.approx([0.01, 0])
+  # Caffe's finetune_flickr_style: lr_mult 10 and 20 for fc8_flickr, 1 and 2 below.
+  assert of('fc8', 0) == pytest.approx([0.1, 0.2])
 
 
 def test_rates_of_the_papers_text():

@@ -28,7 +28,7 @@ def course_of(case):
   """All that `diagnosis.overfit` yields for a case, and its config."""
   config = load(case.file, *filter(None, [case.variant]))
   divisor = 1
-  if case.file == 'imagenet':
+  if case.file in ('imagenet', 'cats_vs_dogs'):
     config.input.crop = 63 if case.variant == 'owt' else 67
     config.batch_size, divisor = IMAGES, 8
   if case.rate:
@@ -63,20 +63,17 @@ def load(file, *variant):
 
 def initial_state(experiment):
   """As Experiment.initial_state, drawn by NumPy: compiling JAX's draws takes longer than a test."""
-  rng, params = np.random.default_rng(0), {}
+  rng, params, batch_stats = np.random.default_rng(0), {}, {}
   for row, inputs, _ in layers.walk(experiment.table, experiment.view_shape):
     shapes = row.parameters(inputs)
     if isinstance(row, layers.BatchNorm):
-      params[row.name] = {'scale': np.ones(shapes['scale']), 'bias': np.zeros(shapes['bias'])}
+      ones, zeros = np.ones(inputs[-1:]), np.zeros(inputs[-1:])
+      batch_stats[row.name] = {'mean': zeros, 'var': ones}
+      if shapes:
+        params[row.name] = {'scale': ones, 'bias': zeros}
     elif shapes:
       params[row.name] = draw(row, shapes, rng)
-  params = jax.tree.map(jnp.float32, params)
-  batch_stats = {
-    row.name: {'mean': 0 * params[row.name]['bias'], 'var': params[row.name]['scale']}
-    for row in experiment.table
-    if isinstance(row, layers.BatchNorm)
-  }
-  variables = {'params': params, 'batch_stats': batch_stats}
+  variables = jax.tree.map(jnp.float32, {'params': params, 'batch_stats': batch_stats})
   return init_state(variables, experiment.recipe, {})
 
 
@@ -121,7 +118,8 @@ CASES = {
   'krizhevsky2012': Case(80, 'imagenet'),
   'one_tower': Case(80, 'imagenet', 'one_tower'),
   'conv6': Case(110, 'imagenet', 'conv6'),
-  'bn': Case(40, 'imagenet', 'bn'),
+  'bn': Case(40, 'cats_vs_dogs'),
+  'bn_after_pool': Case(40, 'imagenet', 'bn'),
   'owt': Case(600, 'imagenet', 'owt', rate=0.005),
   # These three with the initial weights of 2012: 0.03 in place of 0.01.
   'paper': Case(80, 'imagenet', 'paper', upper=3),

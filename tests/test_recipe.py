@@ -99,11 +99,15 @@ def test_lars_agrees_with_its_formula():
   np.testing.assert_allclose(updates['fc']['bias'], -1e-4 * (1 + 0.9 + 0.81), rtol=1e-5)
 
 
-def test_lars_moves_a_parameter_that_is_zero():
+@pytest.mark.parametrize('rate, moved', [(0.5, 0.5), (32.0, 1.0), (0.0, 0.0)])
+def test_lars_of_a_parameter_that_is_zero(rate, moved):
+  """NVIDIA's `GetLocalRate` starts from 1 and leaves it where a norm is 0; then min(rate, it)."""
   rule = lars(0.9, {'bias': 0.0}, 0.001)
-  params, gradients = {'bias': jnp.zeros(3)}, {'bias': jnp.ones(3)}
-  updates, _ = rule.update(gradients, rule.init(params), params, rates={'bias': 0.5})
-  np.testing.assert_allclose(updates['bias'], -0.5)
+  zeros, ones = {'bias': jnp.zeros(3)}, {'bias': jnp.ones(3)}
+  updates, _ = rule.update(ones, rule.init(zeros), zeros, rates={'bias': rate})
+  np.testing.assert_allclose(updates['bias'], -moved)
+  updates, _ = rule.update(zeros, rule.init(ones), ones, rates={'bias': rate})
+  np.testing.assert_array_equal(updates['bias'], 0)
 
 
 def test_polynomial_is_caffes_poly():

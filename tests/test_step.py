@@ -224,7 +224,7 @@ def test_a_step_that_is_not_finite_is_not_applied():
   def noise(step):
     return jnp.where((step == 1) | (step == 2), jnp.nan, 0.1)
 
-  on, recipe = devices(2), recipe_of(NORMALIZED, colour_noise=noise)
+  on, recipe = devices(2), recipe_of(NORMALIZED, colour_noise=noise, ema_decay=0.9)
   step = on.train_step(make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS))
   state = on.replicate(initial_state(NORMALIZED, recipe))
   states, skipped = [], []
@@ -235,7 +235,7 @@ def test_a_step_that_is_not_finite_is_not_applied():
     assert np.isfinite(metrics['loss']) == (i not in (1, 2))
   assert skipped == [0, 1, 2, 0, 0] == [int(s.skipped_steps) for s in states]
   assert [int(s.step) for s in states] == [1, 2, 3, 4, 5]  # the calendar goes on
-  for kept in ('params', 'batch_stats', 'opt_state'):
+  for kept in ('params', 'batch_stats', 'opt_state', 'ema'):
     for i in (1, 2):
       jax.tree.map(
         np.testing.assert_array_equal, getattr(states[i], kept), getattr(states[0], kept)

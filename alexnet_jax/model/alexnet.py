@@ -80,7 +80,7 @@ class AlexNet(nn.Module):
         return spatial_response_norm(x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k)
       case layers.BatchNorm():
         return BatchNormalization(
-          row.decay, row.epsilon, self.axis_name, self.ghost_batch, name=row.name
+          row.decay, row.epsilon, self.axis_name, self.ghost_batch, row.affine, name=row.name
         )(x, train)
       case layers.Dropout():
         return dropout(x, row.keep, row.inverted, train, keys, index)

@@ -18,19 +18,23 @@ class BatchNormalization(nn.Module):
     epsilon: added to the variance.
     axis_name: pmapped axis, or None.
     ghost_batch: 0, or a divisor of the images on a device.
+    affine: whether each channel has a learned scale and bias.
   """
 
   decay: float
   epsilon: float
   axis_name: str | None
   ghost_batch: int
+  affine: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """x is (N, ..., C) of any float type; so is the result."""
     channels = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+    scale, bias = jnp.ones(channels), jnp.zeros(channels)
+    if self.affine:
+      scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+      bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
     running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
     if not train:

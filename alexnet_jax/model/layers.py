@@ -164,13 +164,17 @@ class SpatialNorm(Row):
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Row):
-  """Batch normalization over all axes but the last; `decay` is that of the running moments."""
+  """Batch normalization over all axes but the last; `decay` is that of the running moments.
+
+  With `affine` each channel has a learned scale and bias.
+  """
 
   decay: float = 0.9
   epsilon: float = 1e-5
+  affine: bool = True
 
   def parameters(self, shape: Shape) -> dict[str, Shape]:
-    return {'scale': (shape[-1],), 'bias': (shape[-1],)}
+    return {'scale': (shape[-1],), 'bias': (shape[-1],)} if self.affine else {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ two towers: grouped convolutions, channels 0..C/2-1 being tower a.
 An ablation is an edit of rows: every function returns a plain tuple of rows from `layers.py`.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from alexnet_jax.model import ablations, layers
@@ -203,7 +204,7 @@ def conv6(classes: int = 1000) -> layers.Table:
 
 
 def bn(classes: int = 1000) -> layers.Table:
-  """AlexNet-BN of the LARS authors (NVIDIA/caffe models/alexnet_bn/train_val.prototxt).
+  """AlexNet-BN (NVIDIA/caffe models/alexnet_bn/train_val.prototxt).
 
   conv-BN-ReLU in place of LRN, dense layers without BN, inverted dropout; for 227-pixel crops.
   Unlike theirs every convolution keeps its bias, which batch normalization makes idle.
@@ -227,6 +228,40 @@ def bn(classes: int = 1000) -> layers.Table:
     *block('conv5', 256, 3, padding=1, groups=2),
     MaxPool('pool5'),
     *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
+  )
+
+
+def bn_after_pool(classes: int = 1000) -> layers.Table:
+  """The AlexNet-BN that the LARS authors train in large batches (train_val2.prototxt there).
+
+  Batch norms without scale and bias, on the input of every convolution but the first; biases of
+  the convolutions and of fc8 start at 0.01.
+  """
+
+  def norm(number: int) -> layers.Row:
+    return BatchNorm(f'bn{number}', epsilon=1e-4, affine=False)
+
+  *hidden, last = _dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True)
+  return (
+    Conv('conv1', 96, 11, stride=4, bias=0.01),
+    Relu('relu1'),
+    MaxPool('pool1'),
+    norm(2),
+    Conv('conv2', 256, 5, padding=2, groups=2, bias=0.01),
+    Relu('relu2'),
+    MaxPool('pool2'),
+    norm(3),
+    Conv('conv3', 384, 3, padding=1, bias=0.01),
+    Relu('relu3'),
+    norm(4),
+    Conv('conv4', 384, 3, padding=1, groups=2, bias=0.01),
+    Relu('relu4'),
+    norm(5),
+    Conv('conv5', 256, 3, padding=1, groups=2, bias=0.01),
+    Relu('relu5'),
+    MaxPool('pool5'),
+    *hidden,
+    dataclasses.replace(last, bias=0.01),
   )
 
 
@@ -376,6 +411,7 @@ NETS: dict[str, Callable[[int], layers.Table]] = {
     one_tower,
     conv6,
     bn,
+    bn_after_pool,
     cifar_80sec,
     cifar_19pct,
     cifar_18pct,

@@ -183,6 +183,8 @@ def make_preprocessing(
       mean = _mean_view(store.mean_image, settings)
     case 'mean_pixel' | 'standardize':
       mean = store.mean_image.mean((0, 1), dtype=np.float64)
+    case 'mean_scalar':  # one number, of all pixels and channels
+      mean = np.full(3, store.mean_image.mean(dtype=np.float64))
     case 'torchvision':
       mean, scale = augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)
     case 'weights':
@@ -208,7 +210,7 @@ def make_preprocessing(
 
 def needs_statistics(settings) -> bool:
   """Whether config.input asks for statistics of the training images."""
-  own = settings.normalization in ('mean_image', 'mean_pixel', 'standardize')
+  own = settings.normalization in ('mean_image', 'mean_pixel', 'mean_scalar', 'standardize')
   return own or settings.colour_statistics == 'data'
 
 

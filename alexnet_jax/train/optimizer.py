@@ -55,7 +55,8 @@ def lars(
 
   A parameter's rate is at most (1 - momentum) * trust_coefficient * |w| / |gradient|: the "clip"
   form of LARC, as the LARS authors' Caffe computes it (NVIDIA/caffe sgd_solver.cpp), where it holds
-  for biases and batch-norm parameters too and leaves weight decay out of the norm.
+  for biases and batch-norm parameters too and leaves weight decay out of the norm.  Where a norm is
+  0, as of biases that start there, the rate is at most 1.
 
   Its `update` also takes `squares`, for parameters of which a device holds a part only.
   """
@@ -64,8 +65,7 @@ def lars(
   def trusted(gradient_square, square, rate):
     norms = jnp.sqrt(square), jnp.sqrt(gradient_square)
     trust = (1 - momentum) * trust_coefficient * norms[0] / norms[1]
-    # Biases start at 0: without this they would stay there.
-    return jnp.where((norms[0] > 0) & (norms[1] > 0), jnp.minimum(rate, trust), rate)
+    return jnp.minimum(rate, jnp.where((norms[0] > 0) & (norms[1] > 0), trust, 1))
 
   def update(gradients, velocity, params, *, rates, finite=True, squares=squares):
     rates = jax.tree.map(trusted, squares(gradients), squares(params), rates)

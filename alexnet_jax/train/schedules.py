@@ -52,11 +52,27 @@ def polynomial(total_steps: int, power: float) -> Curve:
   return lambda step: jnp.maximum(1 - step / total_steps, 0) ** power
 
 
-def with_warmup(curve: Curve, warmup_steps: int) -> Curve:
-  """Rises linearly to the curve over the first steps (Goyal et al., arXiv 1706.02677)."""
+def with_warmup(curve: Curve, warmup_steps: int, start: float = 0.0, power: float = 1.0) -> Curve:
+  """Rises to 1 over the first steps, in place of the curve.
+
+  By default linearly, and above 0 from the first step on (Goyal et al., arXiv 1706.02677).  With
+  power 2 it is `rampup_lr` of NVIDIA's Caffe (sgd_solver.cpp, `GetLearningRate`).
+
+  Args:
+    curve: what follows.
+    warmup_steps: length of the rise.
+    start: value at step 0; 0 for the first of `warmup_steps` equal parts.
+    power: of the share of the warm-up that has passed.
+  """
   if not warmup_steps:
     return curve
-  return lambda step: curve(step) * jnp.minimum((step + 1) / warmup_steps, 1)
+  first = 0 if start else 1
+
+  def warmed(step):
+    rise = start + (1 - start) * ((step + first) / warmup_steps) ** power
+    return jnp.where(step < warmup_steps, rise, curve(step))
+
+  return warmed
 
 
 def make_curve(schedule, step_of: Callable[[float], int], total_steps: int) -> Curve:
@@ -88,8 +104,8 @@ class Rates:
   Attributes:
     learning_rate: initial rate of the kernels.
     kernel, bias: curves of kernels and of biases; `bias_multiplier` scales the latter.
-    layers: extra factors by layer; they act on the layer's kernel, and a factor of 0 freezes its
-      bias too.
+    layers: extra factors: of 'conv1' on all parameters of that layer, of 'conv1/kernel' on one.
+      Those of a parameter and of its layer multiply; 0 freezes.
     plateau_of_biases: whether the scale of a plateau schedule acts on biases too.
   """
 
@@ -114,14 +130,18 @@ class Rates:
     if self.plateau_of_biases:
       bias_rate = scale * bias_rate
 
-    def layer_rates(layer: str) -> dict:
-      factor = self.layers[layer](step) if layer in self.layers else jnp.float32(1)
-      return {
-        name: kernel_rate * factor if name == 'kernel' else bias_rate * (factor > 0)
-        for name in params[layer]
-      }
+    def factor(name: str) -> jax.Array:
+      return self.layers[name](step) if name in self.layers else jnp.float32(1)
 
-    return {layer: layer_rates(layer) for layer in params}
+    return {
+      layer: {
+        name: (kernel_rate if name == 'kernel' else bias_rate)
+        * factor(layer)
+        * factor(f'{layer}/{name}')
+        for name in leaves
+      }
+      for layer, leaves in params.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +174,13 @@ def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rat
   """The rates that config.optimizer describes; see `make_curve` for the arguments."""
   optimizer = config.optimizer
   warmup_steps = step_of(optimizer.warmup_epochs)
+  scale = config.batch_size / (optimizer.base_batch_size or config.batch_size)
+  learning_rate = optimizer.learning_rate * scale
 
   def curve(schedule) -> Curve:
-    return with_warmup(make_curve(schedule, step_of, total_steps), warmup_steps)
+    after = make_curve(schedule, step_of, total_steps)
+    start = optimizer.warmup_start / learning_rate
+    return with_warmup(after, warmup_steps, start, optimizer.warmup_power)
 
   def layer_curve(changes) -> Curve:
     return piecewise([step_of(epoch) for epoch, _ in changes], [1.0, *(f for _, f in changes)])
@@ -164,9 +188,8 @@ def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rat
   bias_schedule = optimizer.bias_schedule
   if bias_schedule.kind == 'same':
     bias_schedule = optimizer.schedule
-  scale = config.batch_size / (optimizer.base_batch_size or config.batch_size)
   return Rates(
-    learning_rate=optimizer.learning_rate * scale,
+    learning_rate=learning_rate,
     bias_multiplier=optimizer.bias_multiplier,
     kernel=curve(optimizer.schedule),
     bias=curve(bias_schedule),

@@ -184,6 +184,7 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
     params = optax.apply_updates(state.params, updates)
     # Early on the average forgets faster, or the initial weights would linger in it for epochs.
     decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+    decay = jnp.where(finite, decay, 1)
     averaged_params = params if recipe.ema_decay else {}
     ema = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.ema, averaged_params)
     new_state = state.replace(

@@ -52,7 +52,10 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
   config.data.image_size = config.data.image_size or weights.image_size
   config.data.resize = config.data.resize or weights.resize
   *_, last = weights.table
-  config.optimizer.layer_factors = {
-    last.name if layer == configs.LAST else layer: changes
-    for layer, changes in config.optimizer.layer_factors.items()
-  }
+
+  def concrete(name: str) -> str:
+    layer, slash, parameter = name.partition('/')
+    return (last.name if layer == configs.LAST else layer) + slash + parameter
+
+  factors = config.optimizer.layer_factors
+  config.optimizer.layer_factors = {concrete(name): factors[name] for name in factors}
