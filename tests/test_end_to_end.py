@@ -92,13 +92,13 @@ def test_ensemble_averages_probabilities(digits, tmp_path):
     f'--workdir={other}',
   )
   assert finished.returncode == 0, finished.stderr
-  ensemble = ('alexnet_jax.evaluate', f'--ensemble={workdir},{other}')
+  command = ('alexnet_jax.evaluate', f'--ensemble={workdir},{other}')
   config = json.loads((other / 'config.json').read_text())
   config['eval']['final_views'] = 9
   (other / 'config.json').write_text(json.dumps(config))
-  mixed_views = error_line(run(*ensemble))
+  mixed_views = error_line(run(*command))
   assert f'{workdir} 1, {other} 9' in mixed_views and '--views=1, 9 or 10' in mixed_views
-  finished = run(*ensemble, '--views=1', '--ensemble_weights=3,1')
+  finished = run(*command, '--views=1', '--ensemble_weights=3,1')
   assert finished.returncode == 0, finished.stderr
 
   def saved(folder, name):
@@ -112,7 +112,7 @@ def test_ensemble_averages_probabilities(digits, tmp_path):
   results = json.loads((workdir / 'evaluation-ensemble-last-1.json').read_text())['results']
   *_, ensemble = results.values()
   assert ensemble['top1_error'] == pytest.approx((mixed.argmax(1) != label).mean())
-  refused = run(*ensemble, '--views=1', '--ensemble_weights=3')
+  refused = run(*command, '--views=1', '--ensemble_weights=3')
   assert '2 non-negative numbers' in error_line(refused)
 
 
