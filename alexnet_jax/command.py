@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import ablations, distributed, files
 from alexnet_jax import config as configs
-from alexnet_jax.errors import Diverged, Interrupted, MembersFailed, UserError
+from alexnet_jax.errors import Diverged, Interrupted, RunsFailed, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
@@ -154,7 +154,7 @@ def _guard(main: Callable[[], None]) -> int:
   try:
     main()
     return 0
-  except (UserError, Diverged, Interrupted, MembersFailed) as error:
+  except (UserError, Diverged, Interrupted, RunsFailed) as error:
     return _fail(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

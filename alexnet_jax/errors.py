@@ -19,7 +19,7 @@ class Interrupted(Exception):
   exit_code = 75
 
 
-class MembersFailed(Exception):
-  """Members of a sweep failed; the others are done."""
+class RunsFailed(Exception):
+  """Runs of a sweep failed; the others are done."""
 
   exit_code = 1

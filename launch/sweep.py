@@ -7,9 +7,9 @@
     --slurm_options='--gres=gpu:1 --time=24:00:00' --submit
   python launch/sweep.py --config=configs/imagenet.py --seeds=2 --tpu=my-tpu  # prints commands
 
-Each member is a run in WORKDIR/<ablation>/seed<k>[/<field>=<value>]; `a+b` is both ablations at
+Each run has its folder WORKDIR/<ablation>/seed<k>[/<field>=<value>]; `a+b` is both ablations at
 once.  The same command skips what is done and resumes the rest; then
-`python -m alexnet_jax.report WORKDIR` compares.  Exit codes: 0 all done, 1 members failed,
+`python -m alexnet_jax.report WORKDIR` compares.  Exit codes: 0 all done, 1 runs failed,
 2 bad input, 75 interrupted and saved.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from alexnet_jax import command
-from alexnet_jax.errors import MembersFailed, UserError
+from alexnet_jax.errors import RunsFailed, UserError
 
 _ABLATIONS = flags.DEFINE_list(
   'ablations', ['baseline'], 'Ablations; "baseline" is none, "a+b" both.'
@@ -28,33 +28,33 @@ _ABLATIONS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_list('seeds', ['1'], 'How many (3: 0, 1, 2) or which (0,4,7).')
 _GRID = flags.DEFINE_multi_string('grid', [], 'FIELD=VALUE,VALUE,...; may be given several times.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/sweep', 'Folder of the sweep.')
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Members at a time.', lower_bound=1)
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and stop.')
 _SLURM = flags.DEFINE_bool('slurm', False, 'Write a Slurm job array instead of running here.')
-_SLURM_OPTIONS = flags.DEFINE_string('slurm_options', '', 'Options of sbatch for each member.')
+_SLURM_OPTIONS = flags.DEFINE_string('slurm_options', '', 'Options of sbatch for each run.')
 _SUBMIT = flags.DEFINE_bool('submit', False, 'With --slurm: submit it.')
 _TPU = flags.DEFINE_string('tpu', None, 'Print the commands for this TPU VM and stop.')
 
 
 def main() -> None:
   _check_flags()
-  command.read_config()  # its mistakes are told before those of the members
-  from alexnet_jax.sweep import members as sweep
+  command.read_config()  # its mistakes are told before those of the runs
+  from alexnet_jax.sweep import runs as sweep
 
   workdir = Path(_WORKDIR.value)
-  found = sweep.members(
+  found = sweep.plan(
     _config_words(sys.argv[1:]),
     _ABLATIONS.value,
     sweep.parse_seeds(_SEEDS.value),
     sweep.parse_grid(_GRID.value),
     workdir,
   )
-  unfinished = [member for member in found if not member.finished]
+  unfinished = [run for run in found if not run.finished]
   if _DRY_RUN.value:
     print(sweep.listing(found))
   elif _TPU.value:
-    for member in unfinished:
-      print(f'TPU={shlex.quote(_TPU.value)} launch/tpu_vm.sh run {shlex.join(member.words)}')
+    for run in unfinished:
+      print(f'TPU={shlex.quote(_TPU.value)} launch/tpu_vm.sh run {shlex.join(run.words)}')
   elif _SLURM.value:
     _slurm(unfinished, workdir)
   else:
@@ -62,30 +62,26 @@ def main() -> None:
 
 
 def _run(found, workdir: Path) -> None:
-  from alexnet_jax.sweep.board import Board
-  from alexnet_jax.sweep.runner import DONE, FAILED, LOG, Runner
+  from alexnet_jax.sweep import runner
 
-  runner = Runner(found, _JOBS.value, workdir / 'sweep.json', command.spoken())
-  with Board(runner, _JOBS.value) as board:
-    runner.run(board.show)
-  failed = [member for member in found if runner.states[member.name].status != DONE]
-  if failed:
-    logs = ', '.join(str(member.workdir / LOG) for member in failed)
-    what = 'failed' if runner.states[failed[0].name].status == FAILED else 'did not end'
-    raise MembersFailed(
-      f'{len(failed)} of {len(found)} members {what}: see {logs}; the same command tries them again'
+  reasons = runner.run_all(found, _JOBS.value)
+  if reasons:
+    listed = ''.join(f'\n  {workdir / name}: {reason}' for name, reason in reasons.items())
+    raise RunsFailed(
+      f'{len(reasons)} of {len(found)} runs failed, see {runner.LOG} of each; the same command'
+      f' tries them again{listed}'
     )
-  print(f'all {len(found)} members are done: python -m alexnet_jax.report {workdir}')
+  print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
 
 
 def _slurm(unfinished, workdir: Path) -> None:
   from alexnet_jax.sweep import slurm
 
   if not unfinished:
-    print('all members are done')
+    print('all runs are done')
     return
   script = slurm.write(unfinished, _JOBS.value, workdir, _SLURM_OPTIONS.value)
-  print(slurm.submit(script) if _SUBMIT.value else f'{len(unfinished)} members: sbatch {script}')
+  print(slurm.submit(script) if _SUBMIT.value else f'{len(unfinished)} runs: sbatch {script}')
 
 
 def _check_flags() -> None:

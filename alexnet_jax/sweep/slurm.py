@@ -1,4 +1,4 @@
-"""A sweep as a Slurm job array: one task a member, each going on where it was stopped.
+"""A sweep as a Slurm job array: one task a run, each going on where it was stopped.
 
 Slurm signals the step before the time is up; the run saves and exits with 75, and its task goes
 back into the queue.  Other requests stand in --slurm_options.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alexnet_jax import files
 from alexnet_jax.errors import Interrupted, UserError
-from alexnet_jax.sweep.members import Member
+from alexnet_jax.sweep.runs import PlannedRun
 
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -23,7 +23,7 @@ _SCRIPT = """#!/bin/bash
 #SBATCH --signal=USR1@120
 {options}
 cd {here}
-command=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {members})
+command=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {commands})
 echo "$command"
 eval "srun $command"
 code=$?
@@ -34,26 +34,26 @@ exit $code
 """
 
 
-def write(members: Sequence[Member], jobs: int, workdir: Path, options: str) -> Path:
-  """Writes WORKDIR/members.txt, a command a line, and WORKDIR/sweep.sbatch, which is returned.
+def write(runs: Sequence[PlannedRun], jobs: int, workdir: Path, options: str) -> Path:
+  """Writes WORKDIR/commands.txt, a command a line, and WORKDIR/sweep.sbatch, which is returned.
 
   Args:
-    members: those that are not done.
+    runs: those that are not done.
     jobs: how many may run at a time.
     workdir: folder of the sweep.
     options: of sbatch, such as "--gres=gpu:1 --time=8:00:00".
   """
   folder = workdir.resolve()
-  commands = [shlex.join(member.command(sys.executable)) for member in members]
-  files.write_text(folder / 'members.txt', ''.join(f'{command}\n' for command in commands))
+  commands = [shlex.join(run.command(sys.executable)) for run in runs]
+  files.write_text(folder / 'commands.txt', ''.join(f'{command}\n' for command in commands))
   script = _SCRIPT.format(
     name=shlex.quote(folder.name),
-    count=len(members),
+    count=len(runs),
     jobs=jobs,
     output=shlex.quote(f'{folder}/slurm-%A_%a.out'),
     options=''.join(f'#SBATCH {option}\n' for option in shlex.split(options)),
     here=shlex.quote(str(Path.cwd())),
-    members=shlex.quote(str(folder / 'members.txt')),
+    commands=shlex.quote(str(folder / 'commands.txt')),
     again=Interrupted.exit_code,
   )
   files.write_text(folder / 'sweep.sbatch', script)

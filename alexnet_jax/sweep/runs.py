@@ -1,4 +1,4 @@
-"""The members of a sweep: ablations x seeds x values of fields, each a run with its own folder."""
+"""The runs of a sweep: ablations x seeds x values of fields, each a run with its own folder."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from alexnet_jax.train.workdir import CONFIG, finished_results, read_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class PlannedRun:
   """One run.
 
   Attributes:
@@ -41,13 +41,13 @@ class Member:
     return finished_results(self.workdir) is not None
 
 
-def members(
+def plan(
   config_words: Sequence[str],
   changes: Sequence[str],
   seeds: Sequence[int],
   grid: Sequence[tuple[str, Sequence[str]]],
   workdir: Path,
-) -> list[Member]:
+) -> list[PlannedRun]:
   """All runs of a sweep, none of them started.
 
   Args:
@@ -75,7 +75,7 @@ def members(
       words.append(f'--ablation={",".join(names)}')
     folder = workdir.joinpath(*parts)
     words.append(f'--workdir={folder}')
-    found.append(Member('/'.join(parts), folder, config, tuple(words)))
+    found.append(PlannedRun('/'.join(parts), folder, config, tuple(words)))
   _check(found)
   return found
 
@@ -132,24 +132,24 @@ def _folder(text: str) -> str:
   return re.sub(r'[^\w.=,+-]', '_', text)
 
 
-def _check(found: Sequence[Member]) -> None:
-  """Raises UserError if two members share a folder, or one's folder is another run's."""
-  folders = [member.workdir for member in found]
-  for member in found:
-    if folders.count(member.workdir) > 1:
-      raise UserError(f'{member.name} occurs twice in this sweep: give each change once')
-    if (member.workdir / CONFIG).exists():
-      old = configs.to_json(configs.from_json(read_json(member.workdir / CONFIG)))
-      if changes := configs.diff(old, configs.to_json(member.config)):
+def _check(found: Sequence[PlannedRun]) -> None:
+  """Raises UserError if two runs share a folder, or one's folder is another run's."""
+  folders = [run.workdir for run in found]
+  for run in found:
+    if folders.count(run.workdir) > 1:
+      raise UserError(f'{run.name} occurs twice in this sweep: give each change once')
+    if (run.workdir / CONFIG).exists():
+      old = configs.to_json(configs.from_json(read_json(run.workdir / CONFIG)))
+      if changes := configs.diff(old, configs.to_json(run.config)):
         shown = ', '.join(f'{field}: {old} -> {new}' for field, (old, new) in changes.items())
         raise UserError(
-          f'{member.workdir} holds a run with another config ({shown}): give this sweep another'
+          f'{run.workdir} holds a run with another config ({shown}): give this sweep another'
           ' --workdir'
         )
 
 
-def listing(found: Sequence[Member]) -> str:
-  """One line a member: whether it is done, and its command."""
+def listing(found: Sequence[PlannedRun]) -> str:
+  """One line a run: whether it is done, and its command."""
   return '\n'.join(
-    f'{"done" if member.finished else "to do":<7}{shlex.join(member.command())}' for member in found
+    f'{"done" if run.finished else "to do":<7}{shlex.join(run.command())}' for run in found
   )
