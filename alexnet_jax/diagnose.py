@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu
+from alexnet_jax import command, compilation_cache, cpu, platforms
 from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # they import jax, which help and typos do not need
@@ -47,6 +47,7 @@ def main() -> None:
   config, name = command.read_config()
   cpu.prepare_process()
   compilation_cache.prepare_process()
+  platforms.prepare_process()
   from alexnet_jax import files
   from alexnet_jax.model import nets
   from alexnet_jax.train import diagnosis

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu, distributed
+from alexnet_jax import command, compilation_cache, cpu, distributed, platforms
 from alexnet_jax.errors import UserError
 
 flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
@@ -55,6 +55,7 @@ def main() -> None:
   cpu.prepare_process()
   if not distributed.join(_DISTRIBUTED.value):
     compilation_cache.prepare_process()
+  platforms.prepare_process()
   from alexnet_jax.results import scores
 
   if config:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu, deterministic, distributed
+from alexnet_jax import command, compilation_cache, cpu, deterministic, distributed, platforms
 
 flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string(
@@ -38,6 +38,7 @@ def main() -> None:
   many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
   if not many:
     compilation_cache.prepare_process()
+  platforms.prepare_process()
   from alexnet_jax.train.parallel import Devices  # after the flags: help and typos need no jax
 
   devices = Devices()

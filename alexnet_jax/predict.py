@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu
+from alexnet_jax import command, compilation_cache, cpu, platforms
 from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
@@ -59,6 +59,7 @@ def main(words: list[str]) -> None:
   gallery = pictures.find([_GALLERY.value]) if _GALLERY.value else []
   cpu.prepare_process()
   compilation_cache.prepare_process()
+  platforms.prepare_process()
   from alexnet_jax.predictor import Predictor
   from alexnet_jax.weights.load import load
 

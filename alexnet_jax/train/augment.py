@@ -80,9 +80,11 @@ class Preprocessing:
     border = images.shape[1] - self.crop
     crop_keys, mirror_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     if self.random_crop and border:
-      offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, border + 1))(crop_keys)
+      offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, border + 1, jnp.int32))(
+        crop_keys
+      )
     else:
-      offsets = jnp.full((len(images), 2), border // 2)
+      offsets = jnp.full((len(images), 2), border // 2, jnp.int32)
     views = jax.vmap(self._cut)(images, offsets)
     if self.mirror:
       mirrored = jax.vmap(jax.random.bernoulli)(mirror_keys)
@@ -93,7 +95,8 @@ class Preprocessing:
     return shifted * (self.scale / (1 + colour_noise))
 
   def _cut(self, image: jax.Array, offset: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (self.crop, self.crop, 3))
+    start = (*offset, jnp.int32(0))
+    return jax.lax.dynamic_slice(image, start, (self.crop, self.crop, 3))
 
   def test_view(self, images: jax.Array, view: jax.Array) -> jax.Array:
     """One fixed view of every image.
@@ -108,7 +111,7 @@ class Preprocessing:
     images = self._enlarged(images)
     border = images.shape[1] - self.crop
     offset = jnp.floor(view[:2] * border).astype(jnp.int32)
-    start = (0, offset[0], offset[1], 0)
+    start = (jnp.int32(0), *offset, jnp.int32(0))
     views = jax.lax.dynamic_slice(images, start, (len(images), self.crop, self.crop, 3))
     views = jnp.where(view[2] > 0, views[:, :, ::-1], views)
     return (views.astype(jnp.float32) - self.mean) * self.scale

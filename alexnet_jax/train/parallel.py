@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alexnet_jax import compilation_cache, cpu
+from alexnet_jax import compilation_cache, cpu, platforms
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets, onednn
 
@@ -33,7 +33,7 @@ class Devices:
 
   def __init__(self, devices: list[jax.Device] | None = None):
     """Takes all devices, or, where there is a single process, those given."""
-    local = devices or jax.local_devices()
+    local = devices or platforms.local_devices()
     self._given = devices
     mesh = Mesh(np.array(local), (AXIS,))
     self._split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -48,7 +48,7 @@ class Devices:
   @classmethod
   def single(cls) -> 'Devices':
     """The first device of this process alone."""
-    return cls(jax.local_devices()[:1])
+    return cls(platforms.local_devices()[:1])
 
   def describe(self, settings) -> str:
     """Processes, devices, and on a CPU how a net with the settings of config.model convolves.
