@@ -37,7 +37,7 @@ from pathlib import Path
 import ml_collections
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import command, config_files
 from alexnet_jax import config as configs
 from alexnet_jax.cores import usable_cores
 from alexnet_jax.errors import UserError
@@ -189,11 +189,7 @@ def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
 
 
 def _default(target: str, filename: str, batch_size: int | None):
-  path, _, variant = filename.partition(':')
-  if not Path(path).is_file():
-    raise UserError(
-      f'{path} does not exist: run this in the folder of the project, or give --config'
-    )
+  path, _, variant = config_files.find(filename).partition(':')
   config = runpy.run_path(path)['get_config'](*filter(None, [variant]))
   config.batch_size = batch_size or config.batch_size
   if target == 'loop':

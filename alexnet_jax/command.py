@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import ablations, distributed, files
+from alexnet_jax import ablations, config_files, distributed, files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import Diverged, Interrupted, RunsFailed, UserError
 
@@ -27,7 +27,7 @@ _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
 _KILLED = 130  # by SIGINT, as shells say it
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
+  'config', None, 'Config, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
 )
 _ABLATION = flags.DEFINE_multi_string(
   'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
@@ -98,8 +98,9 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   """
   config = _CONFIG.value
   if config is None:
-    known = ', '.join(sorted(map(str, Path('configs').glob('[a-z]*.py')))) or 'none in ./configs'
-    raise UserError(f'--config is missing: give a config file ({known})')
+    raise UserError(
+      f'--config is missing: give a file, or one of {", ".join(config_files.names())}'
+    )
   name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
   if configs.left_open(config):
     from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
@@ -180,6 +181,7 @@ def _parse(argv):
   argv = ['--help' if word == '-h' else word for word in argv]
   try:
     argv = [argv[0], *map(_expanded, argv, argv[1:])]
+    argv = config_files.with_files(argv)
     _check_config_words(argv)
     return flags.FLAGS(argv)
   except SystemExit:  # --help, after which absl ends with 1
@@ -225,16 +227,8 @@ def _check_layer_words(argv, text: str) -> None:
 
 
 def _check_config_words(argv) -> None:
-  """Raises UserError for a config file that is not there and for fields that do not exist."""
+  """Raises UserError for fields that do not exist."""
   words = [word.lstrip('-') for word in argv[1:] if word.startswith('-')]
-  for word, following in zip(argv[1:], [*argv[2:], ''], strict=False):
-    name, equals, value = word.lstrip('-').partition('=')
-    if name == 'config' and word.startswith('-'):
-      path = (value if equals else following).partition(':')[0]
-      if not Path(path).is_file():
-        near = difflib.get_close_matches(path, map(str, Path('configs').glob('*.py')), 1, 0.5)
-        hint = f'did you mean {near[0]}?' if near else 'the known ones are in configs/'
-        raise UserError(f'config file {path!r} does not exist: {hint}')
   for word in words:
     name = word.partition('=')[0]
     path = name.removeprefix('no').removeprefix('config.')
