@@ -1,7 +1,6 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import os
@@ -40,6 +39,8 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   With `positional`, `main` is given the list of words that are not flags; else there may be none.
   Unless `configured`, the command has nothing to do with --config and --ablation.
   """
+  if (missing := _missing_system()) is not None:
+    return _fail(missing)
   code = 0
   logging.set_verbosity(logging.WARNING)
   for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -64,6 +65,15 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
     _leave(code)
   return code
+
+
+def _missing_system() -> UserError | None:
+  """What to say where files cannot be locked as on Linux and macOS."""
+  try:
+    import fcntl  # noqa: F401
+  except ImportError:
+    return UserError('this system has no fcntl: use Linux, macOS, or WSL')
+  return None
 
 
 def _unconfigured(function):
@@ -98,9 +108,8 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   """
   config = _CONFIG.value
   if config is None:
-    raise UserError(
-      f'--config is missing: give a file, or one of {", ".join(config_files.names())}'
-    )
+    names = ', '.join(config_files.names())
+    raise UserError(f'--config is missing: give a config file, or the name of one: {names}')
   name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
   if configs.left_open(config):
     from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
