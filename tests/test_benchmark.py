@@ -665,7 +665,7 @@ def test_saves_of_a_small_net(tmp_path):
   assert found['details']['bytes'] == 8 * parameters + 8
   times = {name: timed['all_seconds'] for name, timed in found['durations'].items()}
   assert len(times['a save in all']) == len(times['a restore']) == 3
-  assert all(0 < s < 60 for seconds in times.values() for s in seconds)
+  assert all(s > 0 for seconds in times.values() for s in seconds)
   for hold, save in zip(times['a save holds the loop'], times['a save in all'], strict=True):
     assert hold < save
   assert found['durations']['a save holds the loop']['goal'] == 0.1
@@ -679,10 +679,10 @@ def test_start_of_a_small_net(tmp_path):
   assert done.returncode == 0, done.stderr
   trained, small = json.loads(file.read_text())['results']
   cold, warm = (trained['durations'][name] for name in ('nothing compiled yet', 'compiled before'))
-  assert 0.5 < warm['all_seconds'][0] < 600 and 0.5 < cold['all_seconds'][0] < 600
+  assert warm['all_seconds'][0] > 0 and cold['all_seconds'][0] > 0
   assert warm['goal'] == 10 and trained['details']['bytes'] > 10_000
   assert list(small['durations']) == ['--help', 'import alexnet_jax', 'python alone']
-  assert all(0 < timed['all_seconds'][0] < 60 for timed in small['durations'].values())
+  assert all(timed['all_seconds'][0] > 0 for timed in small['durations'].values())
 
 
 def test_a_start_that_fails_says_why():

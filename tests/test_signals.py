@@ -36,9 +36,10 @@ def test_prepare_stops_and_goes_on(tmp_path, number):
   random = np.random.default_rng(0)
   for name in ('ant', 'bee'):
     (tmp_path / 'images' / name).mkdir(parents=True)
-    for k in range(60):
-      pixels = random.integers(0, 256, (300, 300, 3), dtype=np.uint8)
-      Image.fromarray(pixels).save(tmp_path / 'images' / name / f'{k}.png')
+    pixels = random.integers(0, 256, (800, 800, 3), dtype=np.uint8)  # slow to decode
+    Image.fromarray(pixels).save(tmp_path / 'images' / name / '0.png')
+    for k in range(1, 60):
+      os.link(tmp_path / 'images' / name / '0.png', tmp_path / 'images' / name / f'{k}.png')
   words = ('alexnet_jax.prepare', f'--config=configs/folder.py:{tmp_path / "images"}')
   code, said = stopped(words, 'preparing', number)
   assert code == 75, said

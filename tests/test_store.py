@@ -179,22 +179,25 @@ def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, referenc
 
 def test_kill_9(insects, source, tmp_path, reference):
   script = textwrap.dedent(f"""
-    import pathlib, time
+    import os, pathlib, time
     from alexnet_jax.data import folder, writer
 
-    class Slow:
+    class Held:
+      """Goes no further than some parts while the process that began them lives."""
       def __init__(self, split):
-        self.split = split
+        self.split, self.parent = split, os.getpid()
       def __len__(self):
         return len(self.split)
       def __getitem__(self, index):
-        time.sleep(0.05)
+        parts = pathlib.Path({str(tmp_path / 'store.tmp/parts')!r})
+        while len(list(parts.glob('*.npz'))) >= 3 and os.getppid() == self.parent:
+          time.sleep(0.01)
         return self.split[index]
 
     if __name__ == '__main__':
       import dataclasses
       source = folder.open_folder(pathlib.Path({str(insects)!r}), 0.25)
-      source = dataclasses.replace(source, train=Slow(source.train), eval=Slow(source.eval))
+      source = dataclasses.replace(source, train=Held(source.train), eval=Held(source.eval))
       writer.write_store(source, {str(tmp_path / 'store')!r}, image_size={SIZE}, resize='crop',
                          workers=2, rows_per_part=8)
     """)
@@ -212,6 +215,7 @@ def test_kill_9(insects, source, tmp_path, reference):
   assert len(workers) >= 2
   child.send_signal(signal.SIGKILL)
   child.wait()
+  deadline = time.monotonic() + 60
   with open(tmp_path / '.store.lock') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
