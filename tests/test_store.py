@@ -183,7 +183,7 @@ def test_kill_9(insects, source, tmp_path, reference):
     from alexnet_jax.data import folder, writer
 
     class Held:
-      """Goes no further than some parts while the process that began them lives."""
+      # Goes no further than some parts while the process that began them lives.
       def __init__(self, split):
         self.split, self.parent = split, os.getpid()
       def __len__(self):
