@@ -562,6 +562,7 @@ def test_another_file_is_refused(tmp_path, text):
     regression.read(tmp_path / 'old.json')
 
 
+@pytest.mark.slow
 def test_slower_than_a_file_ends_with_1(tmp_path):
   """The feed of now against a file in which it took no time, and one in which it took ages."""
   file = tmp_path / 'feed.json'
@@ -595,6 +596,7 @@ def run(*arguments, program=('-m', 'alexnet_jax.benchmark')):
   )
 
 
+@pytest.mark.slow
 def test_step_from_the_command_line(tmp_path):
   """The real step of a net with crops, standardization, LRN and dropout, against real torch."""
   pytest.importorskip('torch')
@@ -672,6 +674,7 @@ def test_saves_of_a_small_net(tmp_path):
   assert 'a save holds the loop' in done.stdout and 'under 0.1' in done.stdout
 
 
+@pytest.mark.slow
 def test_start_of_a_small_net(tmp_path):
   file = tmp_path / 'startup.json'
   arguments = ['startup', '--config=configs/digits.py', '--rounds=1', f'--json={file}']
@@ -692,6 +695,7 @@ def test_a_start_that_fails_says_why():
     startup.compare('digits', config, Options(rounds=1, turn_seconds=0.0, peers=None))
 
 
+@pytest.mark.slow
 def test_loop_is_fed_from_the_store(tmp_path):
   """Steps on digits of scikit-learn, beside the same step on one batch."""
   file = tmp_path / 'loop.json'
@@ -711,6 +715,7 @@ def test_loop_is_fed_from_the_store(tmp_path):
   assert {turn['images'] for turn in loop + step} == {found['batch_size']}
 
 
+@pytest.mark.slow
 def test_loop_makes_many_steps_a_call(tmp_path):
   """As training does, with the images on the device; a turn is a call at least."""
   file = tmp_path / 'loop.json'

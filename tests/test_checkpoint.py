@@ -451,6 +451,7 @@ for seed in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path):
   root = Path(checkpoint_module.__file__).parents[2]
   result = subprocess.run(

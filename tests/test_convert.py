@@ -203,6 +203,7 @@ def test_a_config_that_would_do_nothing_is_refused(tmp_path, module, arguments, 
   assert_refused(command(module, *arguments, folder=tmp_path), message)
 
 
+@pytest.mark.slow
 def test_evaluating_weights(tmp_path):
   """Imported weights on the data of a config: every image, with the weights' own preprocessing."""
   from alexnet_jax import config as configs

@@ -235,6 +235,7 @@ def command(*flags):
   )
 
 
+@pytest.mark.slow
 def test_the_command_diagnoses_digits(tmp_path):
   file = tmp_path / 'new' / 'digits.json'
   done = command('--config=configs/digits.py', '--overfit_steps=90', f'--json={file}')

@@ -23,6 +23,8 @@ from alexnet_jax.train.schedules import make_rates
 from alexnet_jax.weights import start
 from alexnet_jax.weights.workdir import load_workdir
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 

@@ -71,6 +71,7 @@ def archives(request, tmp_path_factory):
   return directory, train, validation
 
 
+@pytest.mark.slow
 def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   """TFDS's own builder, in its child process, then the store."""
   directory, train, validation = archives

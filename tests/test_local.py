@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.same_ends import assert_same_ends
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if 'CUDA' not in name}
 ENVIRONMENT |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}

@@ -402,6 +402,7 @@ def test_command_finds_neighbours(workdir, photos, tmp_path):
   assert (tmp_path / 'found.png').stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_classes_can_be_named(workdir, photos, tmp_path):
   _, files = photos
   names = tmp_path / 'names.txt'

@@ -113,6 +113,7 @@ def read_csv(folder):
 
 
 @pytest.mark.parametrize('metric, k', [('top1_error', 1), ('top5_error', 5)])
+@pytest.mark.slow
 def test_every_number_again_from_the_saved_predictions(folder, metric, k):
   lines = read_csv(folder)
   assert set(lines) == set(ERRORS)

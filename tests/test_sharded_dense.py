@@ -272,6 +272,7 @@ def test_operations_are_read_from_a_program():
     communication.counted('%p = f32[4]{0} collective-permute(%x)', 4)
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_is_sent(tmp_path):
   command = ['-m', 'alexnet_jax.benchmark', 'communication', '--config=configs/digits.py']
   finished = subprocess.run(

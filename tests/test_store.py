@@ -177,6 +177,7 @@ def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, referenc
   assert contents(tmp_path / 'store') == reference
 
 
+@pytest.mark.slow
 def test_kill_9(insects, source, tmp_path, reference):
   script = textwrap.dedent(f"""
     import os, pathlib, time
@@ -232,6 +233,7 @@ def test_kill_9(insects, source, tmp_path, reference):
 
 
 @pytest.mark.parametrize(('workers', 'encoding'), [(1, 'raw'), (2, 'raw'), (1, 'jpeg 90')])
+@pytest.mark.slow
 def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
   here = pathlib.Path(__file__).parent
   finished = subprocess.run(
