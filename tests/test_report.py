@@ -160,17 +160,6 @@ def test_the_interval_over_images_of_runs_that_are_never_wrong_apart():
   assert (low, high) == pytest.approx((-3.841459 / 39.841459, 3.841459 / 39.841459))
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
-  random = np.random.default_rng(0)
-  covered = [
-    low <= 0.3 <= high
-    for low, high in (
-      comparison.student_interval(list(random.normal(0.3, 1, 4))) for _ in range(2000)
-    )
-  ]
-  assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
-
-
 def test_markdown_says_the_same_as_csv(folder):
   text = (folder / 'report.md').read_text()
   for name, line in read_csv(folder).items():
@@ -221,18 +210,16 @@ def test_the_base_is_the_row_that_the_other_is_an_ablation_of(tmp_path, labels):
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path, labels):
-  for seed in (0, 1, 2):
-    write_run(tmp_path / f'a{seed}', digits(), labels, 0.1, seed=seed)
-  for seed in (1, 2, 5):
-    write_run(tmp_path / f'b{seed}', digits('tanh'), labels, 0.2, seed=seed)
-  base, row = rows_of(tmp_path)
-  change = row.differences['top1_error']
+  for names, seeds in ((), (0, 1, 2)), (('tanh',), (1, 2, 5)):
+    for seed in seeds:
+      config = digits(*names)
+      write_run(tmp_path / f'{len(names)}{seed}', config, labels, 0.1 + len(names) / 10, seed=seed)
+  row = rows_of(tmp_path)[1]
+  change, (a, b, c, d) = row.differences['top1_error'], (
+    wrong_again(tmp_path / name, 1).mean() for name in ('01', '02', '11', '12')
+  )  # fmt: skip
   assert change.pairs == 2 and len(row.runs) == 3
-  pairs = [
-    wrong_again(tmp_path / f'b{s}', 1).mean() - wrong_again(tmp_path / f'a{s}', 1).mean()
-    for s in (1, 2)
-  ]
-  assert change.mean == pytest.approx(np.mean(pairs))
+  assert change.mean == pytest.approx((c - a + d - b) / 2)
 
 
 def test_runs_without_predictions_or_with_one_seed_say_less(tmp_path, labels):
@@ -304,16 +291,10 @@ def test_the_fastest_rate_of_each_unit_counts():
 
 
 def test_speeds_are_of_plain_rows_and_of_tanh_alone(folder):
-  """The made-up training error is 0.05 + 0.9 exp(-step / (30 pace)), 20 steps an epoch."""
   rows = rows_of(folder)
   relu, tanh = relu_vs_tanh.speeds(rows)
-  means = {
-    step / 20: 0.05 + 0.45 * (math.exp(-step / 30) + math.exp(-(step - 10) / 30))
-    for step in range(20, 121, 10)
-  }
-  expected = min(epoch for epoch, error in means.items() if error <= 0.25)
-  assert (relu.unit, relu.rate, relu.epochs) == ('ReLU', 0.05, [expected] * 3)
-  assert (tanh.unit, tanh.epochs) == ('tanh', [None] * 3)
+  assert (relu.unit, relu.row, relu.rate) == ('ReLU', 'baseline', 0.05)
+  assert (tanh.unit, tanh.row, tanh.epochs) == ('tanh', 'tanh', [None] * 3)
   assert relu_vs_tanh.speeds([row for row in rows if row.name != 'tanh']) == []
 
 
@@ -341,7 +322,7 @@ def test_the_page_says_the_same_as_csv_and_needs_nothing_else(folder):
     assert ' '.join(filter(None, line)) in shown(text)
   for part in ('12 runs in 4 rows', 'made by the command', '1 x cpu (cpu)', 'jax 0.10.2'):
     assert part in shown(text)
-  for tag in ('section', 'details', 'table', 'ul', 'li', 'figure', 'svg', 'td', 'th', 'tr', 'p'):
+  for tag in ('section', 'details', 'table', 'figure', 'svg', 'td', 'th', 'tr', 'p'):
     assert len(re.findall(f'<{tag}[ >]', text)) == text.count(f'</{tag}>') > 0
 
 
@@ -387,9 +368,7 @@ def test_confusions_and_surest_mistakes_are_those_of_the_predictions(folder):
   wrong = [i for i in range(len(label)) if probabilities[i].argmax() != label[i]]
   wrong.sort(key=lambda i: -probabilities[i].max())
   (run,) = finished.find([folder / 'no_lrn' / 'seed0'])[0]
-  surest = report.surest_mistakes(run, 5)
-  assert [mistake.image for mistake in surest] == wrong[:5]
-  assert [mistake.label for mistake in surest] == [label[i] for i in wrong[:5]]
+  assert list(report.surest_mistakes(run, 5)) == wrong[:5]
   times = collections.Counter()
   for seed in range(3):
     for row, answers in zip(*saved(folder / 'no_lrn' / f'seed{seed}'), strict=True):
@@ -397,16 +376,19 @@ def test_confusions_and_surest_mistakes_are_those_of_the_predictions(folder):
   text = shown((folder / 'report.html').read_text()).split('times, all seeds')[2]
   for (row, answer), count in times.most_common(6):
     assert f' {row} {answer} {count} ' in text
+  first = wrong[0]
+  sure = f'{probabilities[first].max():.0%}'
+  assert f'probability {label[first]} {probabilities[first].argmax()} {sure} ' in text
 
 
 def test_pictures_need_the_store_that_was_evaluated(tmp_path, labels):
-  write_run(tmp_path / 'same', digits(), labels, 0.1)
-  write_run(tmp_path / 'shuffled', digits(), labels[::-1].copy(), 0.1)
   absent = digits(data__source='folder', data__dir=str(tmp_path / 'gone'))
-  write_run(tmp_path / 'absent', absent, labels, 0.1)
-  found = {name: finished.find([tmp_path / name])[0][0] for name in ('same', 'shuffled', 'absent')}
-  assert report.held_out(found['same']) is not None
-  assert report.held_out(found['shuffled']) is None and report.held_out(found['absent']) is None
+  for i, (config, label, held_out) in enumerate(
+    [(digits(), labels, True), (digits(), labels[::-1].copy(), False), (absent, labels, False)]
+  ):
+    write_run(tmp_path / str(i), config, label, 0.1)
+    ((run,), _) = finished.find([tmp_path / str(i)])
+    assert (report.held_out(run) is not None) == held_out
   assert not (tmp_path / 'gone').exists()
 
 
