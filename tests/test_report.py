@@ -7,6 +7,7 @@ import json
 import math
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -86,6 +87,8 @@ def folder(tmp_path_factory, labels):
       pace = 4.0 if name == 'tanh' else 1.0
       workdir = folder / name / f'seed{seed}'
       write_run(workdir, config, labels, error + 0.004 * seed, seed=seed, pace=pace)
+  (folder / 'unfinished').mkdir()
+  shutil.copy(folder / 'tanh' / 'seed0' / 'config.json', folder / 'unfinished')
   text = report.write([folder], folder, 'the command')
   assert (folder / 'report.md').read_text() == text
   return folder
@@ -169,6 +172,7 @@ def test_markdown_says_the_same_as_csv(folder):
     assert cells[1:3] == ['3', f'{mean:.2f} ± {deviation:.2f}'] and cells[-1] == line['verdict']
     if name != 'baseline':
       assert cells[4] == f'{100 * float(line["top1_error_difference"]):+.2f}'
+  assert f'not finished: `{folder}/unfinished`' in text
   assert '+1.37 / +1.15' in text and '+0.39 / +0.30' in text
   assert '| 7 CNNs* | 36.7 | 15.4 | 15.3 | not run |' in text
 
@@ -322,6 +326,7 @@ def test_the_page_says_the_same_as_csv_and_needs_nothing_else(folder):
     assert ' '.join(filter(None, line)) in shown(text)
   for part in ('12 runs in 4 rows', 'made by the command', '1 x cpu (cpu)', 'jax 0.10.2'):
     assert part in shown(text)
+  assert f'not finished: {folder}/unfinished' in shown(text)
   for tag in ('section', 'details', 'table', 'figure', 'svg', 'td', 'th', 'tr', 'p'):
     assert len(re.findall(f'<{tag}[ >]', text)) == text.count(f'</{tag}>') > 0
 
@@ -393,15 +398,6 @@ def test_pictures_need_the_store_that_was_evaluated(tmp_path, labels):
 
 
 # Bad input.
-
-
-def test_unfinished_runs_are_named_and_left_out(tmp_path, labels):
-  write_run(tmp_path / 'a', digits(), labels, 0.1)
-  write_run(tmp_path / 'b', digits('tanh'), labels, 0.1)
-  (tmp_path / 'b' / 'results.json').unlink()
-  runs, unfinished = finished.find([tmp_path])
-  assert [run.workdir for run in runs] == [tmp_path / 'a'] and unfinished == [tmp_path / 'b']
-  assert f'not finished: `{tmp_path}/b`' in tables.markdown(comparison.rows(runs), unfinished)
 
 
 def test_damaged_and_absent_runs_are_one_line(tmp_path, labels):
