@@ -3,13 +3,11 @@
 import importlib.util
 import json
 import os
-import pathlib
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
+from helpers.commands import run
 from helpers.tiny_data import ARCHIVE_BYTES, data_config, write_folder, write_imagenet_archives
 
 from alexnet_jax.data import check, preparation, tfds_source, writer
@@ -269,18 +267,10 @@ def test_nothing_to_prepare(look):
 # The command.
 
 
-def run(*words, **environment):
-  return subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax.prepare', *words],
-    capture_output=True,
-    text=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
-    cwd=pathlib.Path(__file__).parents[1],
-  )
-
-
 def test_the_command_says_what_is_next(tmp_path):
-  finished = run('--config=configs/imagenet.py', '--check', TFDS_DATA_DIR=str(tmp_path))
+  finished = run(
+    'alexnet_jax.prepare', '--config=configs/imagenet.py', '--check', TFDS_DATA_DIR=str(tmp_path)
+  )
   assert finished.returncode == 2
   assert finished.stderr.startswith('error: ') and finished.stderr.count('\n') == 1
   assert '($TFDS_DATA_DIR)' in finished.stdout
@@ -290,14 +280,14 @@ def test_the_command_says_what_is_next(tmp_path):
 
   root = write_folder(tmp_path / 'insects')
   words = ('--config', f'configs/folder.py:{root}', '--config.seed', '3')
-  finished = run(*words, '--check', '--workers', '2')
+  finished = run('alexnet_jax.prepare', *words, '--check', '--workers', '2')
   assert finished.returncode == 0, finished.stderr
   command = f'--config configs/folder.py:{root} --config.seed 3'
   assert finished.stdout.splitlines()[-1].split(None, 1)[1] == (
     f'python -m alexnet_jax.prepare {command}'
   )
-  assert 'images per core-second' in run(*words).stderr
-  finished = run(*words, '--check')
+  assert 'images per core-second' in run('alexnet_jax.prepare', *words).stderr
+  finished = run('alexnet_jax.prepare', *words, '--check')
   assert finished.returncode == 0 and finished.stdout.splitlines()[-1].split(None, 1)[1] == (
     f'python -m alexnet_jax.main {command}'
   )

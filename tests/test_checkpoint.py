@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.commands import run
 
 from alexnet_jax.checkpoint import describe
 from alexnet_jax.errors import UserError
@@ -471,11 +472,6 @@ def test_kill_9_at_random_moments(tmp_path):
 # The list for people.
 
 
-def listed(*words):
-  command = [sys.executable, '-m', 'alexnet_jax.checkpoint', *words]
-  return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
   checkpoints = opened(tmp_path / 'checkpoints')
@@ -483,7 +479,7 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
   checkpoints.close()
   last = tmp_path / 'checkpoints' / 'last'
   shutil.copytree(pristine / 'last', last, dirs_exist_ok=True)
-  assert listed(f'--workdir={tmp_path}', '--verify').returncode == 0
+  assert run('alexnet_jax.checkpoint', f'--workdir={tmp_path}', '--verify').returncode == 0
   shutil.copytree(last / '10', last / 'damaged-5')
   shutil.copytree(last / '10', last / '.saving-30')
   data = max((last / '20').rglob('*'), key=lambda path: path.stat().st_size)
@@ -497,13 +493,12 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
     ('best', 3, 'complete'),
   ]
   assert rows[-1].metrics == {'eval/top1_error': 0.5} and rows[1].bytes > 90_000
-  assert [
-    row.health.split(':')[0] for row in describe(tmp_path / 'checkpoints', verify=True)
-  ][1:] == ['ok', 'damaged', 'unfinished', 'ok']
-  damaged = listed(f'--workdir={tmp_path}', '--verify')
+  health = [row.health.split(':')[0] for row in describe(tmp_path / 'checkpoints', verify=True)]
+  assert health[1:] == ['ok', 'damaged', 'unfinished', 'ok']
+  damaged = run('alexnet_jax.checkpoint', f'--workdir={tmp_path}', '--verify')
   assert damaged.returncode == 2 and damaged.stderr.count('\n') == 1
   assert 'eval/top1_error 0.5' in damaged.stdout
-  assert listed(f'--workdir={tmp_path / "none"}').returncode == 2
+  assert run('alexnet_jax.checkpoint', f'--workdir={tmp_path / "none"}').returncode == 2
   assert json.loads((last / '10' / 'meta.json').read_text())['checkpoint']['meta'] == {
     'config': {'seed': 10}
   }

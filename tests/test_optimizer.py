@@ -1,7 +1,6 @@
 """The update rules against float64 NumPy, optax and torch; the rates against published tables."""
 
 import math
-import runpy
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.commands import get_config
 
 from alexnet_jax import config as configs
 from alexnet_jax.train import schedules
@@ -273,7 +273,7 @@ PARAMS = {layer: {'kernel': (), 'bias': ()} for layer in ('conv1', 'conv2', 'fc8
 
 def imagenet_rates(variant, **changes):
   """{(layer, parameter): rate} as a function of the step, and the calendar."""
-  config = runpy.run_path(str(CONFIGS / 'imagenet.py'))['get_config'](variant)
+  config = get_config(f'imagenet:{variant}')
   config.optimizer.update(changes)
   calendar = Calendar(1_281_167, config.batch_size, config.epochs)
   rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)

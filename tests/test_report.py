@@ -6,15 +6,13 @@ import html
 import json
 import math
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import get_config, run
 from PIL import Image
 from scipy import stats
 
@@ -25,8 +23,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.sweep import comparison, finished, relu_vs_tanh, report, tables
 from alexnet_jax.sweep.comparison import Difference, judge
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope='module')
 def labels():
@@ -35,7 +31,7 @@ def labels():
 
 
 def digits(*names, **fields):
-  config = runpy.run_path(str(ROOT / 'configs' / 'digits.py'))['get_config']()
+  config = get_config('digits')
   config.epochs = 6.0
   for path, value in fields.items():
     config.update_from_flattened_dict({path.replace('__', '.'): value})
@@ -421,16 +417,12 @@ def test_damaged_and_absent_runs_are_one_line(tmp_path, labels):
 
 @pytest.mark.slow
 def test_the_command(folder, tmp_path):
-  def run(*words):
-    command = [sys.executable, '-m', 'alexnet_jax.report', *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-  done = run(str(folder), f'--out={tmp_path}')
+  done = run('alexnet_jax.report', folder, f'--out={tmp_path}')
   text = (folder / 'report.md').read_text()
   assert done.returncode == 0 and done.stdout == f'{text}\n{tmp_path}/report.html\n'
   assert (tmp_path / 'report.csv').read_bytes() == (folder / 'report.csv').read_bytes()
   for words in ([], ['/no/such/folder'], ['--uot=x', '.'], [str(folder), '--out=/dev/null/x']):
-    done = run(*words)
+    done = run('alexnet_jax.report', *words)
     assert done.returncode == 2 and done.stdout == ''
     (line,) = done.stderr.splitlines()
     assert line.startswith('error: ')
@@ -440,7 +432,7 @@ def test_the_command(folder, tmp_path):
 
 
 def test_a_run_on_all_of_ilsvrc_fills_its_row():
-  config = configs.to_json(runpy.run_path(str(ROOT / 'configs' / 'imagenet.py'))['get_config']())
+  config = configs.to_json(get_config('imagenet'))
   run = finished.FinishedRun(
     Path('r'), config,
     {'ten_views/top1_error': 0.407, 'ten_views/top5_error': 0.182, 'evaluated_images': 50_000},

@@ -1,17 +1,15 @@
 """SIGTERM and SIGUSR1 end any command in one line, and the same command goes on."""
 
-import os
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers.commands import ENVIRONMENT, run
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 
 def stopped(words, at, number):
@@ -49,7 +47,5 @@ def test_prepare_stops_and_goes_on(tmp_path, number):
     f'stopped by {signal.Signals(number).name}; the same command goes on'
   )
   assert 'Traceback' not in said
-  done = subprocess.run(
-    [sys.executable, '-m', *words, '--verify'], env=ENVIRONMENT, capture_output=True, text=True
-  )
+  done = run(*words, '--verify')
   assert done.returncode == 0 and '96 training and 24 held-out images' in done.stdout, done.stderr
