@@ -1,5 +1,6 @@
 """SIGTERM and SIGUSR1 end any command in one line, and the same command goes on."""
 
+import os
 import signal
 import subprocess
 import sys
