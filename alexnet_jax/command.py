@@ -241,6 +241,12 @@ def _check_config_words(argv) -> None:
   for word in words:
     name = word.partition('=')[0]
     path = name.removeprefix('no').removeprefix('config.')
+    section, _, layer = path.rpartition('.')
+    if path.startswith(_OPEN) and '/' in layer:  # ml_collections reads it as a division
+      raise UserError(
+        f'--config.{path}: {layer!r} cannot be set alone; give the whole table:'
+        f""" --config.{section}="{{'{layer}': ...}}\""""
+      )
     if not name.removeprefix('no').startswith('config.') or path.startswith(_OPEN):
       continue
     if path not in configs.FIELDS:

@@ -59,6 +59,7 @@ def _rates(config, calendar: Calendar) -> str:
     )
   if config.optimizer.warmup_epochs:
     text += f' after {config.optimizer.warmup_epochs:g} epochs of warm-up'
+    text += f' from {config.optimizer.warmup_start:g}' * (config.optimizer.warmup_start > 0)
   if schedule.kind in ('cosine', 'plateau', 'polynomial'):
     text += f', {schedule.kind}'
   else:

@@ -344,6 +344,10 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
       ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.conv9=((1.0,0.1),)'],
       "no entry for layer 'conv9' to change; give the whole table",
     ),
+    (
+      ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.fc8/bias=((1.0,0.1),)'],
+      "'fc8/bias' cannot be set alone; give the whole table: .*layer_factors=.*'fc8/bias'",
+    ),
     ([], '--config is missing: give a config file, or the name of one: .*digits'),
     (['--config=configs/digits.py', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),
     (['--config=configs/digits.py', '--workdir', 'gs://b/x'], '--workdir=gs://b/x: not a folder'),
