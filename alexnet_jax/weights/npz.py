@@ -24,7 +24,7 @@ from alexnet_jax.weights.pretrained import Pretrained
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096
 _ARRAYS = ('mean', 'scale', 'colour_basis')
-_SWITCHES = ('random_crop', 'mirror')
+_SWITCHES = ('random_crop', 'mirror', 'upright')
 
 
 def write(pretrained: Pretrained) -> bytes:
