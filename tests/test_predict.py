@@ -313,18 +313,19 @@ def test_command_tells_classes_and_names_broken_files(workdir, photos, tmp_path)
   folder, files = photos
   broken = tmp_path / 'broken.png'
   broken.write_bytes(files[0].read_bytes()[:100])
+  absent = tmp_path / 'absent\udcff.png'  # a byte that is no UTF-8
   found = run(
     'alexnet_jax.predict',
     f'--workdir={workdir}',
     *files[:2],
     broken,
-    tmp_path / 'absent.png',
+    absent,
     '--top=3',
     f'--json={tmp_path / "found.json"}',
     f'--figure={tmp_path / "found.png"}',
   )
   assert found.returncode == 0, found.stderr
-  for name in ('broken.png', 'absent.png'):
+  for name in ('broken.png', 'absent\\udcff.png'):
     assert f'{tmp_path / name} cannot be read' in found.stderr
   assert '4 pictures, of which 2 cannot be read' in found.stdout
   saved = json.loads((tmp_path / 'found.json').read_text())
@@ -335,7 +336,7 @@ def test_command_tells_classes_and_names_broken_files(workdir, photos, tmp_path)
     shares = [x['probability'] for x in picture['predictions']]
     np.testing.assert_allclose(shares, prediction.probabilities, rtol=1e-3)
     assert f'{prediction.classes[0]}' in found.stdout and f'{shares[0]:.2%}' in found.stdout
-  assert 'error' in saved['pictures'][2]
+  assert [x['file'] for x in saved['pictures'] if 'error' in x] == [str(broken), str(absent)]
   wrong = np.mean([prediction.classes[0] != 'ant' for prediction in expected])
   assert saved['top1_error'] == wrong and f'top-1 error {wrong:.2%}' in found.stdout
   with Image.open(tmp_path / 'found.png') as figure:
