@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from alexnet_jax import config as configs
-from alexnet_jax.model import layers, nets
+from alexnet_jax.model import ablations, layers, nets
 from alexnet_jax.model.alexnet import AlexNet, Weighted, dropout
 from alexnet_jax.model.batch_norm import BatchNormalization
 from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
@@ -79,13 +79,25 @@ def step_of(table, crop, micro_batches):
   return make_train_step(net, recipe, None), state, data
 
 
-CROPS = {'cifar': 32, 'digits': 28}
+# Every kind of row, and micro-batches.
+CASES = {
+  'krizhevsky2012': (nets.krizhevsky2012(10), 224, 1),
+  'tanh': (ablations.tanh(nets.caffe(10), (227, 227, 3)), 227, 1),
+  'cifar_18pct': (nets.cifar_18pct(), 32, 2),
+  'cifar_11pct': (nets.cifar_11pct(), 24, 1),
+  'cifar_bn': (nets.cifar_bn(), 32, 1),
+}
 
 
-@pytest.mark.parametrize('net, parts', [*((net, 1) for net in nets.NETS), ('cifar_bn', 2)])
-def test_no_training_step_adds_or_scales_in_bfloat16(net, parts):
-  crop = CROPS.get(net.partition('_')[0], 227)
-  step, state, data = step_of(nets.NETS[net](10), crop, parts)
+def test_the_cases_have_every_kind_of_row():
+  kinds = {type(row) for table, _, _ in CASES.values() for row in table}
+  rows = {x for x in vars(layers).values() if isinstance(x, type) and issubclass(x, layers.Row)}
+  assert kinds == rows - {layers.Row}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_no_training_step_adds_or_scales_in_bfloat16(case):
+  step, state, data = step_of(*CASES[case])
   found = arithmetic(jax.make_jaxpr(step)(state, data).jaxpr)
   assert {'dot_general', 'conv_general_dilated'} <= found  # it is a step in bfloat16
   assert found <= ALLOWED
