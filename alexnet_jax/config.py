@@ -208,6 +208,19 @@ LAST = 'last'  # in optimizer.layer_factors: the layer that gives the logits
 # printed; like another number of devices they alter the last digits of a sum at most.
 HARMLESS = ('model.shard_dense', 'data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
 
+# Fields that may never differ when a run is resumed: they decide how many steps an epoch has, and a
+# checkpoint counts steps.
+FIXED = (
+  'batch_size',
+  'data.source',
+  'data.name',
+  'data.train_split',
+  'data.validation_fraction',
+  'data.unreadable',
+  'data.train_examples',
+  'data.synthetic_examples',
+)
+
 
 def default() -> ml_collections.ConfigDict:
   """All fields at their defaults; unknown names and other types are refused from here on."""

@@ -19,6 +19,12 @@ class Interrupted(Exception):
   exit_code = 75
 
 
+class DiskFailed(Exception):
+  """The folder of a run can no longer be written or read; what was saved there is kept."""
+
+  exit_code = 1
+
+
 class RunsFailed(Exception):
   """Runs of a sweep failed; the others are done."""
 

@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import math
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.commands import get_config
 from scipy import stats
 
 from alexnet_jax.data.store import Split, Store
@@ -153,7 +154,8 @@ def store():
 
 
 def config_of(**settings):
-  config = get_config('imagenet')
+  path = Path(__file__).parent.parent / 'configs' / 'imagenet.py'
+  config = runpy.run_path(str(path))['get_config']()
   config.input.crop = 32
   config.data.image_size = 40
   config.input.update(settings)

@@ -15,8 +15,6 @@ from alexnet_jax.results.metrics import read_metrics
 from alexnet_jax.train import loop
 from alexnet_jax.train.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.slow
-
 COMMAND = [
   sys.executable,
   '-m',

@@ -138,8 +138,7 @@ def _spread(gradient, winners, shape, window, stride):
     return lax.pad(array, array.dtype.type(0), edges)[:, :, None, :, None, :]
 
   def phases(gradient, *winners):
-    dtype, gradient = gradient.dtype, gradient.astype(jnp.float32)
-    total = jnp.float32(0)
+    total = jnp.zeros((), gradient.dtype)
     for down in shifts:
       for right in shifts:
         i, j = phase_i + stride * down, phase_j + stride * right
@@ -147,7 +146,7 @@ def _spread(gradient, winners, shape, window, stride):
         for winner in winners:
           mine &= windows_before(winner, down, right) == (i * window + j).astype(winner.dtype)
         total += jnp.where(mine, windows_before(gradient, down, right), 0)
-    return total.astype(dtype)
+    return total
 
   pixels = apart(phases, gradient, *([] if winners is None else [winners]))
   return pixels.reshape(batch, tall * stride, wide * stride, channels)[:, :height, :width]

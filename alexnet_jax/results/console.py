@@ -1,6 +1,7 @@
 """What a run says while it goes on: one line of progress, and the table at its end."""
 
 import collections
+import contextlib
 import os
 import sys
 import time
@@ -45,7 +46,7 @@ class Console:
     self._epochs = epochs
     self._validation = None
     self._pace = _Pace(total_steps, clock)
-    self._log = log and open(log, 'a', encoding='utf-8', errors='backslashreplace', buffering=1)  # noqa: SIM115
+    self._log = log and open(log, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115
     self._quiet = quiet
     self._stream = stream or sys.stderr
     terminal = not quiet and self._stream.isatty() and os.environ.get('TERM') != 'dumb'
@@ -85,10 +86,7 @@ class Console:
       facts.append(f'ETA {duration(seconds_left)}')
     line = '  '.join(facts)
     self._record(line)
-    if self._bar:
-      self._bar.show(step, line)
-    elif not self._quiet:
-      print(line, file=self._stream, flush=True)
+    self._show(line, step)
 
   def evaluation(self, scalars: Mapping[str, float]) -> None:
     """Keeps the result of an evaluation for the lines that follow.
@@ -103,15 +101,17 @@ class Console:
   def message(self, text: str) -> None:
     """Prints `text`, of one line or more, above the bar."""
     self._record(text)
-    if self._bar:
-      self._bar.message(text)
-    elif not self._quiet:
-      print(text, file=self._stream, flush=True)
+    self._show(text)
+
+  def restart_pace(self) -> None:
+    """Forgets how fast the steps were, after a time in which the process was suspended."""
+    self._pace.restart()
 
   def close(self) -> None:
     """Leaves the last line on the terminal and closes the log; may be called twice."""
     if self._bar:
-      self._bar.close()
+      with contextlib.suppress(OSError):
+        self._bar.close()
     if self._log:
       self._log.close()
 
@@ -120,6 +120,16 @@ class Console:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+  def _show(self, text: str, step: int | None = None) -> None:
+    """Shows a line of progress after a step, else a message."""
+    try:
+      if self._bar:
+        self._bar.message(text) if step is None else self._bar.show(step, text)
+      elif not self._quiet:
+        print(text, file=self._stream, flush=True)
+    except OSError:  # the terminal has hung up; the log goes on
+      self._bar, self._quiet = None, True
 
   def _record(self, text: str) -> None:
     if self._log:
@@ -138,6 +148,10 @@ class _Pace:
   def __init__(self, total_steps: int, clock: Callable[[], float]):
     self._total_steps = total_steps
     self._clock = clock
+    self.restart()
+
+  def restart(self) -> None:
+    """Forgets the steps so far."""
     self._first_step = None
     self._marks = collections.deque()  # (seconds, step)
 

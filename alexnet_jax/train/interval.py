@@ -1,6 +1,5 @@
-"""What happened between two console lines, and whether the run was asked to stop."""
+"""What happened between two console lines."""
 
-import signal
 import time
 
 import jax
@@ -54,30 +53,3 @@ class Interval:
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
     means['learning_rate'] = float(metrics['learning_rate'][-1])
     return means, int(skipped[-1]), len(skipped), seconds, wait
-
-
-class StopSignal:
-  """Notes SIGTERM, SIGINT or SIGUSR1 so that the loop can save and leave; a second SIGINT kills.
-
-  Attributes:
-    requested: the signal's name once one has come, else ''.
-  """
-
-  _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-  def __init__(self):
-    self.requested = ''
-
-  def __enter__(self) -> 'StopSignal':
-    self._previous = {number: signal.signal(number, self._note) for number in self._SIGNALS}
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _note(self, number, frame):
-    del frame
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested = signal.Signals(number).name

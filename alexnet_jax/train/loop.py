@@ -14,22 +14,26 @@ from alexnet_jax import files
 from alexnet_jax.config import to_json
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.deterministic import promise
-from alexnet_jax.errors import Diverged, Interrupted
-from alexnet_jax.results.console import Console, class_table, results_table
+from alexnet_jax.errors import Diverged, Interrupted, UserError
+from alexnet_jax.results import scores
+from alexnet_jax.results.console import Console, class_table
 from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.train import processes
 from alexnet_jax.train.calls import calls, check_room, prepare_calls
 from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.ending import draw_figures, finish
-from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
+from alexnet_jax.train.ending import finish, summary
+from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, Predictions
 from alexnet_jax.train.experiment import Experiment, make_experiment
-from alexnet_jax.train.interval import Interval, StopSignal
+from alexnet_jax.train.interval import Interval
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
+from alexnet_jax.train.preemption import StopSignal
 from alexnet_jax.train.step import TrainState
 from alexnet_jax.train.workdir import (
+  CONFIG,
   RESULTS,
   check_workdir,
   claim_workdir,
+  disk_failures,
   environment,
   finished_results,
   lock_workdir,
@@ -70,17 +74,18 @@ def train(
     UserError: the workdir is another run's, the data is missing or does not fit.
     Diverged: too many non-finite steps in a row.
     Interrupted: stopped by a signal, after saving.
+    DiskFailed: the workdir went away.
   """
   devices = Devices()
   primary = devices.process_index == 0
-  devices.check_training_batch(config)
+  devices.check_training_batch(config, begun=(workdir / CONFIG).exists())
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   devices.dense_shards(config)  # raises before data are prepared
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else finished_results(workdir)
   if processes.from_first(np.array(results is not None)):
     if results:
-      print(f'{workdir} is finished:\n{results_table(results)}')
+      print(f'{workdir} is finished:\n{summary(results, workdir)}')
     processes.part('finished')
     return results or {}
 
@@ -92,6 +97,7 @@ def train(
   calendar = experiment.calendar
 
   with contextlib.ExitStack() as stack:
+    stack.enter_context(disk_failures(workdir))
     if primary:
       stack.enter_context(lock_workdir(workdir))
       claim_workdir(workdir, config, experiment.recipe.preprocessing, devices, changes)
@@ -99,7 +105,7 @@ def train(
     # State: the newest good checkpoint, or the beginning.
     checkpoints = Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep, primary=primary)
     stack.callback(checkpoints.close)
-    start, state = resume(checkpoints, experiment.initial_state())
+    start, evaluated, state = resume(checkpoints, experiment)
     console = stack.enter_context(
       Console(
         calendar.total_steps,
@@ -120,37 +126,53 @@ def train(
       console.message(starting_point(experiment))
     run = Run(experiment, store, devices, checkpoints, workdir, console, start)
     stack.callback(run.metrics.close)
-    state = run.steps(state)
-    checkpoints.wait()
-    run.metrics.close()
-    views = config.eval.final_views
-    console.message(f'evaluating the {VIEW_NAMES[views]}')
-    predictions = run.evaluate.predictions(state.eval_params, state.batch_stats, views)
+    with run.stop:
+      state = run.steps(state, evaluated)
+      checkpoints.wait()
+      run.metrics.close()
+      predictions = run.final_predictions(state)
     if primary:  # the others' workdir may be a disk of its own, with no records
       results = finish(experiment, store, state, predictions, workdir)
       results |= {'command': command, **environment(devices)}
       files.write_json(workdir / RESULTS, results)
-      for failure in draw_figures(experiment, store, state, predictions, workdir):
-        console.message(f'warning: {failure}')
       if 'classes' in results:
         worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
         console.message(class_table(worst) + '\n')
-      console.message(results_table(results))
+      console.message(summary(results, workdir))
     processes.part('the end of the run')
   return results
 
 
-def resume(checkpoints: Checkpoints, initial: TrainState) -> tuple[int, TrainState]:
-  """The step and host state to go on from, process 0's on all processes."""
-  state = to_host(initial)
-  start = np.array(0)
+def resume(checkpoints: Checkpoints, experiment: Experiment) -> tuple[int, bool, TrainState]:
+  """The step to go on from, whether it is evaluated, and its host state: those of process 0.
+
+  Raises:
+    UserError: all checkpoints are damaged, or the training data are not those of before.
+  """
+  state = to_host(experiment.initial_state())
+  start = np.array([0, 0])
   if checkpoints.primary and (
     found := checkpoints.restore(flax.serialization.to_state_dict(state))
   ):
-    start = np.array(found[0])
-    state = flax.serialization.from_state_dict(state, found[1])
-  start = int(processes.from_first(start))
-  return start, processes.from_first(state) if start else state
+    step, tree, meta = found
+    _check_same_data(meta, experiment)
+    start = np.array([step, bool(meta.get('metrics'))])
+    state = flax.serialization.from_state_dict(state, tree)
+  step, evaluated = map(int, processes.from_first(start))
+  return step, bool(evaluated), processes.from_first(state) if step else state
+
+
+def _check_same_data(meta: dict, experiment: Experiment) -> None:
+  """Raises UserError if a checkpoint is of other classes or has other epochs."""
+  now = {'training images': experiment.calendar.examples, 'classes': list(experiment.classes)}
+  before = {'training images': meta.get('train_images'), 'classes': meta['classes']}
+  for what, value in now.items():
+    if before[what] not in (None, value):
+      numbers = '' if what == 'classes' else f' ({before[what]:,} then, {value:,} now)'
+      raise UserError(
+        f'this run was begun with other {what}{numbers}: put the data back as they were, or choose'
+        ' another --workdir'
+      )
 
 
 def starting_point(experiment: Experiment) -> str:
@@ -177,7 +199,10 @@ class Run:
     self.start = start
     config, calendar = experiment.config, experiment.calendar
     self.evaluate = Evaluator(experiment, store.eval, devices)
+    self.predictions: Predictions | None = None  # of the last state
     self.primary = devices.process_index == 0
+    self.stop = StopSignal(quiet=not self.primary)
+    self.agreed = processes.Agreement(devices)
     self.metrics = (
       MetricWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
       if self.primary
@@ -190,8 +215,16 @@ class Run:
     self.seconds_before = max((r.get('seconds', 0.0) for r in read_metrics(workdir)), default=0.0)
     self.warned_flat = start > config.guard.flat_steps
 
-  def steps(self, state: TrainState) -> TrainState:
-    """Runs from a host state to the end; returns the last state, whole on every device."""
+  def steps(self, state: TrainState, evaluated: bool) -> TrainState:
+    """Runs from a host state to the end; returns the last state, whole on every device.
+
+    Args:
+      state: to go on from.
+      evaluated: whether it was; a run that stops leaves that for later.
+
+    Raises:
+      Interrupted: asked to stop; the state is saved.
+    """
     total = self.experiment.calendar.total_steps
     batches, train, layout = prepare_calls(
       self.experiment, self.store.train, self.devices, self.start, self.calls(), state
@@ -201,41 +234,73 @@ class Run:
       self.console.message(
         f'layers spread over {self.devices.global_count} devices: {", ".join(layout.sharded)}'
       )
-    stop = StopSignal()
-    agreed = processes.Agreement(self.devices)
     interval = Interval(batches)
-    if self.start < total:
-      self.console.message('compiling the training step')
-    with batches, stop:
+    with batches:
+      if self.start in self.evaluation_steps and not evaluated:
+        state = state.replace(plateau=self.pause(self.start, layout.whole(state), False))
+      if self.start < total:
+        self.console.message('compiling the training step')
+      interval.restart()
       for call, batch in zip(self.calls(), self.devices.stream(batches), strict=False):
         state, metrics = train(state, batch)
         interval.add(metrics, len(call))
         step = call.stop
-        stopping = agreed(bool(stop.requested))
+        stopping = self.agreed(bool(self.stop.requested))
         pause = step in self.evaluation_steps or step in self.save_steps or stopping
         if pause or self.is_milestone(step):
           self.log(step, interval)
         if pause:
           plateau = self.pause(step, layout.whole(state), stopping)
           state = state.replace(plateau=plateau)
-        if stopping and step < total:
-          self.checkpoints.wait()
-          processes.part('stopping')
-          raise Interrupted(
-            f'stopped by {stop.requested or "another process"} at step {step:,}, which is saved;'
-            ' the same command goes on from there'
-          )
-        if pause:
           interval.restart()
     return layout.whole(state)
 
   def pause(self, step: int, whole: TrainState, stopping: bool) -> dict:
-    """Evaluates and saves what is due; returns what a plateau schedule made of it."""
-    if step in self.evaluation_steps:
-      whole = self.evaluation(step, whole)
+    """Evaluates and saves what is due; returns what a plateau schedule made of it.
+
+    Raises:
+      Interrupted: asked to stop; an evaluation that is not complete waits for the next start.
+    """
+    metrics = {}
+    if step in self.evaluation_steps and not stopping:
+      try:
+        whole, metrics = self.evaluation(step, whole)
+      except _Stopping:
+        stopping = True
     if step in self.save_steps or stopping:
-      self.save(step, whole)
+      self.save(step, whole, metrics)
+    if stopping:
+      self.leave(step)
     return whole.plateau
+
+  def leave(self, step: int) -> None:
+    """Ends a run that was asked to stop.
+
+    Raises:
+      Interrupted: always.
+    """
+    self.checkpoints.wait()
+    saved = not self.primary or step in self.checkpoints.steps()
+    processes.part('stopping')
+    raise Interrupted(
+      f'stopped by {self.stop.requested or "another process"} at step {step:,}, which is'
+      f' {"saved" if saved else "not saved for want of room"}; the same command goes on from'
+      f' {"there" if saved else "the last that is"}'
+    )
+
+  def final_predictions(self, state: TrainState) -> Predictions:
+    """Those of the last state, whole on every device, with the run's final views.
+
+    Raises:
+      Interrupted: asked to stop; the state was saved before.
+    """
+    if self.predictions is None:
+      self.console.message(f'evaluating the {VIEW_NAMES[self.experiment.config.eval.final_views]}')
+      try:
+        self.predictions = self._predict(state)
+      except _Stopping:
+        self.leave(self.experiment.calendar.total_steps)
+    return self.predictions
 
   def calls(self) -> Iterator[range]:
     """The steps that are left, in ranges that are made without the host."""
@@ -256,7 +321,9 @@ class Run:
     scalars['epoch'] = calendar.epoch_of(step)
     scalars['seconds'] = self.seconds_before + interval.total_seconds
     speed = None
-    if step > self.start + 1:  # the first step includes compilation
+    if self.stop.was_suspended():
+      self.console.restart_pace()
+    elif step > self.start + 1:  # the first step includes compilation
       speed = steps * config.batch_size / seconds
       scalars.update({'images_per_second': speed, 'data_wait': wait / seconds})
     self.metrics.write(step, scalars)
@@ -292,9 +359,16 @@ class Run:
         ' labels'
       )
 
-  def evaluation(self, step: int, state: TrainState) -> TrainState:
-    """Evaluates, keeps the best state, and lets a plateau schedule act."""
-    results = self.evaluate(state.eval_params, state.batch_stats, self.experiment.config.eval.views)
+  def evaluation(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+    """Evaluates, keeps the best state, and lets a plateau schedule act; returns the errors too."""
+    config, total = self.experiment.config.eval, self.experiment.calendar.total_steps
+    if step == total and config.views == config.final_views:  # once will do
+      self.predictions = self._predict(state)
+      results = scores.errors(self.predictions.probabilities, self.predictions.label)
+      results['count'] = len(self.predictions.label)
+    else:
+      place = (state.eval_params, state.batch_stats, config.views)
+      results = self.evaluate(*place, self._check_stop)
     scalars = {f'eval/{name}': value for name, value in results.items() if name != 'count'}
     self.metrics.write(step, {'epoch': self.experiment.calendar.epoch_of(step), **scalars})
     self.console.evaluation(scalars)
@@ -308,17 +382,36 @@ class Run:
       state = state.replace(plateau=self.devices.replicate(plateau))
     if results['top1_error'] < self.best_error:
       self.best_error = results['top1_error']
-      self.save(step, state, kind='best')
-    return state
+      self.save(step, state, scalars, kind='best')
+    return state, scalars
 
-  def save(self, step: int, state: TrainState, kind: str = 'last') -> None:
+  def save(
+    self, step: int, state: TrainState, metrics: dict[str, float], kind: str = 'last'
+  ) -> None:
+    """Saves a state with the errors that it was evaluated to have, if it was."""
     meta = {
       'config': to_json(self.experiment.config),
       'classes': self.experiment.classes,
       'class_names': self.store.class_names,
-      'top1_error': self.best_error if kind == 'best' else None,
+      'train_images': self.experiment.calendar.examples,
+      'metrics': metrics,
     }
     self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)
+
+  def _predict(self, state: TrainState) -> Predictions:
+    views = self.experiment.config.eval.final_views
+    place = (state.eval_params, state.batch_stats, views)
+    return self.evaluate.predictions(*place, self._check_stop)
+
+  def _check_stop(self, images: int) -> None:
+    """Called between the batches of an evaluation."""
+    del images
+    if self.agreed(bool(self.stop.requested)):
+      raise _Stopping
+
+
+class _Stopping(Exception):
+  """An evaluation is broken off because the run was asked to stop."""
 
 
 def _lower(config: ml_collections.ConfigDict) -> str:

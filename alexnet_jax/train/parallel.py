@@ -72,8 +72,20 @@ class Devices:
       nearest = f'{lower} or {lower + divisor}' if lower else f'{divisor}'
       raise UserError(f'{name}={size} is not divisible by {what}: use --config.{name}={nearest}')
 
-  def check_training_batch(self, config) -> None:
-    """Raises UserError unless a config's training batch divides over devices and ghost batches."""
+  def check_training_batch(self, config, *, begun: bool = False) -> None:
+    """Raises UserError unless a config's training batch divides over devices and ghost batches.
+
+    Args:
+      config: of the run.
+      begun: it has made steps, so that only the devices can change.
+    """
+    images = config.batch_size // config.micro_batches
+    if begun and images % self.global_count:
+      fitting = max(n for n in range(1, self.global_count) if images % n == 0)
+      raise UserError(
+        f'batch_size={config.batch_size} of this run is not divisible by {self.global_count}'
+        f' devices: go on with a number that divides it, such as {fitting}'
+      )
     self.check_batch('batch_size', config.batch_size, config.micro_batches)
     images = config.batch_size // (self.global_count * config.micro_batches)
     ghost_batch = config.model.ghost_batch

@@ -18,7 +18,7 @@ import ml_collections
 from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.cores import usable_cores
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import DiskFailed, UserError
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.train.preprocessing_file import write_preprocessing
 
@@ -70,13 +70,22 @@ def check_workdir(
     path
     for path, (before, now) in changes.items()
     if configs.alters_run(path, before, now, config)
-    and not any(path == name or path.startswith(f'{name}.') for name in allowed)
+    and (
+      path in configs.FIXED
+      or not any(path == name or path.startswith(f'{name}.') for name in allowed)
+    )
   ]
   if refused:
     shown = ', '.join(f'{path}: {changes[path][0]} -> {changes[path][1]}' for path in refused)
+    fixed = [path for path in refused if path in configs.FIXED]
+    ways = (
+      f'{", ".join(fixed)} cannot change, for a step would be another part of an epoch; resume it'
+      ' with its own config,'
+      if fixed
+      else f'resume it with its own config, accept this with --allow_change={",".join(refused)},'
+    )
     raise UserError(
-      f'{workdir} holds a run with another config ({shown}); resume it with its own config,'
-      f' accept this with --allow_change={",".join(refused)}, or start this one elsewhere:'
+      f'{workdir} holds a run with another config ({shown}); {ways} or start this one elsewhere:'
       f' {with_workdir(command, free_workdir(workdir))}'
     )
   return changes
@@ -135,6 +144,21 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     file.write(f'process {os.getpid()} on {platform.node()}')
     file.flush()
     yield
+
+
+@contextlib.contextmanager
+def disk_failures(workdir: Path) -> Iterator[None]:
+  """Turns what a disk or link that goes away makes of a run into DiskFailed, which is one line."""
+  try:
+    yield
+  except (TimeoutError, ConnectionError):  # of other processes
+    raise
+  except OSError as error:
+    reason = f'{error.filename}: {error.strerror}' if error.filename else error.strerror or error
+    raise DiskFailed(
+      f'{reason}; what was saved is in {workdir}: once it can be written again, the same command'
+      ' goes on from there'
+    ) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,57 @@
+"""Signals that ask a run to stop, as schedulers, terminals and people send them."""
+
+import contextlib
+import os
+import signal
+
+
+class StopSignal:
+  """Notes a request to stop, so that the loop can save and leave; a second SIGINT kills.
+
+  What it is told to ignore, such as SIGHUP under nohup, it ignores.
+
+  Attributes:
+    requested: the name of the first signal once one has come, else ''.
+  """
+
+  _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+  def __init__(self, quiet: bool = False):
+    """Nothing is noted before `with`.
+
+    Args:
+      quiet: do not say that the signal has come: one process of a job speaks for all.
+    """
+    self.requested = ''
+    self._quiet = quiet
+    self._suspended = False
+
+  def __enter__(self) -> 'StopSignal':
+    heard = [n for n in self._SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    self._previous = {number: signal.signal(number, self._note) for number in heard}
+    self._previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._note_suspension)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def was_suspended(self) -> bool:
+    """Whether the process was stopped, as by Ctrl-Z, and went on since the last such question."""
+    suspended, self._suspended = self._suspended, False
+    return suspended
+
+  def _note(self, number, frame):
+    del frame
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    if not self.requested and not self._quiet:
+      name = signal.Signals(number).name
+      # Not `print`: the signal may have come in the middle of another one.
+      with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f'\n{name}: stopping once the state is saved; Ctrl-C leaves at once\n'.encode())
+    self.requested = self.requested or signal.Signals(number).name
+
+  def _note_suspension(self, number, frame):
+    del number, frame
+    self._suspended = True

@@ -1,0 +1,228 @@
+"""Asked to stop, or robbed of its disk, a run loses nothing; and what may not change cannot."""
+
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from helpers.same_ends import final
+
+from alexnet_jax import config as configs
+from alexnet_jax.checkpoint import describe
+from alexnet_jax.errors import DiskFailed, Interrupted, UserError
+from alexnet_jax.model import nets
+from alexnet_jax.model.layers import Conv, Dense, Relu
+from alexnet_jax.results.metrics import MetricWriter, read_metrics
+from alexnet_jax.train import ending, loop
+from alexnet_jax.train.evaluation import Evaluator
+from alexnet_jax.train.parallel import Devices
+from alexnet_jax.train.preemption import StopSignal
+
+pytestmark = pytest.mark.slow
+
+
+def tiny(classes):
+  return (Conv('conv1', 4, 3), Relu('relu1'), Dense('fc2', classes))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_runs():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(nets.NETS, 'digits', tiny)
+    patch.setattr(loop, 'Devices', Devices.single)
+    for drawing in ('_draw', 'confusion_matrix'):
+      patch.setattr(ending, drawing, lambda *arguments: None)
+    yield
+
+
+def train(workdir, allowed=(), **changes):
+  config = configs.default()
+  config.epochs, config.batch_size = 3.0, 16
+  config.model.net, config.model.onednn = 'digits', 'off'
+  config.data.source, config.data.num_classes, config.data.image_size = 'synthetic', 7, 12
+  config.data.synthetic_examples = 48
+  config.input.crop, config.input.scale = 9, 0.02
+  config.optimizer.schedule.kind, config.optimizer.schedule.patience = 'plateau', 1
+  config.eval.batch_size = 2
+  config.log.every_steps, config.log.tensorboard = 1, False
+  config.update_from_flattened_dict(changes)
+  configs.validate(config)
+  return loop.train(config, workdir, command='python -m main --workdir x --seed=1', allowed=allowed)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  return workdir, train(workdir)
+
+
+def steady(records):
+  """Without what depends on time."""
+  timed = ('seconds', 'images_per_second', 'data_wait')
+  return [{k: v for k, v in record.items() if k not in timed} for record in records]
+
+
+def assert_same_end(workdir, undisturbed):
+  expected, found = final(undisturbed[0]), final(workdir)
+  for name, array in expected.items():
+    np.testing.assert_array_equal(found[name], array, name)
+  assert steady(read_metrics(workdir)) == steady(read_metrics(undisturbed[0]))
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize('during, step', [('__call__', 3), ('predictions', 9)])
+def test_an_evaluation_is_broken_off(during, step, number, undisturbed, tmp_path, capfd):
+  """In the middle of the run and at its end, whose evaluation has the final views as well."""
+  evaluate, done = getattr(Evaluator, during), []
+
+  def interrupted(self, params, batch_stats, views, advance):
+    def count(images):
+      if not done:
+        os.kill(os.getpid(), number)
+      done.append(images)
+      advance(images)
+
+    return evaluate(self, params, batch_stats, views, count)
+
+  name = signal.Signals(number).name
+  before = {n: signal.getsignal(n) for n in StopSignal._SIGNALS}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Evaluator, during, interrupted)
+    with pytest.raises(Interrupted, match=f'^stopped by {name} at step {step}, which is saved; '):
+      train(tmp_path / 'run')
+  assert {n: signal.getsignal(n) for n in StopSignal._SIGNALS} == before
+  assert len(done) == 1  # of several batches
+  assert f'\n{name}: stopping once the state is saved; Ctrl-C' in capfd.readouterr().err
+  results = train(tmp_path / 'run')
+  assert results['eval/loss'] == undisturbed[1]['eval/loss']
+  assert_same_end(tmp_path / 'run', undisturbed)
+
+
+def test_a_second_interrupt_leaves_at_once():
+  with StopSignal(quiet=True) as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested == 'SIGTERM'
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_ignored_stays_ignored():
+  previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with StopSignal() as stop:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert not stop.requested
+  finally:
+    signal.signal(signal.SIGHUP, previous)
+
+
+def test_going_on_after_a_suspension_is_noticed_once():
+  with StopSignal() as stop:
+    assert not stop.was_suspended()
+    os.kill(os.getpid(), signal.SIGCONT)
+    assert stop.was_suspended() and not stop.was_suspended()
+
+
+def test_the_last_state_is_evaluated_once(tmp_path, monkeypatch):
+  calls = []
+  for name in ('__call__', 'predictions'):
+    evaluate = getattr(Evaluator, name)
+    monkeypatch.setattr(
+      Evaluator, name, lambda *a, e=evaluate, n=name: (calls.append((n, a[3])), e(*a))[1]
+    )
+  train(tmp_path / 'one')
+  assert calls == [('__call__', 1), ('__call__', 1), ('predictions', 1)]
+  calls.clear()
+  train(tmp_path / 'ten', **{'eval.final_views': 10})
+  assert calls == [*[('__call__', 1)] * 3, ('predictions', 10)]
+
+
+def test_checkpoints_know_what_they_are_worth(undisturbed):
+  workdir, results = undisturbed
+  rows = describe(workdir / 'checkpoints')
+  errors = {r['step']: r['eval/top1_error'] for r in read_metrics(workdir) if 'eval/loss' in r}
+  assert [(row.kind, row.metrics['eval/top1_error']) for row in rows] == [
+    ('last', errors[6]),
+    ('last', errors[9]),
+    ('best', min(errors.values())),
+  ]
+  assert results['eval/top1_error'] == errors[9]
+
+
+def test_a_finished_run_that_was_moved_knows_where_it_is(undisturbed, tmp_path, capsys):
+  shutil.copytree(undisturbed[0], tmp_path / 'elsewhere')
+  train(tmp_path / 'elsewhere')
+  shown = capsys.readouterr().out
+  assert f'{tmp_path}/elsewhere/figures' in shown and str(undisturbed[0]) not in shown
+
+
+@pytest.mark.parametrize('change', [{'batch_size': 8}, {'data.synthetic_examples': 64}])
+@pytest.mark.parametrize('allowed', [(), ('batch_size', 'data.synthetic_examples')])
+def test_the_steps_of_an_epoch_cannot_change(change, allowed, undisturbed):
+  (field,) = change
+  with pytest.raises(UserError, match=f'{field} cannot change, for ') as refused:
+    train(undisturbed[0], allowed, **change)
+  assert '--allow_change' not in str(refused.value)
+  assert f' python -m main --seed=1 --workdir={undisturbed[0]}-2' in str(refused.value)
+
+
+def test_other_images_are_refused(undisturbed, tmp_path, monkeypatch):
+  """As of a folder that has been filled since."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed[0], workdir)
+  prepare = loop.prepare_store
+
+  def prepare_more(data):
+    data = data.copy_and_resolve_references()
+    data.synthetic_examples = 64
+    return prepare(data)
+
+  monkeypatch.setattr(loop, 'prepare_store', prepare_more)
+  with pytest.raises(UserError, match=r'with other training images \(48 then, 64 now\)'):
+    train(workdir, epochs=4.0)
+
+
+def test_more_devices_than_the_batch_divides_over(undisturbed, monkeypatch):
+  devices = Devices.single()
+  devices.global_count = 6
+  monkeypatch.setattr(loop, 'Devices', lambda: devices)
+  with pytest.raises(UserError, match='=16 of this run .* 6 devices: go on with .* such as 4$'):
+    train(undisturbed[0])
+
+
+def test_a_disk_that_goes_away(tmp_path, monkeypatch):
+  write = MetricWriter.write
+
+  def fail(self, step, scalars):
+    if step == 5:
+      raise OSError(5, 'Input/output error')
+    write(self, step, scalars)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricWriter, 'write', fail)
+    with pytest.raises(DiskFailed, match='^Input/output error; what was saved is in .*goes on'):
+      train(tmp_path / 'run')
+  train(tmp_path / 'run')
+
+  link = tmp_path / 'link'
+  link.symlink_to(tmp_path / 'target')
+  (tmp_path / 'target').mkdir()
+
+  def unplug(self, step, scalars):
+    if step == 5:
+      while not (link / 'run/checkpoints/last/3').exists():  # no save is under way
+        time.sleep(0.01)
+      (tmp_path / 'target').rename(tmp_path / 'unplugged')
+    write(self, step, scalars)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricWriter, 'write', unplug)
+    with pytest.raises(DiskFailed, match=f'^{link}[^\n]*: [^\n]*; what was'):
+      train(link / 'run')
+  (tmp_path / 'unplugged').rename(tmp_path / 'target')
+  train(link / 'run')
+  for key, array in final(tmp_path / 'run').items():
+    np.testing.assert_array_equal(final(link / 'run')[key], array)
