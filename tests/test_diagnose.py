@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import config as configs
-from alexnet_jax import diagnose
+from alexnet_jax import cpu, diagnose
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers, nets
+from alexnet_jax.model import layers, nets, onednn
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train import diagnosis
 from alexnet_jax.train.diagnosis import Step
@@ -42,6 +42,15 @@ def run_of(table, config, monkeypatch):
   store = diagnose.photo_like_store(5, 7, 12)
   experiment = diagnosis.one_batch_experiment(config, store, 7)
   return experiment, experiment.initial_state(), store.train.images, store.train.labels
+
+
+@pytest.mark.parametrize('field, expected', [('auto', True), ('off', False)])
+def test_the_batch_is_learned_with_the_convolutions_of_a_run(field, expected, config, monkeypatch):
+  monkeypatch.setattr(cpu, 'has_avx512', lambda: True)
+  monkeypatch.setattr(onednn, 'available', lambda: True)
+  config.model.onednn = field
+  experiment, *_ = run_of(TABLE, config, monkeypatch)
+  assert experiment.model.onednn == expected
 
 
 # Activations.
