@@ -301,7 +301,7 @@ def test_other_files(small, read, tmp_path):
   (tmp_path / 'model' / 'config.json').write_text('{"architectures": ["AlexNet"]}')
   (tmp_path / 'model' / 'model.safetensors').write_bytes(b'')
   with pytest.raises(
-    UserError, match='or give a file of weights, such as .*model/model.safetensors'
+    UserError, match='give a file of weights, such as .*model/model.safetensors'
   ):
     load(tmp_path / 'model')
 

@@ -79,7 +79,10 @@ def _load_folder(path: Path, checkpoint: str) -> Pretrained:
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     if not files:
       raise
-    raise UserError(f'{error}; or give a file of weights, such as {files[0]}') from None
+    raise UserError(
+      f'{path} is no run that can be used: give a file of weights, such as {files[0]}'
+      f' ({str(error)[:_MAX_REASON]})'
+    ) from None
 
 
 def _bytes(path: Path) -> bytes:

@@ -14,11 +14,11 @@ _BEGINNINGS = (
   (rb'\xfd7zXZ\0', f'compressed by xz: {_UNPACK}'),
   (rb'\x28\xb5\x2f\xfd', f'compressed by Zstandard: {_UNPACK}'),
   (rb'7z\xbc\xaf|Rar!|(?s:.{257}ustar)', f'an archive (7z, rar or tar): {_UNPACK}'),
-  (rb'\x89HDF\r\n\x1a\n', 'HDF5, as of Keras'),
-  (rb'MATLAB 5', 'a MATLAB file, as of MatConvNet'),
+  (rb'\x89HDF\r\n\x1a\n', 'HDF5, as of Keras, which is not read'),
+  (rb'MATLAB 5', 'a MATLAB file, as of MatConvNet, which is not read'),
   # Field 1 as a number is the version of ONNX and SavedModel; in Caffe's format it is a text.
   (rb'\x08[\x02-\x1f]', 'ONNX: save the state_dict() of the model that it was made of'),
-  (rb'\x08\x01', 'a SavedModel of TensorFlow'),
+  (rb'\x08\x01', 'a SavedModel of TensorFlow, which is not read'),
 )
 
 
