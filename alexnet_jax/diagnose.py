@@ -156,13 +156,13 @@ def choose_batch(
 def read_photos(folder: Path, count: int, image_size: int, resize: str) -> np.ndarray:
   """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3)."""
   from alexnet_jax.data import images
-  from alexnet_jax.data.folder import EXTENSIONS
+  from alexnet_jax.data.listing import list_images
 
   if not folder.is_dir():
     raise UserError(f'--images={folder}: there is no such folder')
-  paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS)
+  paths = [folder / file for file in list_images(folder).files]
   if not paths:
-    raise UserError(f'--images={folder}: holds no {", ".join(EXTENSIONS)}')
+    raise UserError(f'--images={folder}: holds no {", ".join(images.EXTENSIONS)}')
   # Evenly over the names, which often begin with the class.
   chosen = [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
   photos = []

@@ -2,9 +2,10 @@
 
   python -m alexnet_jax.main --config=configs/folder.py:/path/to/images
 
-The folder holds train/<class>/*.jpg and validation/<class>/*.jpg, or just <class>/*.jpg, of which a
-fifth of every class is then held out (--config.data.validation_fraction).  AlexNet with batch
-normalization: it learns from a few thousand images without tuning.
+The folder holds train/<class>/ and validation/<class>/ (or val, valid, test), or just <class>/, of
+which a fifth of every class is then held out (--config.data.validation_fraction); images of any
+usual format lie at any depth in the folder of their class.  AlexNet with batch normalization: it
+learns from a few thousand images without tuning.
 """
 
 from alexnet_jax.config import default

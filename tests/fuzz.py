@@ -183,15 +183,15 @@ def _images() -> Target:
 
   def samples():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    made = {}
+    made, forms = {}, ('BMP', 'WEBP', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'PCX', 'SGI')
     for form, modes in {'JPEG': ('RGB', 'L', 'CMYK'), 'PNG': ('RGB', 'RGBA', 'P', 'I;16')}.items():
       for mode in modes:
         made[f'{form} {mode}'] = tiny_data.encoded(pixels, form, mode)
-    return made | {form: tiny_data.encoded(pixels, form) for form in ('BMP', 'WEBP', 'GIF')}
+    return made | {form: tiny_data.encoded(pixels, form) for form in forms}
 
   def read(path):
     try:
-      images.square(path.read_bytes(), 32, 'crop')
+      images.square(path.read_bytes(), 32, 'crop', upright=True)
     except images.UnreadableImage as error:
       raise UserError(str(error)) from None
 

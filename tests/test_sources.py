@@ -222,6 +222,14 @@ def test_tfds_parts_of_splits(tiny):
   )
 
 
+def test_a_tfds_data_set_that_goes_away(tiny, tmp_path):
+  shutil.copytree(tiny, tmp_path / 'tfds')
+  source = open_source(data_config(source='tfds', name='tiny', dir=tmp_path / 'tfds'))
+  shutil.rmtree(tmp_path / 'tfds')
+  with pytest.raises(UserError, match=r'^train\[3\] of the TFDS .*No such file.*disk still there'):
+    source.train[3]
+
+
 def test_reading_tfds_never_imports_tensorflow(tiny):
   script = f"""
 import pathlib, sys

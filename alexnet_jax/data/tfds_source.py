@@ -39,8 +39,14 @@ class TfdsSplit:
     return len(self.records)
 
   def __getitem__(self, index: int) -> Example:
-    record = self.records[index]
     name = f'{self.name}[{index}]'
+    try:
+      record = self.records[index]
+    except (OSError, RuntimeError, ValueError) as error:
+      raise UserError(
+        f'{name} of the TFDS data set cannot be read ({one_line(error)}): is its disk still there?'
+        ' run again to go on from here'
+      ) from error
     if self.name_feature:
       text = record[self.name_feature]
       name += f' {text.decode(errors="replace") if isinstance(text, bytes) else text}'
