@@ -1,23 +1,20 @@
 """A run that was stopped and resumed ends with the same bits as one that was not."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from helpers import commands
+from helpers.same_ends import assert_same_ends, final
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.results.metrics import read_metrics
 from alexnet_jax.train import loop
-from alexnet_jax.train.checkpoint import Checkpoints
 
 COMMAND = [
-  sys.executable,
-  '-m',
   'alexnet_jax.main',
   '--config=configs/digits.py',
   '--config.epochs=2',
@@ -26,27 +23,10 @@ COMMAND = [
   '--config.eval.every_epochs=1',
   '--config.log.every_steps=1',
 ]
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 
 def run(workdir, *flags):
-  return subprocess.run(
-    [*COMMAND, f'--workdir={workdir}', *flags],
-    env=ENVIRONMENT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
-def final_state(workdir):
-  checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
-  newest = checkpoints.steps()[-1]
-  checkpoints.close()
-  import orbax.checkpoint as ocp
-
-  with ocp.StandardCheckpointer() as reader:
-    return newest, reader.restore(workdir / 'checkpoints' / 'last' / str(newest) / 'state')
+  return commands.run(*COMMAND, f'--workdir={workdir}', *flags)
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +41,8 @@ def undisturbed(tmp_path_factory):
 def test_resumed_run_is_equal_to_the_bit(undisturbed, tmp_path, kind):
   workdir = tmp_path / 'run'
   with subprocess.Popen(
-    [*COMMAND, f'--workdir={workdir}'],
-    env=ENVIRONMENT,
+    [sys.executable, '-m', *COMMAND, f'--workdir={workdir}'],
+    env=commands.ENVIRONMENT,
     stderr=subprocess.PIPE,
     text=True,
     stdout=subprocess.DEVNULL,
@@ -78,25 +58,13 @@ def test_resumed_run_is_equal_to_the_bit(undisturbed, tmp_path, kind):
   finished = run(workdir)
   assert finished.returncode == 0, finished.stderr
   assert 'resuming from step' in finished.stderr
-  (step, expected), (same_step, actual) = final_state(undisturbed), final_state(workdir)
-  assert step == same_step == 10
-  expected, actual = dict(_flat(expected)), dict(_flat(actual))
-  assert expected.keys() == actual.keys()
-  for path, leaf in expected.items():
-    assert np.array_equal(leaf, actual[path]), path
+  assert final(workdir)['step'] == 10
+  assert_same_ends(undisturbed, workdir)
 
   def losses(folder):
     return {r['step']: r['train/loss'] for r in read_metrics(folder) if 'train/loss' in r}
 
   assert losses(workdir) == losses(undisturbed)
-
-
-def _flat(tree, prefix=''):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}/')
-    else:
-      yield prefix + key, np.asarray(value)
 
 
 def test_finished_run_says_so_and_shows_its_results(undisturbed):
@@ -145,8 +113,8 @@ def test_a_change_that_is_allowed_by_name_is_recorded(tmp_path):
 def test_two_runs_never_write_to_the_same_folder(tmp_path):
   workdir = tmp_path / 'run'
   with subprocess.Popen(
-    [*COMMAND, f'--workdir={workdir}', '--config.epochs=200'],
-    env=ENVIRONMENT,
+    [sys.executable, '-m', *COMMAND, f'--workdir={workdir}', '--config.epochs=200'],
+    env=commands.ENVIRONMENT,
     stderr=subprocess.PIPE,
     text=True,
     stdout=subprocess.DEVNULL,
@@ -173,7 +141,11 @@ def test_training_never_imports_tensorflow(tmp_path):
     "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
   )
   done = subprocess.run(
-    [sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+    [sys.executable, '-c', script],
+    env=commands.ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    timeout=200,
   )
   assert done.returncode == 0, done.stderr
 
