@@ -300,9 +300,7 @@ def test_other_files(small, read, tmp_path):
     load(tmp_path / 'model')
   (tmp_path / 'model' / 'config.json').write_text('{"architectures": ["AlexNet"]}')
   (tmp_path / 'model' / 'model.safetensors').write_bytes(b'')
-  with pytest.raises(
-    UserError, match='give a file of weights, such as .*model/model.safetensors'
-  ):
+  with pytest.raises(UserError, match='give a file of weights, such as .*model/model.safetensors'):
     load(tmp_path / 'model')
 
 
