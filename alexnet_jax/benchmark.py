@@ -2,14 +2,14 @@
 
   python -m alexnet_jax.benchmark                                  # everything
   python -m alexnet_jax.benchmark feed --json=feed.json
-  python -m alexnet_jax.benchmark feed --compare=feed.json         # slower than then? exit code 1
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --batch_sizes=32,128
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --peers= --profile=traces
+  python -m alexnet_jax.benchmark step --python=~/venv/3.13/bin/python
 
 step: a training step of configs/cifar10.py:18pct (batch 128) and of configs/imagenet.py (batch 32),
 or of --config, from uint8 images to updated weights, against the same net in PyTorch, which is
-handed its views ready made.  Loss and gradients are first shown to be equal.  Beside the speed
-stand the shares of what the device can compute and move.
+handed its views ready made, and in each --python.  Loss and gradients are first shown to be equal.
+Beside the speed stand the shares of what the device can compute and move.
 loop: steps fed from the store of a config, against the step alone; with --config or, if not given,
 on generated images of configs/imagenet.py.
 feed: batches of stored 256x256 images, against tf.data and torch's DataLoader on the same file.
@@ -37,7 +37,7 @@ from pathlib import Path
 import ml_collections
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import command, config_files
 from alexnet_jax import config as configs
 from alexnet_jax.cores import usable_cores
 from alexnet_jax.errors import UserError
@@ -84,37 +84,26 @@ _WORKERS = flags.DEFINE_integer(
   'workers', usable_cores(), 'Processes of the prepare benchmark.', lower_bound=1
 )
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
-_COMPARE = flags.DEFINE_string(
-  'compare', None, 'File of an earlier --json; exit code 1 if something has become slower.'
+_PYTHON = flags.DEFINE_multi_string(
+  'python', [], 'Another interpreter to take our training step in too; may be repeated.'
 )
 _PROFILE = flags.DEFINE_string(
-  'profile', None, 'Folder for traces of a few steps; the ten dearest operations are printed.'
+  'profile', None, 'Folder for traces of a few training steps, for xprof or Perfetto.'
 )
 
 
 def main(words: list[str]) -> None:
   targets = _targets(words)
-  if _PROFILE.value and 'step' not in targets:
-    raise UserError(f'--profile={_PROFILE.value} is of training steps: add the word step')
-  from alexnet_jax.benchmarks import communication, comparison, durations, regression
-
-  before = regression.read(Path(_COMPARE.value)) if _COMPARE.value else None
+  for name, value in (('profile', _PROFILE.value), ('python', ','.join(_PYTHON.value))):
+    if value and 'step' not in targets:
+      raise UserError(f'--{name}={value} is of training steps: add the word step')
   finished = []
   for result in _measure(targets):
-    module = {
-      durations.Durations: durations,
-      communication.Communication: communication,
-    }.get(type(result), comparison)
-    print(module.table(result), end='\n\n', flush=True)
+    print(result.table(), end='\n\n', flush=True)
     finished.append(result)
   record = {'command': command.spoken(), 'results': [result.to_json() for result in finished]}
   if _JSON.value:
     _write(Path(_JSON.value), record)
-  if before:
-    changes = regression.compare(before, record)
-    print('\n'.join(comparison.aligned(regression.lines(changes))))
-    if any(change.verdict == 'slower' for change in changes):
-      sys.exit(1)
   for result in finished:
     if (absent := getattr(result, 'absent', None)) and len(result.sides) == 1:
       raise UserError(
@@ -132,10 +121,10 @@ def _targets(words: list[str]) -> tuple[str, ...]:
 
 
 def _measure(targets: tuple[str, ...]) -> Iterator:
-  """Yields a Comparison, Durations or Communication for each target and config."""
+  """Yields a Comparison or Figures for each target and config."""
   from alexnet_jax.benchmarks import (
     checkpoint,
-    communication,
+    compiled,
     feed,
     loop,
     prepare,
@@ -154,16 +143,14 @@ def _measure(targets: tuple[str, ...]) -> Iterator:
     'loop': loop,
     'checkpoint': checkpoint,
     'startup': startup,
-    'communication': communication,
+    'communication': compiled,
   }
   for target in targets:
     rounds = _ROUNDS.value or _ROUNDS_EACH.get(target, 9)
-    options = Options(rounds, _TURN_SECONDS.value, peers, profile)
+    options = Options(rounds, _TURN_SECONDS.value, peers, tuple(_PYTHON.value), profile)
     if target in of_configs:
       for name, config in _configs(target):
         yield of_configs[target].compare(name, config, options)
-    if target == 'startup':
-      yield startup.compare_small(options)
     if target == 'feed':
       yield feed.compare(_FEED_IMAGES.value, options)
     if target == 'prepare':
@@ -189,11 +176,7 @@ def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
 
 
 def _default(target: str, filename: str, batch_size: int | None):
-  path, _, variant = filename.partition(':')
-  if not Path(path).is_file():
-    raise UserError(
-      f'{path} does not exist: run this in the folder of the project, or give --config'
-    )
+  path, _, variant = config_files.find(filename).partition(':')
   config = runpy.run_path(path)['get_config'](*filter(None, [variant]))
   config.batch_size = batch_size or config.batch_size
   if target == 'loop':

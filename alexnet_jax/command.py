@@ -1,7 +1,6 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import os
@@ -17,7 +16,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import ablations, distributed, files
+from alexnet_jax import ablations, config_files, distributed, files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import DiskFailed, Diverged, Interrupted, RunsFailed, UserError
 
@@ -27,7 +26,7 @@ _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
 _KILLED = 130  # by SIGINT, as shells say it
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
+  'config', None, 'Config, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
 )
 _ABLATION = flags.DEFINE_multi_string(
   'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
@@ -40,6 +39,8 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   With `positional`, `main` is given the list of words that are not flags; else there may be none.
   Unless `configured`, the command has nothing to do with --config and --ablation.
   """
+  if (missing := _missing_system()) is not None:
+    return _fail(missing)
   code = 0
   logging.set_verbosity(logging.WARNING)
   for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -64,6 +65,15 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
     _leave(code)
   return code
+
+
+def _missing_system() -> UserError | None:
+  """What to say where files cannot be locked as on Linux and macOS."""
+  try:
+    import fcntl  # noqa: F401
+  except ImportError:
+    return UserError('this system has no fcntl: use Linux, macOS, or WSL')
+  return None
 
 
 def _unconfigured(function):
@@ -98,8 +108,8 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   """
   config = _CONFIG.value
   if config is None:
-    known = ', '.join(sorted(map(str, Path('configs').glob('[a-z]*.py')))) or 'none in ./configs'
-    raise UserError(f'--config is missing: give a config file ({known})')
+    names = ', '.join(config_files.names())
+    raise UserError(f'--config is missing: give a config file, or the name of one: {names}')
   name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
   if configs.left_open(config):
     from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
@@ -180,6 +190,7 @@ def _parse(argv):
   argv = ['--help' if word == '-h' else word for word in argv]
   try:
     argv = [argv[0], *map(_expanded, argv, argv[1:])]
+    argv = config_files.with_files(argv)
     _check_config_words(argv)
     return flags.FLAGS(argv)
   except SystemExit:  # --help, after which absl ends with 1
@@ -225,19 +236,17 @@ def _check_layer_words(argv, text: str) -> None:
 
 
 def _check_config_words(argv) -> None:
-  """Raises UserError for a config file that is not there and for fields that do not exist."""
+  """Raises UserError for fields that do not exist."""
   words = [word.lstrip('-') for word in argv[1:] if word.startswith('-')]
-  for word, following in zip(argv[1:], [*argv[2:], ''], strict=False):
-    name, equals, value = word.lstrip('-').partition('=')
-    if name == 'config' and word.startswith('-'):
-      path = (value if equals else following).partition(':')[0]
-      if not Path(path).is_file():
-        near = difflib.get_close_matches(path, map(str, Path('configs').glob('*.py')), 1, 0.5)
-        hint = f'did you mean {near[0]}?' if near else 'the known ones are in configs/'
-        raise UserError(f'config file {path!r} does not exist: {hint}')
   for word in words:
     name = word.partition('=')[0]
     path = name.removeprefix('no').removeprefix('config.')
+    section, _, layer = path.rpartition('.')
+    if path.startswith(_OPEN) and '/' in layer:  # ml_collections reads it as a division
+      raise UserError(
+        f'--config.{path}: {layer!r} cannot be set alone; give the whole table:'
+        f""" --config.{section}="{{'{layer}': ...}}\""""
+      )
     if not name.removeprefix('no').startswith('config.') or path.startswith(_OPEN):
       continue
     if path not in configs.FIELDS:

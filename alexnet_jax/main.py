@@ -46,7 +46,7 @@ def main() -> None:
   if not many or devices.process_index == 0:
     from alexnet_jax import plan
 
-    plan.show(config)
+    plan.show(config, dry_run=_DRY_RUN.value)
   if _DRY_RUN.value:
     return
   from alexnet_jax.train import loop

@@ -4,6 +4,8 @@ import math
 
 import ml_collections
 
+from alexnet_jax.data import preparation
+from alexnet_jax.data.progress import Console
 from alexnet_jax.model import layers, nets
 from alexnet_jax.train import schedules
 from alexnet_jax.train.calendar import Calendar
@@ -59,6 +61,7 @@ def _rates(config, calendar: Calendar) -> str:
     )
   if config.optimizer.warmup_epochs:
     text += f' after {config.optimizer.warmup_epochs:g} epochs of warm-up'
+    text += f' from {config.optimizer.warmup_start:g}' * (config.optimizer.warmup_start > 0)
   if schedule.kind in ('cosine', 'plateau', 'polynomial'):
     text += f', {schedule.kind}'
   else:
@@ -104,27 +107,19 @@ def _bytes(count: float) -> str:
   return f'{count:.3g} TB'
 
 
-def show(config: ml_collections.ConfigDict) -> None:
+def show(config: ml_collections.ConfigDict, *, dry_run: bool = False) -> None:
   """Prints the plan; for published data sets even before they are there.
+
+  Args:
+    config: validated.
+    dry_run: whether nothing follows; else a TFDS data set whose size is not known is downloaded.
 
   Raises:
     UserError: the data is absent and its size not known.
   """
-  print('\n'.join(lines(config, *_counts(config.data))), flush=True)
-
-
-def _counts(data) -> tuple[int, int, int]:
-  """Classes, training images and held-out images."""
-  from alexnet_jax.data import sources, tfds_source
-
-  published = tfds_source.EXPECTED_COUNTS.get(data.name, {}) if data.source == 'tfds' else {}
-  if data.num_classes and {data.train_split, data.eval_split} <= set(published):
-    classes, train, held_out = (
-      data.num_classes,
-      published[data.train_split],
-      published[data.eval_split],
-    )
-  else:
-    source = sources.open_source(data)
-    classes, train, held_out = len(source.classes), len(source.train), len(source.eval)
-  return classes, min(train, data.train_examples or train), held_out
+  data = config.data
+  classes, train, held_out = preparation.sizes(data, None if dry_run else Console())
+  examples = min(train, data.train_examples or train)
+  print('\n'.join(lines(config, classes, examples, held_out)), flush=True)
+  if dry_run and data.source in ('folder', 'tfds'):
+    print(f'store         {preparation.state(data)}', flush=True)

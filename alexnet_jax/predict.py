@@ -184,7 +184,10 @@ def _spread(count: int) -> list[int]:
 def _square(predictor, prediction: 'ImagePrediction'):
   from alexnet_jax.data import pictures
 
-  return pictures.square(prediction.name, predictor.weights.image_size, predictor.weights.resize)
+  weights = predictor.weights
+  return pictures.square(
+    prediction.name, weights.image_size, weights.resize, weights.preprocessing.upright
+  )
 
 
 def _write_json(predictor, found: dict) -> None:

@@ -110,7 +110,13 @@ class Predictor:
     inputs, _ = pictures.as_list(inputs)
     # Rounded up, so that many small calls share a few compiled programs.
     size = min(self._batch_size, 1 << max(len(inputs) - 1, 0).bit_length())
-    decoded = pictures.batches(inputs, self.weights.image_size, self.weights.resize, size)
+    decoded = pictures.batches(
+      inputs,
+      self.weights.image_size,
+      self.weights.resize,
+      size,
+      self.weights.preprocessing.upright,
+    )
     names = (
       str(item) if isinstance(item, Path) else f'#{number}'
       for number, item in enumerate(inputs, start=1)

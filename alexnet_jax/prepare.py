@@ -1,15 +1,13 @@
 """Prepares the store of a config's images: decoded, resized and memory-mapped, with statistics.
 
-  python -m alexnet_jax.prepare --config=configs/imagenet.py --check    # look first, change nothing
   python -m alexnet_jax.prepare --config=configs/imagenet.py
   python -m alexnet_jax.prepare --config=configs/imagenet.py --verify
 
 Training does the same on first use.  A run that was killed goes on where it was; the store is the
-same to the byte for any number of workers.  --check ends with the next command, and with exit code
-2 and the reason if neither preparing nor training could start.
+same to the byte for any number of workers.  `python -m alexnet_jax.main --config=... --dry_run`
+says what is there and what is missing, and changes nothing.
 """
 
-import shlex
 import sys
 
 from absl import flags
@@ -18,7 +16,6 @@ from alexnet_jax import command
 from alexnet_jax.errors import UserError
 
 flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
-_CHECK = flags.DEFINE_bool('check', False, 'Only look at what is there and what is missing.')
 _WORKERS = flags.DEFINE_integer(
   'workers', 0, 'Processes that decode; 0: one a core.', lower_bound=0
 )
@@ -30,9 +27,6 @@ def main() -> None:
   from alexnet_jax.data.progress import Console
 
   config, _ = command.read_config()
-  if _CHECK.value:
-    check(config.data)
-    return
   if config.data.source in ('digits', 'synthetic'):
     raise UserError(
       f'config.data.source={config.data.source} is made in memory: there is nothing to prepare'
@@ -49,41 +43,6 @@ def main() -> None:
     f'mean RGB {red:.3f}, {green:.3f}, {blue:.3f} (ILSVRC-2012: 127.305, 119.715, 104.913)\n'
     f'RGB components, standard deviations {stdevs} (ILSVRC-2012: 19.7208, 37.0939, 121.7801)'
   )
-
-
-def check(data_config) -> None:
-  """Prints what is there, and the next command.
-
-  Raises:
-    UserError: preparing could not run now.
-  """
-  from alexnet_jax.data import check as data_check
-
-  report = data_check.look(data_config)
-  for what, found in report.lines:
-    print(f'{what:15} {found}')
-  prepare = f'python -m alexnet_jax.prepare {config_flags()}'
-  if report.complete:
-    print(f'next            python -m alexnet_jax.main {config_flags()}')
-  elif not report.problem:
-    print(f'next            {prepare}')
-  else:
-    print(f'next            {report.remedy or "what the error below says"}, then {prepare} --check')
-    sys.stdout.flush()
-    raise UserError(report.problem)
-
-
-def config_flags() -> str:
-  """The words of this command that say what is to be prepared."""
-  kept = []
-  words = iter(sys.argv[1:])
-  for word in words:
-    name, equals, _ = word.lstrip('-').partition('=')
-    if name == 'workers' and not equals:
-      next(words)
-    elif name.removeprefix('no') not in ('check', 'verify', 'workers'):
-      kept.append(word)
-  return shlex.join(kept)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,6 @@ Exit codes: 0 done, 1 given up, 2 bad input, 3 diverged, 75 asked to stop and sa
 """
 
 import argparse
-import fcntl
 import os
 import shutil
 import signal
@@ -28,6 +27,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+try:
+  import fcntl
+except ImportError:
+  print('error: this system has no fcntl: use Linux, macOS, or WSL', file=sys.stderr)
+  sys.exit(2)
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError

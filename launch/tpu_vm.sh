@@ -36,7 +36,7 @@ setup() {
   local archive
   archive=$(mktemp)
   tar -czf "$archive" --exclude=__pycache__ \
-    alexnet_jax configs launch setup.cfg pyproject.toml README.md LICENSE
+    alexnet_jax configs launch setup.cfg setup.py pyproject.toml README.md LICENSE
   vm scp "$archive" "$TPU:alexnet_jax.tar.gz" --worker=all
   rm "$archive"
   vm ssh "$TPU" --worker=all \

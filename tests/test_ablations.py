@@ -1,15 +1,13 @@
 """Ablations change what they say, are recorded, and are refused where they would do nothing."""
 
 import re
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import get_config, run
 
 from alexnet_jax import ablations
 from alexnet_jax import config as configs
@@ -21,12 +19,6 @@ from alexnet_jax.model.layers import Conv, Dense, Dropout, MaxPool, Relu, Respon
 
 ROOT = Path(__file__).parents[1]
 IMAGENET = (224, 224, 3)
-
-
-def get_config(name):
-  file, _, variant = name.partition(':')
-  arguments = [variant] if variant else []
-  return runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config'](*arguments)
 
 
 def table_of(name, *names):
@@ -391,12 +383,6 @@ def test_logits_agree_with_torch(name):
 
 
 # The door.
-
-
-def run(*words):
-  return subprocess.run(
-    [sys.executable, '-m', *words], cwd=ROOT, capture_output=True, text=True, check=False
-  )
 
 
 def test_plan_and_summary_show_the_edited_net():

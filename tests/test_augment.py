@@ -3,13 +3,12 @@
 import dataclasses
 import itertools
 import math
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import get_config
 from scipy import stats
 
 from alexnet_jax.data.store import Split, Store
@@ -154,8 +153,7 @@ def store():
 
 
 def config_of(**settings):
-  path = Path(__file__).parent.parent / 'configs' / 'imagenet.py'
-  config = runpy.run_path(str(path))['get_config']()
+  config = get_config('imagenet')
   config.input.crop = 32
   config.data.image_size = 40
   config.input.update(settings)

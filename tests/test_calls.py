@@ -16,7 +16,7 @@ from alexnet_jax.model import nets
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.layers import BatchNorm, Conv, Dense, Dropout, MaxPool, Relu
 from alexnet_jax.results.metrics import read_metrics
-from alexnet_jax.train import ending, loop
+from alexnet_jax.train import loop
 from alexnet_jax.train.calls import calls
 from alexnet_jax.train.interval import Interval
 from alexnet_jax.train.parallel import Devices
@@ -40,8 +40,7 @@ def tiny(classes):
 def quick_runs():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(nets.NETS, 'digits', tiny)
-    for drawing in ('_draw', 'confusion_matrix'):  # nobody looks at them
-      patch.setattr(ending, drawing, lambda *arguments: None)
+    patch.setattr(loop, 'draw_figures', lambda *arguments: [])  # nobody looks at them
     yield
 
 
@@ -129,6 +128,7 @@ def test_the_ends_are_close(one_and_three):
     np.testing.assert_allclose(three[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_within_a_call_ends_with_the_same_bits(tmp_path, monkeypatch):
   """Stopped at step 7, two steps after a milestone; then calls begin elsewhere."""
   add, workdir = Interval.add, tmp_path / 'run'
@@ -152,6 +152,7 @@ def test_a_run_stopped_within_a_call_ends_with_the_same_bits(tmp_path, monkeypat
     assert np.array_equal(value, found[name]), name
 
 
+@pytest.mark.slow
 def test_all_that_a_state_can_hold(tmp_path, monkeypatch):
   """Running moments, an average, Adam's moments, a plateau's scale; with a loop inside the loop."""
   normalized = (*tiny(4)[:1], BatchNorm('bn1'), *tiny(4)[1:])

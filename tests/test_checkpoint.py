@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.commands import run
 
-from alexnet_jax.checkpoint import describe
 from alexnet_jax.errors import UserError
 from alexnet_jax.train import checkpoint as checkpoint_module
 from alexnet_jax.train import checkpoint_files
@@ -451,6 +451,7 @@ for seed in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path):
   root = Path(checkpoint_module.__file__).parents[2]
   result = subprocess.run(
@@ -470,11 +471,6 @@ def test_kill_9_at_random_moments(tmp_path):
 # The list for people.
 
 
-def listed(*words):
-  command = [sys.executable, '-m', 'alexnet_jax.checkpoint', *words]
-  return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
   checkpoints = opened(tmp_path / 'checkpoints')
@@ -482,27 +478,30 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
   checkpoints.close()
   last = tmp_path / 'checkpoints' / 'last'
   shutil.copytree(pristine / 'last', last, dirs_exist_ok=True)
-  assert listed(f'--workdir={tmp_path}', '--verify').returncode == 0
+  assert run('alexnet_jax.checkpoint', f'--workdir={tmp_path}', '--verify').returncode == 0
   shutil.copytree(last / '10', last / 'damaged-5')
   shutil.copytree(last / '10', last / '.saving-30')
   data = max((last / '20').rglob('*'), key=lambda path: path.stat().st_size)
   flip_bit(data)
-  rows = describe(tmp_path / 'checkpoints')
-  assert [(row.kind, row.step, row.health) for row in rows] == [
-    ('last', 5, 'damaged, set aside'),
-    ('last', 10, 'complete'),
-    ('last', 20, 'complete'),
-    ('last', 30, 'unfinished'),
-    ('best', 3, 'complete'),
+
+  def rows(done):  # kind, step, MB, metrics, health
+    lines = [line for line in done.stdout.splitlines() if '│' in line]
+    return [tuple(cell.strip() for cell in line.split('│')[1:-1]) for line in lines]
+
+  found = rows(run('alexnet_jax.checkpoint', f'--workdir={tmp_path}'))
+  assert [(kind, step, health) for kind, step, _, _, health in found] == [
+    ('last', '5', 'damaged, set aside'),
+    ('last', '10', 'complete'),
+    ('last', '20', 'complete'),
+    ('last', '30', 'unfinished'),
+    ('best', '3', 'complete'),
   ]
-  assert rows[-1].metrics == {'eval/top1_error': 0.5} and rows[1].bytes > 90_000
-  assert [
-    row.health.split(':')[0] for row in describe(tmp_path / 'checkpoints', verify=True)
-  ][1:] == ['ok', 'damaged', 'unfinished', 'ok']
-  damaged = listed(f'--workdir={tmp_path}', '--verify')
+  assert found[-1][3] == 'eval/top1_error 0.5' and float(found[1][2]) >= 0.1
+  damaged = run('alexnet_jax.checkpoint', f'--workdir={tmp_path}', '--verify', COLUMNS='300')
+  health = [row[4].split(':')[0] for row in rows(damaged)]
+  assert health[1:] == ['ok', 'damaged', 'unfinished', 'ok']
   assert damaged.returncode == 2 and damaged.stderr.count('\n') == 1
-  assert 'eval/top1_error 0.5' in damaged.stdout
-  assert listed(f'--workdir={tmp_path / "none"}').returncode == 2
+  assert run('alexnet_jax.checkpoint', f'--workdir={tmp_path / "none"}').returncode == 2
   assert json.loads((last / '10' / 'meta.json').read_text())['checkpoint']['meta'] == {
     'config': {'seed': 10}
   }

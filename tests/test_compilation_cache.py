@@ -9,6 +9,8 @@ import pytest
 
 from alexnet_jax import compilation_cache
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 # Two training steps of the digits net; prints a checksum of all that came of them.

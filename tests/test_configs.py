@@ -1,15 +1,11 @@
 """Every config builds; every mistake in one is told in one line, with exit code 2."""
 
-import os
 import re
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from helpers.commands import ROOT, get_config, run
 
 from alexnet_jax import config as configs
 from alexnet_jax.data.store import Split, Store
@@ -18,14 +14,6 @@ from alexnet_jax.model import layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.step import make_train_step
-
-ROOT = Path(__file__).parent.parent
-
-
-def get_config(name):
-  file, _, variant = name.partition(':')
-  arguments = [variant] if variant else []
-  return runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config'](*arguments)
 
 
 def variants_of(file):
@@ -356,7 +344,11 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
       ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.conv9=((1.0,0.1),)'],
       "no entry for layer 'conv9' to change; give the whole table",
     ),
-    ([], '--config is missing: give a config file .*digits.py'),
+    (
+      ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.fc8/bias=((1.0,0.1),)'],
+      "'fc8/bias' cannot be set alone; give the whole table: .*layer_factors=.*'fc8/bias'",
+    ),
+    ([], '--config is missing: give a config file, or the name of one: .*digits'),
     (['--config=configs/digits.py', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),
     (['--config=configs/digits.py', '--workdir', 'gs://b/x'], '--workdir=gs://b/x: not a folder'),
     (
@@ -372,14 +364,7 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
   ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(words, message):
-  done = subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax.main', '--dry_run', *words],
-    cwd=ROOT,
-    env=os.environ,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run('alexnet_jax.main', '--dry_run', *words)
   assert done.returncode == 2
   assert done.stdout == ''
   (line,) = done.stderr.splitlines()

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import weight_files as files
+from helpers.commands import ROOT, run
 
 from alexnet_jax import evaluate
 from alexnet_jax.errors import UserError
@@ -20,8 +21,6 @@ from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.pretrained import Pretrained
 from alexnet_jax.weights.save import save
-
-ENVIRONMENT = {**os.environ, 'PYTHONPATH': os.getcwd(), 'COLUMNS': '120'}
 
 
 def pretrained(net, crop, classes=4, **changes):
@@ -150,23 +149,12 @@ def test_stablehlo_runs_alone(tmp_path, net):
   np.testing.assert_allclose(one, three[:1], rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
-def command(module, *arguments, folder):
-  return subprocess.run(
-    [sys.executable, '-m', f'alexnet_jax.{module}', *map(str, arguments)],
-    cwd=folder,
-    env=ENVIRONMENT,
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
-
-
 def test_command(tmp_path):
   """Converts, and says in one line what is wrong with what it was told."""
   weights = pretrained('digits', 28, classes=3)
   save(weights, tmp_path / 'a.npz')
   (tmp_path / 'names').write_text('x\ny\nz\n')
-  done = command('convert', 'a.npz', 'b.npz', '--classes=names', folder=tmp_path)
+  done = run('alexnet_jax.convert', 'a.npz', 'b.npz', '--classes=names', folder=tmp_path)
   assert done.returncode == 0 and not done.stderr, done.stderr
   assert 'net digits, 3 classes' in done.stdout and 'wrote b.npz' in done.stdout
   assert_equal(load(tmp_path / 'b.npz'), dataclasses.replace(weights, classes=('x', 'y', 'z')))
@@ -178,7 +166,7 @@ def test_command(tmp_path):
     (('a.npz', 'b.npz', '--net=vgg'), '--net=vgg'),
     (('a.npz', 'b.npz', '--clases=x'), 'clases'),
   ):
-    assert_refused(command('convert', *arguments, folder=tmp_path), message)
+    assert_refused(run('alexnet_jax.convert', *arguments, folder=tmp_path), message)
 
 
 def assert_refused(done, message):
@@ -186,7 +174,7 @@ def assert_refused(done, message):
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
 
-CONFIG = f'--config={os.getcwd()}/configs/digits.py'
+CONFIG = f'--config={ROOT}/configs/digits.py'
 
 
 @pytest.mark.parametrize(
@@ -200,9 +188,10 @@ CONFIG = f'--config={os.getcwd()}/configs/digits.py'
   ],
 )
 def test_a_config_that_would_do_nothing_is_refused(tmp_path, module, arguments, message):
-  assert_refused(command(module, *arguments, folder=tmp_path), message)
+  assert_refused(run(f'alexnet_jax.{module}', *arguments, folder=tmp_path), message)
 
 
+@pytest.mark.slow
 def test_evaluating_weights(tmp_path):
   """Imported weights on the data of a config: every image, with the weights' own preprocessing."""
   from alexnet_jax import config as configs
@@ -215,8 +204,8 @@ def test_evaluating_weights(tmp_path):
     preprocessing=dataclasses.replace(weights.preprocessing, resize_to=0),
   )
   save(weights, tmp_path / 'a.npz')
-  digits = f'--config={os.getcwd()}/configs/digits.py'
-  done = command('evaluate', '--weights=a.npz', digits, '--views=1', folder=tmp_path)
+  digits = f'--config={ROOT}/configs/digits.py'
+  done = run('alexnet_jax.evaluate', '--weights=a.npz', digits, '--views=1', folder=tmp_path)
   assert done.returncode == 0, done.stderr
   assert 'over 359 images' in done.stdout
   with np.load(tmp_path / 'runs/a/predictions-imported-1.npz') as file:
@@ -233,7 +222,7 @@ def test_evaluating_weights(tmp_path):
     (('--weights=a.npz', '--workdir=.', digits), 'give one of --workdir'),
     (('--weights=a.npz', digits, '--config.data.image_size=40'), 'wants pictures of 32 pixels'),
   ):
-    refused = command('evaluate', *arguments, folder=tmp_path)
+    refused = run('alexnet_jax.evaluate', *arguments, folder=tmp_path)
     assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
 

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from helpers.commands import run
 from PIL import Image
 
 from alexnet_jax import config as configs
@@ -233,20 +231,12 @@ def test_the_batch_is_the_configs_own_or_says_that_it_is_not(config, tmp_path):
 # The command.
 
 
-def command(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax.diagnose', *flags],
-    capture_output=True,
-    text=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
-    timeout=300,
-    check=False,
-  )
-
-
+@pytest.mark.slow
 def test_the_command_diagnoses_digits(tmp_path):
   file = tmp_path / 'new' / 'digits.json'
-  done = command('--config=configs/digits.py', '--overfit_steps=90', f'--json={file}')
+  done = run(
+    'alexnet_jax.diagnose', '--config=configs/digits.py', '--overfit_steps=90', f'--json={file}'
+  )
   assert done.returncode == 0, done.stderr
   out = done.stdout
   lines = [line.split() for line in out.splitlines()]
@@ -281,7 +271,7 @@ def test_the_command_diagnoses_digits(tmp_path):
   ],
 )
 def test_bad_input_is_one_line(flags, message):
-  done = command(*flags)
+  done = run('alexnet_jax.diagnose', *flags)
   error = done.stderr.strip().splitlines()
   assert done.returncode == 2 and done.stdout == ''
   assert len(error) == 1 and error[0].startswith('error: ') and message in error[0]

@@ -1,36 +1,15 @@
 """Commands as a user gives them, from images to results."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers.commands import error_line, run
 from PIL import Image
 
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'TFDS_DATA_DIR': '/absent'}
-
-
-def run(*words, **environment):
-  return subprocess.run(
-    [sys.executable, '-m', *words],
-    env=ENVIRONMENT | environment,
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
-
-
-def error_line(process):
-  """The one line in which a command was refused; progress may stand before it."""
-  assert process.returncode == 2, process.stderr
-  assert 'Traceback' not in process.stderr, process.stderr
-  *before, last = process.stderr.strip().splitlines()
-  assert last.startswith('error: ') and not any('error' in line for line in before), process.stderr
-  return last
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

@@ -1,14 +1,20 @@
 """Pictures of a run: valid, of the expected size, and right to the pixel where that can be said."""
 
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.results import fonts
+from alexnet_jax.results.confusion import confusion_matrix
 from alexnet_jax.results.figures import filter_grid, learning_curves
+from alexnet_jax.train import ending, loop
+from alexnet_jax.weights.load import load
 
 
 def _records(count, per_epoch, *, drops=()):
@@ -125,6 +131,80 @@ def test_filter_grid_refuses_weights_that_are_not_finite(tmp_path):
   with pytest.raises(UserError, match='not finite'):
     filter_grid(np.full((3, 3, 3, 2), np.nan), tmp_path / 'f.png')
   assert not list(tmp_path.iterdir())
+
+
+def test_names_in_any_script(tmp_path, monkeypatch):
+  """Nothing is warned of; letters are those of a font that has them, else U+FFFD with a number."""
+  names = ['猫', 'caf\udce9', 'a$b$c', 'tab\t', 'plain']
+
+  def draw():
+    confusion_matrix(np.eye(5, dtype=int), names, tmp_path / 'confusion.png', 'title 猫 $\udce9')
+    learning_curves([], tmp_path / 'curves.png', 'title 猫 $\udce9')
+    return _pixels(tmp_path / 'confusion.png')
+
+  fonts._families.cache_clear()
+  monkeypatch.setattr(font_manager.fontManager, 'ttflist', _dejavu())
+  assert fonts.label('a 猫\udce9')['s'] == 'a \ufffd\ufffd'
+  without = draw()
+  _write_font(tmp_path / 'square.ttf', 'Square', '猫')
+  font_manager.fontManager.addfont(tmp_path / 'square.ttf')
+  fonts._families.cache_clear()
+  found = fonts.label('a 猫\udce9')
+  assert found['s'] == 'a 猫\ufffd' and found['fontfamily'] == ['DejaVu Sans', 'Square']
+  assert draw().shape != without.shape or (draw() != without).any()
+  fonts._families.cache_clear()
+
+
+def _dejavu():
+  return [entry for entry in font_manager.fontManager.ttflist if entry.name == 'DejaVu Sans']
+
+
+def _write_font(path, family, letter):
+  """A font whose only letter is a square."""
+  from fontTools.fontBuilder import FontBuilder
+  from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+  pen = TTGlyphPen(None)
+  pen.moveTo((0, 0))
+  for corner in ((0, 800), (800, 800), (800, 0)):
+    pen.lineTo(corner)
+  pen.closePath()
+  square = pen.glyph()
+  builder = FontBuilder(1000)
+  builder.setupGlyphOrder(['.notdef', 'square'])
+  builder.setupCharacterMap({ord(letter): 'square'})
+  builder.setupGlyf({'.notdef': square, 'square': square})
+  builder.setupHorizontalMetrics({name: (1000, 0) for name in ('.notdef', 'square')})
+  builder.setupHorizontalHeader(ascent=800, descent=-200)
+  builder.setupNameTable({'familyName': family, 'styleName': 'Regular'})
+  builder.setupOS2()
+  builder.setupPost()
+  builder.save(path)
+
+
+@pytest.mark.slow
+def test_figures_come_last(tmp_path, monkeypatch):
+  """One that fails is a line of the log; on gray images the kernels are drawn as they respond."""
+  workdir = tmp_path / 'run'
+
+  def fail(*_):
+    assert {'results.json', 'predictions-last-1.npz'} <= {file.name for file in workdir.iterdir()}
+    raise RuntimeError('two\nlines')
+
+  monkeypatch.setattr(ending, 'confusion_matrix', fail)
+  config = runpy.run_path('configs/digits.py')['get_config']()
+  config.epochs = 0.2
+  loop.train(config, workdir, command='test')
+  log = (workdir / 'train.log').read_text().splitlines()
+  (warning,) = [line for line in log if 'warning' in line]
+  assert warning.endswith('confusion.png is not drawn: RuntimeError: two lines')
+  weights = load(workdir, checkpoint='last')
+  # On a gray pixel v the convolution gives v times this, since all channels are scaled alike.
+  kernel = weights.variables['params']['conv1']['kernel'].sum(2, keepdims=True)
+  title = 'run: kernels of conv1 on gray images'
+  filter_grid(kernel, tmp_path / 'wanted.png', title=title)
+  drawn = _pixels(workdir / 'figures' / 'first_layer_kernels.png').astype(int)
+  assert np.abs(drawn - _pixels(tmp_path / 'wanted.png')).max() <= 1  # the sum is rounded otherwise
 
 
 def test_the_users_matplotlib_is_left_alone(tmp_path):

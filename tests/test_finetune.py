@@ -1,15 +1,13 @@
 """Runs that start from a trained net: what is taken, new, frozen and refused."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.commands import get_config, run
 from helpers.trained import CLASSES, digits_config, digits_net, preprocessing, write_run
 from PIL import Image
 
@@ -23,17 +21,7 @@ from alexnet_jax.train.schedules import make_rates
 from alexnet_jax.weights import start
 from alexnet_jax.weights.workdir import load_workdir
 
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-
-
-def main(*words):
-  return subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax.main', *map(str, words)],
-    env=ENVIRONMENT,
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
+pytestmark = pytest.mark.slow
 
 
 def store_of(classes, size=32):
@@ -43,10 +31,7 @@ def store_of(classes, size=32):
 
 
 def finetune_config(folder='/images'):
-  import runpy
-
-  file = os.path.join(os.path.dirname(__file__), '..', 'configs', 'finetune.py')
-  return runpy.run_path(file)['get_config'](str(folder))
+  return get_config(f'finetune:{folder}')
 
 
 # The state before the first step.
@@ -210,7 +195,7 @@ def finetuned(photos, tmp_path_factory):
     '--config.batch_size=16',
     f'--workdir={folder / "run"}',
   )
-  process = main(*words)
+  process = run('alexnet_jax.main', *words)
   assert process.returncode == 0, process.stderr
   shutil.rmtree(trained)
   return folder / 'run', words, process
@@ -280,7 +265,7 @@ def test_going_on_needs_no_weights(finetuned):
   workdir, words, _ = finetuned
   kept = (workdir / 'results.json').read_bytes()
   (workdir / 'results.json').unlink()
-  process = main(*words)
+  process = run('alexnet_jax.main', *words)
   assert process.returncode == 0, process.stderr
   assert 'resuming from step 12' in process.stderr
   again = json.loads((workdir / 'results.json').read_bytes())
@@ -300,7 +285,7 @@ def test_refusals_take_one_line(finetuned, tmp_path, change, told):
   import re
 
   _, words, _ = finetuned
-  process = main(*words, change.format(fresh=tmp_path / 'fresh'))
+  process = run('alexnet_jax.main', *words, change.format(fresh=tmp_path / 'fresh'))
   assert process.returncode == 2 and 'Traceback' not in process.stderr, process.stderr
   last = process.stderr.strip().splitlines()[-1]
   assert last.startswith('error: ') and re.search(told, last)

@@ -13,7 +13,7 @@ from helpers.tiny_data import data_config, encoded, write_imagenet_archives
 from PIL import Image, ImageOps
 from test_images import pillow_crop
 
-from alexnet_jax.data import check, imagenet, images, tfds_prepare, tfds_source
+from alexnet_jax.data import imagenet, images, tfds_prepare, tfds_source
 from alexnet_jax.data.folder import open_folder
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.data.progress import Silent
@@ -71,6 +71,7 @@ def archives(request, tmp_path_factory):
   return directory, train, validation
 
 
+@pytest.mark.slow
 def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   """TFDS's own builder, in its child process, then the store."""
   directory, train, validation = archives
@@ -88,14 +89,7 @@ def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   tfds_prepare.ensure_prepared('imagenet2012', directory, print)
   with pytest.raises(UserError, match=f'has {len(files)} train examples instead of 1,281,167'):
     prepare_store(config, progress=Silent())
-  report = check.look(config)
-  assert f'{len(files)} train (expected 1,281,167)' in str(report.lines)
-  assert report.remedy == f'rm -r {directory}/imagenet2012/5.1.0'
   monkeypatch.setattr(tfds_source, 'EXPECTED_COUNTS', {'imagenet2012': counts})
-  report = check.look(config)
-  assert (report.problem, report.complete) == ('', False)
-  assert f'array_record, {len(files)} train, {len(validation)} valid' in str(report.lines)
-  assert '1,000 classes from n01440764' in str(report.lines)
   made = prepare_store(config, progress=Silent(), workers=1)
   assert made.classes == imagenet.published_classes() and made.class_names == made.classes
   source = open_source(config)

@@ -13,6 +13,8 @@ from helpers.tiny_data import encoded, write_imagenet_archives
 
 from alexnet_jax.data import imagenet, tfds_prepare
 
+pytestmark = pytest.mark.slow
+
 # The commands, except that they expect as many images as our archives have.
 SMALL = """
 import runpy, sys

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alexnet_jax.data import images
 from alexnet_jax.data.images import UnreadableImage, square
@@ -114,13 +114,39 @@ def test_the_format_is_found_in_the_bytes(file_format):
   assert np.abs(got.astype(int) - [0, 0, 255]).max() <= 2
 
 
-def test_orientation_tag_is_ignored():
-  pixels = photo(32, 64)
+@pytest.mark.parametrize('orientation', range(10))
+def test_orientation(orientation):
   exif = Image.Exif()
-  exif[0x0112] = 6  # rotate by 90 degrees
-  plain = square(encode(Image.fromarray(pixels), 'JPEG'), 32, 'crop')
-  tagged = square(encode(Image.fromarray(pixels), 'JPEG', exif=exif), 32, 'crop')
-  assert np.array_equal(tagged, plain)
+  exif[0x0112] = orientation
+  data = encode(Image.fromarray(photo(33, 64)), 'JPEG', exif=exif)
+  stored = Image.open(io.BytesIO(data))
+  turned = ImageOps.exif_transpose(stored)
+  assert (turned.size == (33, 64)) == (5 <= orientation <= 8)
+  assert np.array_equal(square(data, 24, 'crop'), pillow_crop(stored, 24))
+  assert np.array_equal(square(data, 24, 'crop', upright=True), pillow_crop(turned, 24))
+
+
+def test_transparency_is_kept_when_turned():
+  palette = Image.new('P', (32, 40), 1)
+  palette.putpalette([0, 0, 0, 10, 20, 30])
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  data = encode(palette, 'PNG', transparency=1, exif=exif)
+  assert (square(data, 32, 'crop', upright=True) == 255).all()
+
+
+def test_the_first_frame_of_an_animation():
+  frames = [Image.new('RGB', (32, 32), colour) for colour in ('red', 'blue')]
+  for form in ('GIF', 'PNG', 'WEBP', 'TIFF'):
+    options = {'lossless': True} if form == 'WEBP' else {}
+    data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    assert np.array_equal(square(data, 32, 'crop'), np.asarray(frames[0])), form
+
+
+def test_pixels_of_unknown_range_are_unreadable():
+  for values in (np.float32([[0.5]]), np.int32([[1 << 20]])):
+    with pytest.raises(UnreadableImage, match='of unknown range'):
+      square(encode(Image.fromarray(values), 'TIFF'), 8, 'crop')
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP', 'BMP'])
@@ -143,7 +169,7 @@ def test_the_reason_is_the_same_each_time():
     with pytest.raises(UnreadableImage) as caught:
       square(b'no image', 32, 'crop')
     reasons.add(str(caught.value))
-  assert reasons == {'not a JPEG, PNG, BMP, WEBP, GIF image'}
+  assert reasons == {f'not a {", ".join(images.FORMATS)} image'}
 
 
 def test_huge_images_are_refused_before_decoding():

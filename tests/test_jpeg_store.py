@@ -171,7 +171,7 @@ def test_damage_after_opening_is_an_error(stores, tmp_path, monkeypatch, spoil, 
     pytest.skip('needs simplejpeg')
   spoil(tmp_path / 'jpeg/eval/images-00000.jpegs')
   with feed.eval_batches(stores[1].eval, batch_size=13) as batches:
-    with pytest.raises(OSError, match=r'images-00000.jpegs is damaged at byte \d+: '):
+    with pytest.raises(UserError, match=r'images-00000.jpegs is damaged at byte \d+: '):
       next(batches)
 
 

@@ -248,6 +248,7 @@ def test_resumed_events_tell_tensorboard_to_forget(tmp_path):
   assert (session.session_log.status, session.step) == (session.session_log.START, 6)
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_stale_points(tmp_path):
   pytest.importorskip('tensorboard', reason='reads the files with TensorBoard itself')
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -3,15 +3,12 @@
 import dataclasses
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import run
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -539,14 +536,7 @@ def test_narrow_keeps_all_but_the_width():
 
 
 def test_summarize_prints_the_net_with_totals():
-  done = subprocess.run(
-    [sys.executable, '-m', 'alexnet_jax.summarize', '--config=configs/imagenet.py:conv6'],
-    cwd=Path(__file__).parent.parent,
-    env=os.environ,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run('alexnet_jax.summarize', '--config=configs/imagenet.py:conv6')
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert lines[-1].split() == ['total', '61,555,304', '745,640,480']

@@ -1,14 +1,13 @@
 """The update rules against float64 NumPy, optax and torch; the rates against published tables."""
 
 import math
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.commands import get_config
 
 from alexnet_jax import config as configs
 from alexnet_jax.train import schedules
@@ -267,13 +266,12 @@ def test_plateau_divides_after_its_patience():
 
 # Whole recipes.
 
-CONFIGS = Path(__file__).parent.parent / 'configs'
 PARAMS = {layer: {'kernel': (), 'bias': ()} for layer in ('conv1', 'conv2', 'fc8')}
 
 
 def imagenet_rates(variant, **changes):
   """{(layer, parameter): rate} as a function of the step, and the calendar."""
-  config = runpy.run_path(str(CONFIGS / 'imagenet.py'))['get_config'](variant)
+  config = get_config(f'imagenet:{variant}')
   config.optimizer.update(changes)
   calendar = Calendar(1_281_167, config.batch_size, config.epochs)
   rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
@@ -341,7 +339,7 @@ def test_rates_of_large_batches(variant, base, rise):
 @pytest.mark.parametrize('variant', ['13pct', '11pct'])
 def test_local_nets_lower_the_rate_of_kernels_alone(variant):
   """layer-params-conv-local-12pct.cfg, the last stage: epsW=0.00001, epsB=0.002."""
-  config = runpy.run_path(str(CONFIGS / 'cifar10.py'))['get_config'](variant)
+  config = get_config(f'cifar10:{variant}')
   rates = schedules.make_rates(config, int, 520)
   for step, kernel in ((0, 1e-3), (499, 1e-3), (500, 1e-4), (509, 1e-4), (510, 1e-5), (519, 1e-5)):
     found = rates.tree(PARAMS, jnp.int32(step), 1.0)['conv1']
@@ -351,14 +349,14 @@ def test_local_nets_lower_the_rate_of_kernels_alone(variant):
 
 def test_the_18pct_net_lowers_all_rates():
   """layer-params-18pct.cfg: "Reduce all learning rates"."""
-  config = runpy.run_path(str(CONFIGS / 'cifar10.py'))['get_config']('18pct')
+  config = get_config('cifar10:18pct')
   found = schedules.make_rates(config, int, 140).tree(PARAMS, jnp.int32(130), 1.0)['conv1']
   assert float(found['kernel']) == pytest.approx(1e-5, rel=1e-5)
   assert float(found['bias']) == pytest.approx(2e-5, rel=1e-5)
 
 
 def test_factors_act_on_kernel_and_bias_unless_one_is_named():
-  config = runpy.run_path(str(CONFIGS / 'imagenet.py'))['get_config']('paper')
+  config = get_config('imagenet:paper')
   config.optimizer.bias_multiplier = 2.0
   config.optimizer.layer_factors = {
     'conv1': ((0.0, 0.5), (9.0, 0.0)),

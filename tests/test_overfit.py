@@ -20,6 +20,8 @@ from alexnet_jax.model import layers, nets
 from alexnet_jax.train import diagnosis
 from alexnet_jax.train.step import init_state
 
+pytestmark = pytest.mark.slow
+
 CLASSES, IMAGES = 4, 8
 CHANCE = math.log(CLASSES)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from helpers.same_ends import assert_same_ends
 
 from alexnet_jax import distributed
 from alexnet_jax.errors import UserError
@@ -33,7 +36,7 @@ COMMAND = [
 
 def environment(devices, **more):
   kept = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
   return kept | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | more
 
 
@@ -68,7 +71,7 @@ def start(workdir, processes, devices, *flags, each='--distributed=auto', comman
 
 
 def finish(job, workdir):
-  codes = [process.wait(300) for process in job]
+  codes = [process.wait(600) for process in job]
   return codes, [Path(f'{workdir}-{index}.log').read_text() for index in range(len(job))]
 
 
@@ -78,16 +81,14 @@ def run(workdir, processes, devices, *flags):
   return logs
 
 
-def final(workdir):
-  """Step and leaves of the newest checkpoint."""
-  import orbax.checkpoint as ocp
-
+def newest(workdir):
+  """Step, parameters and velocity of the newest checkpoint, arrays by name."""
   checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
-  newest = checkpoints.steps()[-1]
+  step = checkpoints.steps()[-1]
   checkpoints.close()
   with ocp.StandardCheckpointer() as reader:
-    state = reader.restore(workdir / 'checkpoints' / 'last' / str(newest) / 'state')
-  return newest, state['params']
+    state = reader.restore(workdir / 'checkpoints' / 'last' / str(step) / 'state')
+  return step, dict(leaves(state['params'])), dict(leaves(state['opt_state']))
 
 
 def leaves(tree, prefix=''):
@@ -98,21 +99,19 @@ def leaves(tree, prefix=''):
       yield prefix + name, np.asarray(value)
 
 
-def assert_close(tree, other):
-  """Other topologies add up in another order; now and then that flips a tie in a max pool."""
-  for (name, value), (_, expected) in zip(leaves(tree), leaves(other), strict=True):
-    np.testing.assert_allclose(value, expected, atol=2e-3, err_msg=name)
+def assert_close(found, expected):
+  """Relative to the norm of each array: other orders of summing change the last bits.
+
+  They can also turn a unit that is next to zero on or off, one of a hundred thousand. Another
+  example, view or mask would change a step's gradients by a tenth or more.
+  """
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert np.linalg.norm(found[name] - value) <= 2e-3 * np.linalg.norm(value), name
 
 
-def assert_losses_close(workdir, other):
-  """Other examples, crops or masks would show in the first digits."""
-  found, expected = (
-    np.array([r['train/loss'] for r in read_metrics(folder) if 'train/loss' in r])
-    for folder in (workdir, other)
-  )
-  assert len(found) == 10 and np.ptp(expected) > 0.02
-  np.testing.assert_allclose(found, expected, atol=2e-3)
-  assert np.median(np.abs(found - expected)) < 1e-5
+def series(workdir, name='train/loss'):
+  return np.array([record[name] for record in read_metrics(workdir) if name in record])
 
 
 @pytest.fixture(scope='module')
@@ -130,37 +129,29 @@ def two_processes(tmp_path_factory):
   return workdir, run(workdir, 2, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(one_process, two_processes):
   workdir, logs = two_processes
   assert 'process 1/2, 1 of 2 devices, cpu' in logs[0].splitlines()[0]
   assert 'process 2/2, 1 of 2 devices, cpu' in logs[1].splitlines()[0]
   assert 'epoch' in logs[0] and 'epoch' not in logs[1]  # the first speaks for both
-  step, theirs = final(workdir)
-  same_step, ours = final(one_process)
-  assert step == same_step == 10
-  assert_close(theirs, ours)
-  assert_losses_close(workdir, one_process)
-  one, two = (
-    json.loads((folder / 'results.json').read_text()) for folder in (one_process, workdir)
-  )
-  assert two['evaluated_images'] == 359 and two['processes'] == 2
-  assert two['eval/top1_error'] == pytest.approx(one['eval/top1_error'], abs=1 / 359 + 1e-9)
-  predictions = [
-    np.load(folder / 'predictions-last-1.npz', allow_pickle=False)
-    for folder in (one_process, workdir)
-  ]
-  np.testing.assert_array_equal(predictions[0]['label'], predictions[1]['label'])
-  np.testing.assert_allclose(
-    predictions[0]['probabilities'], predictions[1]['probabilities'], atol=2e-3
-  )
+  ours, theirs = series(one_process), series(workdir)
+  assert len(ours) == len(theirs) == 10 and np.ptp(ours) > 0.02
+  # Other examples, crops or masks would show in the first digits.
+  np.testing.assert_allclose(theirs[0], ours[0], rtol=1e-5)
+  np.testing.assert_allclose(theirs[:4], ours[:4], rtol=1e-3)
+  assert newest(workdir)[0] == newest(one_process)[0] == 10
+  results = json.loads((workdir / 'results.json').read_text())
+  assert results['evaluated_images'] == 359 and results['processes'] == 2
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == len(
     (one_process / 'metrics.jsonl').read_text().splitlines()
   )
 
 
-def test_two_processes_evaluate(two_processes):
-  """The same command on two processes says what the run itself had found."""
-  workdir, _ = two_processes
+@pytest.mark.slow
+def test_two_processes_evaluate(one_process, tmp_path):
+  """They find of the same state what one process had found at the end of its run."""
+  workdir = shutil.copytree(one_process, tmp_path / 'run')
   command = [sys.executable, '-m', 'alexnet_jax.evaluate']
   codes, logs = finish(start(workdir, 2, 1, command=command), workdir)
   assert codes == [0, 0], logs
@@ -168,15 +159,16 @@ def test_two_processes_evaluate(two_processes):
   report = json.loads((workdir / 'evaluation-last-1.json').read_text())
   (found,) = report['results'].values()
   results = json.loads((workdir / 'results.json').read_text())
-  assert found['top1_error'] == pytest.approx(results['eval/top1_error'])
+  assert found['top1_error'] == pytest.approx(results['eval/top1_error'], abs=1 / 359 + 1e-9)
   assert found['loss'] == pytest.approx(results['eval/loss'], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_process_is_told_to_stop_and_both_do(two_processes, tmp_path):
   """The signal reaches the second only; the end is that of an undisturbed run, bit for bit."""
   workdir = tmp_path / 'run'
   job = start(workdir, 2, 1)
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + 600
   while not (workdir / 'metrics.jsonl').exists() or not (workdir / 'metrics.jsonl').read_text():
     assert time.monotonic() < deadline and all(process.poll() is None for process in job)
     time.sleep(0.05)
@@ -186,71 +178,74 @@ def test_one_process_is_told_to_stop_and_both_do(two_processes, tmp_path):
     assert codes == [75, 75], logs
     assert 'stopped by another process' in logs[0] and 'stopped by SIGTERM' in logs[1]
   run(workdir, 2, 1)
-  step, resumed = final(workdir)
-  undisturbed_step, undisturbed = final(two_processes[0])
-  assert step == undisturbed_step
-  for (name, value), (_, expected) in zip(leaves(resumed), leaves(undisturbed), strict=True):
-    assert value.tobytes() == expected.tobytes(), name
+  assert_same_ends(two_processes[0], workdir)
 
 
-def test_a_run_moves_between_topologies(one_process, tmp_path):
-  """Eight devices of one process, then two of each of two processes, then a single one."""
-  workdir = tmp_path / 'run'
-  run(workdir, 1, 8, '--config.epochs=0.5')
-  run(workdir, 2, 2, '--config.epochs=1')
-  logs = run(workdir, 1, 1)
-  assert 'changed since the run began: epochs: 1.0 -> 2.0' in logs[0]
-  step, moved = final(workdir)
-  expected_step, stayed = final(one_process)
-  assert step == expected_step
-  assert_close(moved, stayed)
-  assert_losses_close(workdir, one_process)
-  lines = (workdir / 'changes.jsonl').read_text().splitlines()
-  changes = [json.loads(line)['changes'] for line in lines]
-  assert changes == [{'epochs': [0.5, 1.0]}, {'epochs': [1.0, 2.0]}]
+@pytest.fixture(scope='module')
+def first_steps(tmp_path_factory):
+  """Runs of one and of two steps, the latter begun as the former, on two devices of one process."""
+  one = tmp_path_factory.mktemp('steps') / 'one'
+  run(one, 1, 2, '--config.epochs=0.2')
+  two = shutil.copytree(one, one.with_name('two'))
+  run(two, 1, 2, '--config.epochs=0.4')
+  assert newest(one)[0] == 1 and newest(two)[0] == 2
+  return one, two
 
 
-def test_layers_spread_over_processes_learn_what_whole_ones_do(one_process, tmp_path):
-  """Two devices of each of two processes, stopped half way; then a single one has them whole."""
-  workdir = tmp_path / 'run'
-  logs = run(workdir, 2, 2, '--config.epochs=1', '--config.model.shard_dense=True')
-  assert 'layers spread over 4 devices: fc4\n' in logs[0]  # of fc5 4 do not divide the 10 classes
-  logs = run(workdir, 1, 1)
-  assert 'model.shard_dense: True -> False' in logs[0]
-  step, moved = final(workdir)
-  expected_step, stayed = final(one_process)
-  assert step == expected_step
-  assert_close(moved, stayed)
-  assert_losses_close(workdir, one_process)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'processes, devices, spread', [(1, 1, False), (1, 8, False), (2, 2, False), (2, 2, True)]
+)
+def test_the_next_step_is_the_same_on_another_topology(
+  first_steps, tmp_path, processes, devices, spread
+):
+  """From the same state: loss, gradients, velocity and parameters, dense layers whole or spread."""
+  one, two = first_steps
+  workdir = shutil.copytree(one, tmp_path / 'run')
+  flags = ['--config.epochs=0.4', *['--config.model.shard_dense=True'] * spread]
+  logs = run(workdir, processes, devices, *flags)
+  if spread:  # of fc5 4 do not divide the 10 classes
+    assert 'layers spread over 4 devices: fc4\n' in logs[0]
+  assert 'changed since the run began: epochs: 0.2 -> 0.4' in logs[0]
+  np.testing.assert_allclose(series(workdir), series(two), rtol=1e-5)
+  gradients = [series(folder, 'train/gradient_norm') for folder in (workdir, two)]
+  np.testing.assert_allclose(*gradients, rtol=2e-3)
+  step, params, velocity = newest(workdir)
+  expected_step, expected_params, expected_velocity = newest(two)
+  assert step == expected_step == 2
+  assert_close(velocity, expected_velocity)
+  assert_close(params, expected_params)
+  with pytest.raises(AssertionError):
+    assert_close(velocity, newest(one)[2])
+  if spread:
+    (log,) = run(workdir, 1, 1, '--config.epochs=0.6')
+    assert 'model.shard_dense: True -> False' in log and newest(workdir)[0] == 3
 
 
+@pytest.mark.slow
 def test_processes_need_not_share_a_disk(two_processes, tmp_path):
   codes, logs = finish(
     start(tmp_path / 'run', 2, 1, each=f'--workdir={tmp_path}/run-{{}}'), tmp_path / 'run'
   )
   assert codes == [0, 0], logs
   assert not (tmp_path / 'run-1').exists()
-  step, params = final(tmp_path / 'run-0')
-  expected_step, expected = final(two_processes[0])
-  assert step == expected_step
-  for (name, leaf), (same, value) in zip(leaves(params), leaves(expected), strict=True):
-    assert name == same and np.array_equal(leaf, value), name
+  assert_same_ends(two_processes[0], tmp_path / 'run-0')
 
 
+@pytest.mark.slow
 def test_a_dead_peer_ends_the_job(tmp_path):
   workdir = tmp_path / 'run'
   job = start(workdir, 2, 1, '--config.epochs=500')
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + 600
   while not (workdir / 'metrics.jsonl').exists() or not (workdir / 'metrics.jsonl').read_text():
     assert time.monotonic() < deadline and all(process.poll() is None for process in job)
     time.sleep(0.05)
   job[1].kill()
-  began = time.monotonic()
   codes, logs = finish(job, workdir)
   assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 3), logs
-  assert time.monotonic() - began < 100
 
 
+@pytest.mark.slow
 def test_different_commands_are_noticed(tmp_path):
   workdir = tmp_path / 'run'
   codes, logs = finish(start(workdir, 2, 1, each='--config.seed={}'), workdir)

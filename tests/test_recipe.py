@@ -47,6 +47,7 @@ def small_run(**changes):
   return experiment, experiment.initial_state(), step, batch
 
 
+@pytest.mark.slow
 def test_smoothed_loss_agrees_with_torch():
   torch = pytest.importorskip('torch')
   experiment, state, step, batch = small_run(label_smoothing=0.1)

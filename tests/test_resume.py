@@ -14,6 +14,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.results.metrics import read_metrics
 from alexnet_jax.train import loop
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [
   'alexnet_jax.main',
   '--config=configs/digits.py',

@@ -13,7 +13,7 @@ import pytest
 from helpers.closeness import assert_close
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import communication
+from alexnet_jax.benchmarks import compiled
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -218,25 +218,25 @@ def test_the_compiled_program_sends_what_the_formula_says():
     step = make_train_step(AlexNet(TABLE, axis_name=AXIS), recipe, AXIS, shards)
     batch = on.put_batch(batch_of(0))
     program = on.train_step(step, layout.axes).compiled(layout.shapes(state), batch)
-    expected = communication.sent(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
-    assert communication.counted(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
+    expected = compiled.sent(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
+    assert compiled.counted(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
     assert (expected['all-to-all'] > 0) == sharded
 
 
 def test_bytes_of_alexnet_by_hand():
   """60,965,224 parameters; inputs of fc6, fc7 and fc8 are 9,216, 4,096 and 4,096 numbers."""
   table, shape = nets.krizhevsky2012(1000), (224, 224, 3)
-  plain_bytes = communication.sent(table, shape, 'float32', 8, 128, False)
+  plain_bytes = compiled.sent(table, shape, 'float32', 8, 128, False)
   assert sum(plain_bytes.values()) == 2 * 7 / 8 * 4 * 60_965_224
   dense = (9216 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 1000
-  found = communication.sent(table, shape, 'float32', 8, 128, True)
+  found = compiled.sent(table, shape, 'float32', 8, 128, True)
   assert found == {
     'all-reduce': 2 * 7 / 8 * 4 * (60_965_224 - dense),
     'all-gather': 7 * 128 * 4 * (9216 + 4096 + 4096),
     'reduce-scatter': 7 * 128 * 4 * (9216 + 4096 + 4096),
     'all-to-all': 2 * 7 / 8 * 128 * 4 * (4096 + 4096 + 1000),
   }
-  half = communication.sent(table, shape, 'bfloat16', 8, 128, True)
+  half = compiled.sent(table, shape, 'bfloat16', 8, 128, True)
   assert half['all-gather'] == found['all-gather'] / 2
   assert half['all-to-all'] == 2 * 7 / 8 * 128 * (2 * 4096 + 2 * 4096 + 4 * 1000)
 
@@ -244,10 +244,10 @@ def test_bytes_of_alexnet_by_hand():
 @pytest.mark.parametrize('devices', [8, 1024])
 def test_sharding_pays_up_to_the_batch_that_is_said(devices):
   table, shape = nets.krizhevsky2012(1000), (224, 224, 3)
-  row = communication.scale(table, shape, 'float32', devices)
+  row = compiled.scale(table, shape, 'float32', devices)
   for images in (math.floor(row['pays_up_to']), math.floor(row['pays_up_to']) + 1):
     spread, whole = (
-      sum(communication.sent(table, shape, 'float32', devices, images, sharded).values())
+      sum(compiled.sent(table, shape, 'float32', devices, images, sharded).values())
       for sharded in (True, False)
     )
     assert (spread <= whole) == (images <= row['pays_up_to'])
@@ -262,16 +262,17 @@ def test_operations_are_read_from_a_program():
   ROOT %scatter = f32[2,5]{1,0} reduce-scatter(%gather), dimensions={0}
   %swap = (f32[2,16]{1,0}, f32[2,16]{1,0}) all-to-all(%b, %c)
   """
-  assert communication.counted(program, 4) == {
+  assert compiled.counted(program, 4) == {
     'all-reduce': 1.5 * (4 * 1280 + 2 * 6),
     'all-gather': 0.75 * 4 * 80,
     'reduce-scatter': 3 * 4 * 10,
     'all-to-all': 0.75 * 4 * 64,
   }
   with pytest.raises(ValueError, match='collective-permute'):
-    communication.counted('%p = f32[4]{0} collective-permute(%x)', 4)
+    compiled.counted('%p = f32[4]{0} collective-permute(%x)', 4)
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_is_sent(tmp_path):
   command = ['-m', 'alexnet_jax.benchmark', 'communication', '--config=configs/digits.py']
   finished = subprocess.run(
@@ -282,6 +283,7 @@ def test_the_command_shows_what_is_sent(tmp_path):
   )
   assert finished.returncode == 0, finished.stderr
   (result,) = json.loads((tmp_path / 'sent.json').read_text())['results']
+  result = result['details']
   assert set(result['compiled']) == {'plain', 'dense layers sharded'}
   for mode, values in result['compiled'].items():
     assert values == pytest.approx(result['formula'][mode], rel=1e-12)

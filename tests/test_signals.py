@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.commands import ENVIRONMENT, run
 from PIL import Image
 
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+pytestmark = pytest.mark.slow
 
 
 def stopped(words, at, number):
@@ -36,9 +37,10 @@ def test_prepare_stops_and_goes_on(tmp_path, number):
   random = np.random.default_rng(0)
   for name in ('ant', 'bee'):
     (tmp_path / 'images' / name).mkdir(parents=True)
-    for k in range(60):
-      pixels = random.integers(0, 256, (300, 300, 3), dtype=np.uint8)
-      Image.fromarray(pixels).save(tmp_path / 'images' / name / f'{k}.png')
+    pixels = random.integers(0, 256, (800, 800, 3), dtype=np.uint8)  # slow to decode
+    Image.fromarray(pixels).save(tmp_path / 'images' / name / '0.png')
+    for k in range(1, 60):
+      os.link(tmp_path / 'images' / name / '0.png', tmp_path / 'images' / name / f'{k}.png')
   words = ('alexnet_jax.prepare', f'--config=configs/folder.py:{tmp_path / "images"}')
   code, said = stopped(words, 'preparing', number)
   assert code == 75, said
@@ -46,9 +48,7 @@ def test_prepare_stops_and_goes_on(tmp_path, number):
     f'stopped by {signal.Signals(number).name}; the same command goes on'
   )
   assert 'Traceback' not in said
-  done = subprocess.run(
-    [sys.executable, '-m', *words, '--verify'], env=ENVIRONMENT, capture_output=True, text=True
-  )
+  done = run(*words, '--verify')
   assert done.returncode == 0 and '96 training and 24 held-out images' in done.stdout, done.stderr
 
 

@@ -17,7 +17,6 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT |= {
   'JAX_PLATFORMS': 'cpu',
   'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-  'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
   'PYTHONPATH': str(ROOT),
   'http_proxy': 'http://127.0.0.1:9',  # as on many clusters; nothing is there
 }
@@ -30,6 +29,15 @@ FLAGS = [
   '--config.log.every_steps=1',
   '--config.log.tensorboard=False',
 ]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def environment(tmp_path_factory):
+  """The jobs' `python` is that of the tests, also where the checkout has a .venv."""
+  folder = tmp_path_factory.mktemp('venv')
+  (folder / 'bin').mkdir()
+  (folder / 'bin/activate').write_text(f'PATH={Path(sys.executable).parent}:$PATH\n')
+  ENVIRONMENT['VENV'] = str(folder)
 
 
 def up():
@@ -114,9 +122,12 @@ def failing(tmp_path):
   """Variables with which `python` ends at once, with a given code."""
 
   def make(code):
-    (tmp_path / 'python').write_text(f'#!/bin/sh\nexit {code}\n')
-    (tmp_path / 'python').chmod(0o755)
-    return {'PATH': f'{tmp_path}:{ENVIRONMENT["PATH"]}', 'TRIES': '2'}
+    programs = tmp_path / 'venv/bin'
+    programs.mkdir(parents=True)
+    (programs / 'python').write_text(f'#!/bin/sh\nexit {code}\n')
+    (programs / 'python').chmod(0o755)
+    (programs / 'activate').write_text(f'PATH={programs}:$PATH\n')
+    return {'VENV': str(tmp_path / 'venv'), 'TRIES': '2'}
 
   return make
 
@@ -145,7 +156,7 @@ def test_wrong_use_gets_one_line(tmp_path, words, variables, said):
 @pytest.mark.parametrize('step', [[], ['srun', '--pty', '--ntasks=1']])
 def test_single_process_in_an_interactive_allocation_does_not_wait(tmp_path, step):
   (tmp_path / 'file').touch()
-  program = ['python', '-m', 'alexnet_jax.main', *FLAGS, f'--workdir={tmp_path}/file/run']
+  program = [sys.executable, '-m', 'alexnet_jax.main', *FLAGS, f'--workdir={tmp_path}/file/run']
   typed = shlex.join(['salloc', '--quiet', '--ntasks=2', *step, *program])
   done = subprocess.run(
     ['script', '--quiet', '--return', '--command', typed, '/dev/null'],  # salloc wants a terminal

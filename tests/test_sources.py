@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from helpers.tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
 
-from alexnet_jax.data import folder, generated, images, tfds_prepare, tfds_source
+from alexnet_jax.data import folder, generated, images, preparation, tfds_prepare, tfds_source
+from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.sources import data_directory, open_source
 from alexnet_jax.errors import UserError
 
@@ -45,6 +47,9 @@ def test_data_directory(monkeypatch):
   assert data_directory(data_config(source='tfds')) == default
   assert data_directory(data_config(dir='~/x')) == pathlib.Path('~/x').expanduser()
   refused('needs data.dir', source='folder')
+  refused('data.dir=gs://b/x: not a folder', source='folder', dir='gs://b/x')
+  monkeypatch.setenv('TFDS_DATA_DIR', 'gs://b/tfds')
+  refused(r'\$TFDS_DATA_DIR=gs://b/tfds: not a folder', source='tfds', name='mnist')
 
 
 # Digits and synthetic images.
@@ -109,10 +114,11 @@ def test_folder_with_validation(tmp_path):
   assert example.data == pathlib.Path(example.name).read_bytes()
 
 
-@pytest.mark.parametrize('name', ['val', 'test'])
+@pytest.mark.parametrize('name', ['val', 'valid', 'Validation', 'TEST'])
 def test_other_names_of_the_validation_folder(tmp_path, name):
   write_folder(tmp_path, train=3, held_out=2)
   (tmp_path / 'validation').rename(tmp_path / name)
+  (tmp_path / 'train').rename(tmp_path / 'Train')
   assert len(open_source(data_config(dir=tmp_path)).eval) == 6
 
 
@@ -128,16 +134,70 @@ def test_folder_without_validation_holds_out_of_every_class(tmp_path):
   assert folder.open_folder(tmp_path, 0.25).eval.files == source.eval.files[5:]
 
 
-def test_extensions_in_any_case(tmp_path):
-  for number, suffix in enumerate(['.JPEG', '.jpg', '.PNG', '.bmp', '.webp']):
-    write_images(tmp_path / 'train' / f'class{number}', 1, suffix=suffix)
-    write_images(tmp_path / 'val' / f'class{number}', 1, suffix=suffix)
-  (tmp_path / 'train/class0/notes.txt').write_text('no image')
-  (tmp_path / 'train/class0/.hidden.jpg').write_text('no image')
-  (tmp_path / 'train/.git').mkdir()
-  source = open_source(data_config(dir=tmp_path))
-  assert len(source.train) == 5
-  assert images.square(source.train[0].data, 8, 'crop').shape == (8, 8, 3)
+def test_every_image_is_found_and_the_rest_is_told(tmp_path):
+  root = tmp_path / 'data'
+  suffixes = ['.JPEG', '.jpg', '.PNG', '.bmp', '.webp', '.tif', '.gif', '.ppm', '.jp2']
+  for suffix in suffixes:
+    write_images(root / 'train/ant' / f'nested{suffix}', 1, suffix=suffix)
+  write_images(tmp_path / 'elsewhere/deep', 2)
+  (root / 'train/bee').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'elsewhere/deep/again').symlink_to(root / 'train')  # must not go round for ever
+  for name in ('ant', 'bee'):
+    write_images(root / 'val' / name, 1)
+    write_images(root / 'test' / name, 3)
+  write_images(root / 'drafts', 2)
+  (root / 'train/ant/notes.txt').write_text('no image')
+  (root / 'train/ant/.hidden.jpg').write_text('no image')
+  (root / 'train/.git').mkdir()
+  source = open_source(data_config(dir=root))
+  assert [source.train.labels.count(label) for label in (0, 1)] == [9, 2]
+  for index in range(len(source.train)):
+    assert images.square(source.train[index].data, 8, 'crop').shape == (8, 8, 3)
+  assert source.found == (
+    '11 training and 2 held-out images (val/) of 2 classes, the smallest bee with 2, the largest '
+    'ant with 9; ignored: drafts/ with 2 images, since val/ is used, test/ with 6 images, since '
+    'val/ is used, 1 .txt, 2 hidden, 1 link to a folder around it'
+  )
+
+
+@pytest.mark.parametrize(
+  ('tree', 'expected'),
+  [
+    ('train bus car', 'bus car train'),
+    ('train/red bus/blue car', 'train/, which holds folders .* and bus/ beside it'),
+    ('train/ant train/bee', 'ant bee'),
+    ('train/ant train/bee holdout/ant', 'train/ and holdout/ both hold ant/: .*validation/'),
+    ('one/ant one/bee two/ant two/bee', 'one/ and two/ both hold ant/ and bee/, as parts'),
+    ('ant/images bee/images', 'ant bee'),  # one folder in common, as parts never have
+    ('train/ant train/bee val/ant valid/ant', 'both val/ and valid/'),
+    ('ant bee test', 'has test/ but no train/'),
+    ('train/ant train/bee ../loose', 'ant bee'),
+  ],
+)
+def test_parts_or_classes(tmp_path, tree, expected):
+  for seed, name in enumerate(tree.split()):
+    write_images(tmp_path / 'data' / name, 4, seed=seed)
+  try:
+    classes = open_source(data_config(dir=tmp_path / 'data')).classes
+  except UserError as error:
+    assert re.search(expected, str(error)) and '\n' not in str(error)
+  else:
+    assert ' '.join(classes) == expected
+
+
+def test_broken_links(tmp_path):
+  root = write_folder(tmp_path, train=3, held_out=2)
+  (root / 'train/ant/linked.png').symlink_to('/gone.png')
+  (root / 'train/ant/latest').symlink_to('/gone')
+  source = open_source(data_config(dir=root))
+  assert len(source.train) == 10 and source.found.endswith('the broken link train/ant/latest')
+  with pytest.raises(FileNotFoundError):  # which preparing counts as an unreadable image
+    source.train[3]
+  (root / 'train/ant').rename(root / 'moved')
+  with pytest.raises(UserError, match='is its disk still there'):
+    source.train[0]
+  (root / 'train/ant').symlink_to('/gone')
+  refused('class folder .*train/ant is a link to nothing', dir=root)
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path):
@@ -161,7 +221,7 @@ def test_folder_errors(tmp_path):
   (tmp_path / 'a/validation/dog').rmdir()
   write_images(tmp_path / 'a/validation/eel', 1)
   refused("lacks, the first is 'eel'", dir=tmp_path / 'a')
-  (tmp_path / 'a/train').rename(tmp_path / 'a/training')
+  (tmp_path / 'a/train').rename(tmp_path / 'a/pictures')
   refused('but no train/', dir=tmp_path / 'a')
   write_images(tmp_path / 'b/one', 1)
   refused("class 'one' has 1 image", dir=tmp_path / 'b')
@@ -256,6 +316,30 @@ def test_incomplete_data_set_is_refused(tiny, tmp_path):
 def test_unknown_tfds_name(tmp_path):
   refused('neither a TFDS data set nor one in', source='tfds', name='cifra10', dir=tmp_path)
   refused('cannot be loaded at version 9.9.9', source='tfds', name='cifar10:9.9.9', dir=tmp_path)
+
+
+def test_sizes_of_data_sets_that_are_not_there(tmp_path, monkeypatch):
+  def config(name, **changes):
+    return data_config(source='tfds', name=name, dir=tmp_path / 'tfds', **changes)
+
+  assert preparation.sizes(config('cifar100'), None) == (100, 50_000, 10_000)
+  parts = {'train_split': 'train[:80%]', 'eval_split': 'train[80%:]'}
+  assert preparation.sizes(config('cats_vs_dogs', **parts), None) == (2, 18_610, 4_652)
+  assert 'to be prepared' in preparation.state(config('cifar100'))
+  imagenet = config('imagenet2012', eval_split='validation')
+  assert preparation.sizes(imagenet, None) == (1000, 1_281_167, 50_000)
+  assert 'ILSVRC2012_img_train.tar' in preparation.state(imagenet)
+  assert not (tmp_path / 'tfds').exists()
+
+  # Of unknown size: nothing is downloaded for a dry run; else it is, whatever its name.
+  asked = []
+  monkeypatch.setattr(
+    tfds_prepare, 'ensure_prepared', lambda name, directory, say: asked.append((name, directory))
+  )
+  for progress, downloads in ((None, []), (Silent(), [('kmnist', tmp_path / 'tfds')])):
+    with pytest.raises(UserError, match='kmnist/.* is not at '):
+      preparation.sizes(config('kmnist'), progress)
+    assert asked == downloads
 
 
 def test_absent_data_set(tmp_path):

@@ -19,15 +19,18 @@ import rich.console
 from helpers.tiny_data import data_config, write_folder
 from PIL import Image
 
-from alexnet_jax import files
-from alexnet_jax.data import images, merge, order, raw_images, store
+from alexnet_jax import config, files
+from alexnet_jax.data import images, merge, order, pictures, preparation, raw_images, store
+from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.progress import Console, Silent
-from alexnet_jax.data.sources import Example, Source, open_source
+from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import in_memory_store, open_store, verify_store
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.errors import UserError
+from alexnet_jax.train.experiment import make_preprocessing
+from alexnet_jax.train.preprocessing_file import read_preprocessing, write_preprocessing
 
 SIZE = 16
 
@@ -177,24 +180,28 @@ def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, referenc
   assert contents(tmp_path / 'store') == reference
 
 
+@pytest.mark.slow
 def test_kill_9(insects, source, tmp_path, reference):
   script = textwrap.dedent(f"""
-    import pathlib, time
+    import os, pathlib, time
     from alexnet_jax.data import folder, writer
 
-    class Slow:
+    class Held:
+      # Goes no further than some parts while the process that began them lives.
       def __init__(self, split):
-        self.split = split
+        self.split, self.parent = split, os.getpid()
       def __len__(self):
         return len(self.split)
       def __getitem__(self, index):
-        time.sleep(0.05)
+        parts = pathlib.Path({str(tmp_path / 'store.tmp/parts')!r})
+        while len(list(parts.glob('*.npz'))) >= 3 and os.getppid() == self.parent:
+          time.sleep(0.01)
         return self.split[index]
 
     if __name__ == '__main__':
       import dataclasses
       source = folder.open_folder(pathlib.Path({str(insects)!r}), 0.25)
-      source = dataclasses.replace(source, train=Slow(source.train), eval=Slow(source.eval))
+      source = dataclasses.replace(source, train=Held(source.train), eval=Held(source.eval))
       writer.write_store(source, {str(tmp_path / 'store')!r}, image_size={SIZE}, resize='crop',
                          workers=2, rows_per_part=8)
     """)
@@ -212,6 +219,7 @@ def test_kill_9(insects, source, tmp_path, reference):
   assert len(workers) >= 2
   child.send_signal(signal.SIGKILL)
   child.wait()
+  deadline = time.monotonic() + 60
   with open(tmp_path / '.store.lock') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,6 +236,7 @@ def test_kill_9(insects, source, tmp_path, reference):
 
 
 @pytest.mark.parametrize(('workers', 'encoding'), [(1, 'raw'), (2, 'raw'), (1, 'jpeg 90')])
+@pytest.mark.slow
 def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
   here = pathlib.Path(__file__).parent
   finished = subprocess.run(
@@ -385,6 +394,13 @@ def test_interrupted_leaving_out(broken, tmp_path, monkeypatch):
   check_skipped(tmp_path / 'store', source)
 
 
+def test_a_class_without_readable_images_is_refused(broken, tmp_path):
+  for file in broken.glob('train/bee/*'):
+    file.write_bytes(b'')
+  with pytest.raises(UserError, match="none of the 20 train images of class 'bee' can be read"):
+    write(open_folder(broken, 0.25), tmp_path / 'store', unreadable='skip')
+
+
 def test_a_split_without_readable_images_is_refused(broken, tmp_path):
   for file in broken.glob('validation/*/*'):
     file.write_bytes(b'')
@@ -531,10 +547,43 @@ def test_the_data_set_may_be_gone_but_not_another(tmp_path):
   prepare_store(config, workers=1, progress=Silent())
   assert store_path(config) == tmp_path / 'data-stores/data-16-crop'
   (root / 'train/ant/000.png').unlink()
-  with pytest.raises(UserError, match='has fingerprint folder, 12'):
+  counts = r'18 images \(6 held out, 3 classes\)'
+  with pytest.raises(UserError, match=rf'data has changed .*: {counts} then, 17 images \(6'):
     prepare_store(config)
-  shutil.rmtree(root)
-  assert len(prepare_store(config).train) == 12
+  (root / 'train/ant/001.png').rename(root / 'train/ant/000.png')
+  shutil.copy(root / 'train/ant/000.png', root / 'train/ant/009.png')
+  with pytest.raises(UserError, match=f'{counts} as then, of other names'):
+    prepare_store(config)
+  for away in (lambda: shutil.rmtree(root), root.mkdir):  # no folder, and that of an absent disk
+    away()
+    assert len(prepare_store(config).train) == 12
+    assert preparation.sizes(config, None) == (3, 12, 6)
+
+
+def test_photos_are_turned_unless_the_classes_are_of_imagenet(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned clockwise, the red half comes to the right
+  pixels = np.zeros((40, 40, 3), np.uint8)
+  pixels[:20, :, 0] = 255
+  for names in (('ant', 'bee'), ('n01440764', 'n01443537')):
+    root = tmp_path / names[0]
+    for name in names:
+      (root / name).mkdir(parents=True)
+      for number in range(2):
+        Image.fromarray(pixels).save(root / name / f'{number}.png', exif=exif)
+    made = prepare_store(data_config(dir=root, validation_fraction=0.5), progress=Silent())
+    upright = names[0] == 'ant'
+    assert made.upright == upright and made.meta['orientation'] in ('exif', 'as stored')
+    red = made.train.images[0][:, :, 0]
+    assert np.array_equal(red[3], red[12]) == upright
+    # What predicts from a run of this store does the same.
+    settings = config.default()
+    settings.input.crop = SIZE
+    write_preprocessing(tmp_path, make_preprocessing(settings, made))
+    kept = read_preprocessing(tmp_path)
+    assert kept.upright is upright
+    (seen,) = next(pictures.batches([root / names[0] / '0.png'], SIZE, 'crop', 1, kept.upright))
+    assert np.array_equal(seen, made.train.images[0])
 
 
 @pytest.mark.parametrize('kind', ['digits', 'synthetic'])

@@ -173,6 +173,7 @@ def test_which_caffe_net(small, read):
     read(files.caffe_file('caffenet', arrays, plain=True), net='owt')
 
 
+@pytest.mark.slow
 def test_published_sizes(read):
   """The real nets: 1,000 classes in ImageNet's order, and each layer in its place."""
   pytest.importorskip('torch')
@@ -375,6 +376,7 @@ def test_what_would_be_called_is_named(small, read):
   refuse(read, files.torch_file(torch.nn.Linear(2, 2)), r'torch.save\(model.state_dict')
 
 
+@pytest.mark.slow
 def test_sizes_in_a_file_are_not_believed(small, read):
   """A few bytes that ask for terabytes: as memo place, tensor, storage, header or message."""
   pytest.importorskip('torch')

@@ -13,20 +13,18 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax import cpu
-from alexnet_jax.benchmarks.comparison import Options, say
-from alexnet_jax.benchmarks.durations import Durations
+from alexnet_jax.benchmarks.comparison import Figures, Options, say, seconds_table
 from alexnet_jax.benchmarks.our_step import make_up
 from alexnet_jax.benchmarks.worker import Contender
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.parallel import Devices, to_host
 from alexnet_jax.train.workdir import environment
 
-GOAL_HOLD = 0.1  # seconds
-
 _OURS = Contender('training that saves', 'alexnet_jax.benchmarks.checkpoint:SavingTraining')
+_STEPS_ALONE = 3
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Durations:
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Figures:
   """Measures saves of a config's state while its training goes on, and restores.
 
   Args:
@@ -48,43 +46,34 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> D
       say(f'save {number + 1} of {options.rounds}')
       rounds.append(worker.call('save_and_restore'))
     environment = worker.call('environment')
-  alone = [seconds for turn in rounds for seconds in turn['steps_alone']]
-  save = statistics.median(turn['save'] for turn in rounds)
-  usual = statistics.median(alone)
-  lost = [sum(step - usual for step in turn['steps_during']) for turn in rounds]
-  return Durations(
+  usual = statistics.median(step for turn in rounds for step in turn['steps_alone'])
+  seconds = {
+    'a save holds the loop': [turn['hold'] for turn in rounds],
+    'a save in all': [turn['save'] for turn in rounds],
+    'steps lose meanwhile': [sum(step - usual for step in turn['steps_during']) for turn in rounds],
+    'a restore': [turn['restore'] for turn in rounds],
+  }
+  return Figures(
     target='checkpoint',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, a state of'
-    f' {size / 1e6:,.0f} MB',
-    seconds={
-      'a save holds the loop': [turn['hold'] for turn in rounds],
-      'a save in all': [turn['save'] for turn in rounds],
-      'a restore': [turn['restore'] for turn in rounds],
-      'a step alone': alone,
-      'a step during a save': [s for turn in rounds for s in turn['steps_during']],
-    },
-    goals={'a save holds the loop': GOAL_HOLD},
-    notes=(
-      f'written at {size / save / 1e6:,.0f} MB/s; meanwhile steps lose'
-      f' {statistics.median(lost):.3f} s in all (worst {max(lost):.3f}) to the thread that writes',
-    ),
+    f' {size / 1e6:,.0f} MB, a step of {usual:.3f} s',
+    lines=seconds_table(seconds),
     environment=environment,
-    details={'bytes': size, 'lost_seconds': lost, 'config': plain},
+    details={'seconds': seconds, 'bytes': size, 'step_seconds': usual, 'config': plain},
   )
 
 
 class SavingTraining:
   """The training step on made-up images, with saves as the training loop makes them."""
 
-  _STEPS_ALONE = 3
-
   def __init__(self, config: dict, folder: Path):
     """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
     cpu.prepare_process()
-    self._folder = folder
     self._config = configs.from_json(config)
     self._devices = Devices()
     self._devices.check_training_batch(self._config)
+    self._checkpoints = Checkpoints(folder, keep=1)
+    self._saves = 0
 
   def environment(self) -> dict:
     return environment(self._devices)
@@ -99,20 +88,18 @@ class SavingTraining:
     self._target = flax.serialization.to_state_dict(initial)
     self._step, self._layout = experiment.train_step(self._devices, initial)
     self._state = self._layout.put(initial)
-    self._checkpoints = Checkpoints(self._folder, keep=1)
-    self._number = 0
     self._timed_step()
     self.save_and_restore()
     return sum(leaf.nbytes for leaf in jax.tree.leaves(self._target))
 
   def save_and_restore(self) -> dict:
     """Seconds of steps without a save, of a save and the steps meanwhile, and of a restore."""
-    alone = [self._timed_step() for _ in range(self._STEPS_ALONE)]
-    self._number += 1
+    alone = [self._timed_step() for _ in range(_STEPS_ALONE)]
+    self._saves += 1
     meta = {'config': configs.to_json(self._config), 'classes': [], 'top1_error': None}
     began = time.perf_counter()
     whole = self._layout.whole(self._state)
-    self._checkpoints.save(self._number, flax.serialization.to_state_dict(whole), meta)
+    self._checkpoints.save(self._saves, flax.serialization.to_state_dict(whole), meta)
     hold = time.perf_counter() - began
     with ThreadPoolExecutor(1) as pool:
       saved = pool.submit(self._end_of_save)
@@ -122,11 +109,10 @@ class SavingTraining:
     save = saved.result() - began
     began = time.perf_counter()
     self._checkpoints.restore(self._target)
-    restore = time.perf_counter() - began
     return {
       'hold': hold,
       'save': save,
-      'restore': restore,
+      'restore': time.perf_counter() - began,
       'steps_alone': alone,
       'steps_during': during,
     }

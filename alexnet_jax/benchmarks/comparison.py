@@ -20,12 +20,14 @@ class Options:
     rounds: turns of each side, or how often a single thing is timed.
     turn_seconds: about how long a turn lasts.
     peers: names of those to compare with; None for all.
+    pythons: other interpreters to run our side in.
     profile: folder for traces; None for none.
   """
 
   rounds: int
   turn_seconds: float
   peers: tuple[str, ...] | None
+  pythons: tuple[str, ...] = ()
   profile: Path | None = None
 
   def wanted(self, peers: dict) -> dict:
@@ -82,6 +84,70 @@ class Comparison:
     del kept['samples']
     return kept | {'sides': sides}
 
+  def table(self) -> str:
+    """The comparison for people."""
+    measured = 'images/s' if self.measure == 'per_second' else 'images/core-s'
+    lines = [
+      (
+        '',
+        'ms/batch',
+        'images/s',
+        'quartiles',
+        'images/core-s',
+        'quartiles',
+        f'ours/peer in {measured}',
+        'quartiles',
+      )
+    ]
+    for name, facts in self.sides.items():
+      speed = spread(self.rates(name, 'per_second'))
+      per_core = spread(self.rates(name, 'per_core_second'))
+      ratio = ('', '') if name == OURS else _cells(spread(self.ratios(name)), '.3f')
+      lines.append(
+        (
+          facts['title'],
+          f'{1000 * self.batch_size / speed["median"]:,.1f}',
+          *_cells(speed, _digits(speed)),
+          *_cells(per_core, _digits(per_core)),
+          *ratio,
+        )
+      )
+    absent = [f'{name} was not measured: {reason}' for name, reason in self.absent.items()]
+    title = f'{self.target}: {self.title}'
+    return '\n'.join([title, *aligned(lines), *self.notes, *absent])
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+  """What is no comparison of sides.
+
+  Attributes:
+    target, title: which benchmark, and of what.
+    lines: the table for people.
+    environment: hardware, versions and date.
+    details: all values, as they are written as JSON.
+  """
+
+  target: str
+  title: str
+  lines: tuple[str, ...]
+  environment: dict
+  details: dict
+
+  def table(self) -> str:
+    return '\n'.join([f'{self.target}: {self.title}', *self.lines])
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
+  """Lines of a table of how long single things took, each time that they were timed."""
+  cells = [('', 'median s', 'quartiles', 'worst', 'times')]
+  for name, times in seconds.items():
+    cells.append((name, *_cells(spread(times), '.3f'), f'{max(times):.3f}', str(len(times))))
+  return tuple(aligned(cells))
+
 
 def take_turns(
   workers: dict[str, Worker], options: Options
@@ -120,39 +186,6 @@ def spread(values: list[float]) -> dict[str, float]:
     values = values * 2
   low, median, high = statistics.quantiles(values, n=4, method='inclusive')
   return {'median': median, 'lower_quartile': low, 'upper_quartile': high}
-
-
-def table(comparison: Comparison) -> str:
-  """The comparison for people."""
-  measured = 'images/s' if comparison.measure == 'per_second' else 'images/core-s'
-  lines = [
-    (
-      '',
-      'ms/batch',
-      'images/s',
-      'quartiles',
-      'images/core-s',
-      'quartiles',
-      f'ours/peer in {measured}',
-      'quartiles',
-    )
-  ]
-  for name, facts in comparison.sides.items():
-    speed = spread(comparison.rates(name, 'per_second'))
-    per_core = spread(comparison.rates(name, 'per_core_second'))
-    ratio = ('', '') if name == OURS else _cells(spread(comparison.ratios(name)), '.3f')
-    lines.append(
-      (
-        facts['title'],
-        f'{1000 * comparison.batch_size / speed["median"]:,.1f}',
-        *_cells(speed, _digits(speed)),
-        *_cells(per_core, _digits(per_core)),
-        *ratio,
-      )
-    )
-  absent = [f'{name} was not measured: {reason}' for name, reason in comparison.absent.items()]
-  title = f'{comparison.target}: {comparison.title}'
-  return '\n'.join([title, *aligned(lines), *comparison.notes, *absent])
 
 
 def aligned(lines: list[tuple[str, ...]]) -> list[str]:

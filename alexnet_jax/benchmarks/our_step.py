@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax import cpu
-from alexnet_jax.benchmarks import profile, roofline
+from alexnet_jax.benchmarks import roofline
 from alexnet_jax.benchmarks.sides import Probe, Side, Task, without_dropout
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.train import schedules
@@ -22,6 +22,7 @@ from alexnet_jax.weights.start import weights_of
 
 # Far more examples than a benchmark sees: the schedules stay at their beginning.
 _EXAMPLES = 10**7
+_TRACED_STEPS = 5
 
 
 class OurStep(Side):
@@ -112,20 +113,19 @@ class OurStep(Side):
     """What the step needs and what the devices can do; after the first batch."""
     experiment = self._experiment
     return roofline.measure(
-      self._compiled(),
+      self._step.compiled(self._state, self._batch),  # JAX has it already
       devices=self._devices.local_count,
       batch_size=len(self._images),
       flop_per_image=roofline.training_flop(experiment.table, experiment.view_shape),
       dtypes={'float32', self._config.model.compute_dtype},
     )
 
-  def profile(self, folder: Path) -> list[profile.Operation]:
-    """Traces a few steps; after the first batch."""
-    return profile.trace(self.run, self._compiled().as_text(), folder)
-
-  def _compiled(self) -> jax.stages.Compiled:
-    """The program that runs; JAX has it already."""
-    return self._step.compiled(self._state, self._batch)
+  def profile(self, folder: Path) -> None:
+    """Writes a trace of a few steps to the folder; after the first batch."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Python's calls would be most of the trace
+    with jax.profiler.trace(str(folder), profiler_options=options):
+      self.run(_TRACED_STEPS)
 
 
 def make_up(config, platform: str) -> tuple[Experiment, np.ndarray]:

@@ -13,19 +13,15 @@ from pathlib import Path
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.comparison import Options, say
-from alexnet_jax.benchmarks.durations import Durations
-from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.benchmarks.comparison import Figures, Options, say, seconds_table
 from alexnet_jax.data import sources, writer
 from alexnet_jax.data.preparation import encoding
 from alexnet_jax.errors import UserError
 
-GOAL_WARM, GOAL_HELP = 10.0, 1.0  # seconds
-HELP, COMPILED = '--help', 'compiled before'
+COLD, WARM, HELP = 'nothing compiled yet', 'compiled before', '--help'
 
 _LIMIT_SECONDS = 600
 _EXAMPLES = 512
-_ONESELF = Contender('environment', 'alexnet_jax.benchmarks.startup:Machine')
 # A file that says what a config has become: its own, with all that the command line changed.
 _CONFIG_FILE = """import json
 
@@ -37,7 +33,7 @@ def get_config():
 """
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Durations:
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Figures:
   """Measures how long training takes to start, with and without compiled programs on disk.
 
   Images are generated and stored beforehand; a real run has its store as well.
@@ -50,43 +46,25 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> D
   Raises:
     UserError: a run ended before its first step.
   """
-  cold, warm = [], []
+  seconds = {COLD: [], WARM: [], HELP: []}
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-startup-') as temporary:
     folder = Path(temporary)
-    file = folder / 'config.py'
+    file, workdir = folder / 'config.py', folder / 'run'
     plain = configs.to_json(_with_store(config, folder))
     file.write_text(_CONFIG_FILE.format(json.dumps(plain)), encoding='utf-8')
     for number in range(options.rounds):
       say(f'start {number + 1} of {options.rounds}')
-      programs = folder / f'programs-{number}'
-      cold.append(first_step_seconds(file, folder / 'run', programs))
-      warm.append(first_step_seconds(file, folder / 'run', programs))
-    kept = sum(program.stat().st_size for program in programs.rglob('*'))
-  return Durations(
+      for state in (COLD, WARM):
+        seconds[state].append(first_step_seconds(file, workdir, folder / f'programs-{number}'))
+      seconds[HELP].append(_help_seconds())
+    environment = json.loads((workdir / 'env.json').read_text(encoding='utf-8'))
+  return Figures(
     target='startup',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, to the first finished step',
-    seconds={'nothing compiled yet': cold, COMPILED: warm},
-    goals={COMPILED: GOAL_WARM},
-    notes=(f'{kept / 1e6:.1f} MB of compiled programs',),
-    environment=_environment(),
-    details={'bytes': kept, 'config': plain},
+    lines=seconds_table(seconds),
+    environment=environment,
+    details={'seconds': seconds, 'config': plain},
   )
-
-
-def compare_small(options: Options) -> Durations:
-  """Measures what a user waits for before anything is computed."""
-  command = ['-m', 'alexnet_jax.main', '--help']
-  seconds = {
-    HELP: command,
-    'import alexnet_jax': ['-c', 'import alexnet_jax'],
-    'python alone': ['-c', 'pass'],
-  }
-  times = {what: [] for what in seconds}
-  for _ in range(options.rounds):
-    for what, arguments in seconds.items():
-      times[what].append(_seconds_of([sys.executable, *arguments]))
-  title = 'without training'
-  return Durations('startup', title, times, {HELP: GOAL_HELP}, (), _environment(), {})
 
 
 def first_step_seconds(config: Path, workdir: Path, programs: Path) -> float:
@@ -147,28 +125,14 @@ def _with_store(config: ml_collections.ConfigDict, folder: Path) -> ml_collectio
   return config
 
 
-class Machine:
-  """Says what this machine is; in a process of its own, because that takes hold of its devices."""
-
-  def environment(self) -> dict:
-    from alexnet_jax.train.parallel import Devices
-    from alexnet_jax.train.workdir import environment
-
-    return environment(Devices())
-
-
-def _environment() -> dict:
-  with _ONESELF.start() as machine:
-    return machine.call('environment')
-
-
 def _has_line(file: Path) -> bool:
   with contextlib.suppress(OSError):
     return b'\n' in file.read_bytes()
   return False
 
 
-def _seconds_of(command: list[str]) -> float:
+def _help_seconds() -> float:
   began = time.perf_counter()
+  command = [sys.executable, '-m', 'alexnet_jax.main', '--help']
   subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
   return time.perf_counter() - began

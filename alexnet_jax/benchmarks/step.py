@@ -3,24 +3,25 @@
 import contextlib
 import dataclasses
 import math
+import os
+import shutil
 import statistics
+import subprocess
 from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import profile
 from alexnet_jax.benchmarks.comparison import (
   OURS,
   Comparison,
   Options,
-  aligned,
   say,
   take_turns,
 )
-from alexnet_jax.benchmarks.sides import Probe, Unavailable
-from alexnet_jax.benchmarks.worker import Contender, Worker
+from alexnet_jax.benchmarks.sides import Probe, Task, Unavailable
+from alexnet_jax.benchmarks.worker import Contender, Worker, python_path
 from alexnet_jax.errors import UserError
 
 
@@ -82,11 +83,21 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
   Raises:
     UserError: a peer does not compute the same, or a side's loss is not finite.
   """
+  pythons = {contender.title: contender for contender in map(_in_python, options.pythons)}
+  if len(pythons) < len(options.pythons):
+    raise UserError(f'--python={",".join(options.pythons)}: two have the same versions')
+  peers = options.wanted(PEERS | GPU_PEERS)
   with contextlib.ExitStack() as stack:
-    ours = stack.enter_context(_OURS.start(config=configs.to_json(config)))
-    workers, absent = {OURS: ours}, {}
-    peers = options.wanted(PEERS | GPU_PEERS)
-    equality = _start_peers(stack, workers, absent, peers) if peers else {}
+    plain = configs.to_json(config)
+    ours = stack.enter_context(_OURS.start(config=plain))
+    workers, absent, equality = {OURS: ours}, {}, {}
+    if pythons or peers:
+      task = ours.call('task')
+      others = {title: (contender, {'config': plain}) for title, contender in pythons.items()}
+      for peer, contender in peers.items():
+        if task.platform != 'cpu' or peer not in GPU_PEERS:
+          others[peer] = contender, {'task': task}
+      equality = _start_others(stack, workers, absent, others, task)
     samples, sides = take_turns(workers, options)
     for side, worker in workers.items():
       if not math.isfinite(loss := worker.call('loss')):
@@ -96,7 +107,8 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
         )
     roofline = ours.call('roofline')
     trace = options.profile and options.profile / f'{name}-{config.batch_size}'
-    operations = ours.call('profile', trace) if trace else []
+    if trace:
+      ours.call('profile', trace)
     environment = ours.call('environment')
   speed = statistics.median(sample.per_second for sample in samples[OURS])
   compute_dtype = config.model.compute_dtype
@@ -107,39 +119,72 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
     measure='per_second',
     notes=(
       *roofline.lines(speed, compute_dtype),
-      *(f'{peers[peer].title}: {found}' for peer, found in equality.items()),
-      *((f'trace: {trace}', *aligned(profile.lines(operations))) if trace else ()),
+      *(f'{sides[peer]["title"]}: {found}' for peer, found in equality.items()),
+      *([f'trace for xprof or Perfetto: {trace}'] if trace else []),
     ),
     samples=samples,
     sides=sides,
     absent=absent,
     environment=environment,
     details={
-      'config': configs.to_json(config),
+      'config': plain,
       'equality': {peer: dataclasses.asdict(found) for peer, found in equality.items()},
       'roofline': roofline.to_json(speed, compute_dtype),
-      'profile': [dataclasses.asdict(operation) for operation in operations],
     },
   )
 
 
-def _start_peers(
+def _in_python(python: str) -> Contender:
+  """Our side in another interpreter, named by its version and that of its JAX.
+
+  Raises:
+    UserError: there is no such interpreter, or it cannot run our side.
+  """
+  path = shutil.which(os.path.expanduser(python))
+  if not path:
+    raise UserError(f'--python={python}: there is no such program: give the path of a Python')
+  program = (
+    'import platform, jax, alexnet_jax.benchmarks.our_step;'
+    " print(f'Python {platform.python_version()}, jax {jax.__version__}')"
+  )
+  environment = os.environ | {'PYTHONPATH': python_path()}
+  command = [path, '-c', program]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+    raise UserError(
+      f'--python={python} cannot run our side ({last}): install alexnet_jax for it, too'
+    )
+  title = f'{OURS}, {done.stdout.strip()}'
+  return dataclasses.replace(_OURS, title=title, python=path)
+
+
+def _start_others(
   stack: contextlib.ExitStack,
   workers: dict[str, Worker],
   absent: dict[str, str],
-  peers: dict[str, Contender],
+  others: dict[str, tuple[Contender, dict]],
+  task: Task,
 ) -> dict[str, 'Equality']:
-  """Adds the peers that can take part to `workers`, after showing that they compute the same."""
-  task = workers[OURS].call('task')
+  """Adds those that can take part to `workers`, after showing that they compute the same.
+
+  Args:
+    stack: ends their processes.
+    workers: has our side.
+    absent: gets those that cannot take part, and why.
+    others: how to start them, and the arguments of that.
+    task: our side's.
+
+  Returns:
+    How far each is from us.
+  """
   weights = lively_weights(task.weights, last=task.table[-1].name)
-  on_cpu = task.platform == 'cpu'
-  tolerance = EXACT if on_cpu and task.compute_dtype == 'float32' else ROUNDED
+  exact = task.platform == 'cpu' and task.compute_dtype == 'float32'
+  tolerance = EXACT if exact else ROUNDED
   expected, equality = None, {}
-  for name, contender in peers.items():
-    if on_cpu and name in GPU_PEERS:
-      continue
+  for name, (contender, arguments) in others.items():
     try:
-      worker = stack.enter_context(contender.start(task=task))
+      worker = stack.enter_context(contender.start(**arguments))
       actual = worker.call('probe', weights)
     except Unavailable as reason:
       absent[name] = str(reason)

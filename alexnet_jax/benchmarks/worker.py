@@ -15,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from alexnet_jax.benchmarks.sides import Unavailable
@@ -33,6 +34,7 @@ class Contender:
     settings: environment variables of its process.
     arguments: of the class, besides those of `start`.
     package, extra: what it needs to be installed, and the extra of this project that has it.
+    python: interpreter of its process; '' for this one.
   """
 
   title: str
@@ -41,6 +43,7 @@ class Contender:
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
   package: str = ''
   extra: str = ''
+  python: str = ''
 
   def start(self, **arguments) -> 'Worker':
     """Starts the process; raises Unavailable where the side cannot work."""
@@ -58,8 +61,12 @@ class Worker:
     with theirs:
       descriptor = theirs.fileno()
       self._process = subprocess.Popen(
-        [sys.executable, '-c', f'from {__name__} import serve; serve({descriptor})'],
-        env={**os.environ, **contender.settings},
+        [
+          contender.python or sys.executable,
+          '-c',
+          f'from {__name__} import serve; serve({descriptor})',
+        ],
+        env={**os.environ, 'PYTHONPATH': python_path(), **contender.settings},
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
         stdout=2,
@@ -108,6 +115,12 @@ class Worker:
 
   def __exit__(self, kind, *exception) -> None:
     self.close(at_once=kind is not None)
+
+
+def python_path() -> str:
+  """$PYTHONPATH with which any interpreter imports this very package."""
+  root = str(Path(__file__).parents[2])
+  return os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
 
 
 def serve(descriptor: int) -> None:

@@ -23,6 +23,7 @@ from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import order
 from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
+from alexnet_jax.errors import UserError
 
 READERS = 4
 PAGE = 4096
@@ -228,8 +229,14 @@ class Gather:
       self._readers.submit(self._source.read, rows[place : place + chunk], out[place:])
       for place in range(0, len(rows), chunk)
     ]
-    for task in tasks:
-      task.result()
+    try:
+      for task in tasks:
+        task.result()
+    except OSError as error:
+      raise UserError(
+        f'the prepared images cannot be read any more ({error}): bring their disk back, or delete'
+        ' the store if it is damaged; the same command goes on from the last saved state'
+      ) from error
     return out
 
   def close(self) -> None:

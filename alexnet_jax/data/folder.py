@@ -1,24 +1,28 @@
 """An image folder as a data set: one folder of images for each class.
 
-Either `train/<class>/*` with `validation/<class>/*` (also `val` or `test`), or only class folders
-(in `train/`, or at the top), of which a fixed part of every class is held out. The validation
-images of ImageNet may lie in `validation/` itself, as in their archive: see `imagenet`. Classes are
-numbered in the order of their names, as in Caffe's and torchvision's ImageNet lists.
+Either `train/<class>/` with `validation/<class>/` (also `val`, `valid` or `test`, in any case), or
+only class folders (in `train/`, or at the top), of which a fixed part of every class is held out.
+Images may lie at any depth in the folder of their class. The validation images of ImageNet may lie
+in `validation/` itself, as in their archive: see `imagenet`. Classes are numbered in the order of
+their names, as in Caffe's and torchvision's ImageNet lists.
 """
 
 import dataclasses
+import errno
 import hashlib
 import os
 import pathlib
 import zlib
 
-from alexnet_jax.data import imagenet, order
+from alexnet_jax.data import imagenet, layout, order
+from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.generated import check_fraction
-from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.data.images import EXTENSIONS
+from alexnet_jax.data.listing import Listing, list_images
 from alexnet_jax.errors import UserError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-VALIDATION_NAMES = ('validation', 'val', 'test')
+# What a disk or network mount says that is not there any more.
+_GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,23 @@ class FolderSplit:
     return len(self.files)
 
   def __getitem__(self, index: int) -> Example:
+    """Reads one file.
+
+    Raises:
+      UserError: the disk is gone, so that no other file could be read either.
+      OSError: this file cannot be read.
+    """
     path = os.path.join(self.root, self.files[index])
-    with open(path, 'rb') as file:
-      return Example(file.read(), self.labels[index], path)
+    try:
+      with open(path, 'rb') as file:
+        return Example(file.read(), self.labels[index], path)
+    except OSError as error:
+      if error.errno in _GONE or not os.path.isdir(os.path.dirname(path)):
+        raise UserError(
+          f'{path} cannot be read any more ({error.strerror}): is its disk still there? run again'
+          ' to go on from here'
+        ) from error
+      raise
 
 
 def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
@@ -47,29 +65,27 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       folder. Which images are held out depends on nothing but their names.
 
   Raises:
-    UserError: the folder is absent, has no classes, a class has no image or too few to hold one
-      out, or the validation folder has a class that the training folder lacks or images whose
-      class is not known.
+    UserError: the folder is absent, cannot be read or understood, has no classes, a class has no
+      image or too few to hold one out, or the validation folder has a class that the training
+      folder lacks or images whose class is not known.
   """
   if not root.is_dir():
     raise UserError(
       f'data.dir={root} is not a folder: give a folder with one folder of images for each class, '
       'or with train/ and validation/ made of such folders'
     )
-  train_root = root / 'train' if (root / 'train').is_dir() else root
-  eval_root = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-  if eval_root is not None and train_root == root:
-    raise UserError(f'{root} has {eval_root.name}/ but no train/: add train/, or name its parent')
-
-  facts: dict[str, str] = {}
-  train = _list_classes(root, train_root, facts)
+  listing = list_images(root, imagenet.KNOWN_FILES)
+  parts = layout.find_layout(root, listing)
+  facts = {file: str(size) for file, size in listing.files.items()}
+  train = _list_classes(root, parts.train, listing)
   classes = tuple(sorted(train))
-  if eval_root is not None:
-    held_out = (_list_flat if is_flat(eval_root) else _list_classes)(root, eval_root, facts)
+  counts = [len(train[name]) for name in classes]
+  if parts.held_out:
+    held_out = _list_held_out(root, parts.held_out, listing, facts)
     if strangers := sorted(set(held_out) - set(train)):
       raise UserError(
-        f'{eval_root} has {len(strangers)} class(es) that {train_root} lacks, the first is '
-        f'{strangers[0]!r}: add it there or remove it'
+        f'{root / parts.held_out} has {len(strangers)} class(es) that {root / parts.train} lacks, '
+        f'the first is {strangers[0]!r}: add it there or remove it'
       )
   else:
     check_fraction(validation_fraction)
@@ -83,6 +99,15 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
     return FolderSplit(str(root), names, labels)
 
   train_split, eval_split = split(train), split(held_out)
+  small, large = counts.index(min(counts)), counts.index(max(counts))
+  found = (
+    f'{len(train_split):,} training and {len(eval_split):,} held-out images '
+    f'({parts.held_out + "/" if parts.held_out else f"{validation_fraction:g} of each class"}) of '
+    f'{len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the largest '
+    f'{classes[large]} with {counts[large]:,}'
+  )
+  if ignored := [*parts.ignored, *_kinds(listing)]:
+    found += f'; ignored: {", ".join(ignored)}'
   return Source(
     root.resolve().name,
     classes,
@@ -90,31 +115,23 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
     eval_split,
     _fingerprint(train_split, eval_split, facts),
     imagenet.class_names(classes, [root]),
+    found,
   )
 
 
-def is_flat(folder: pathlib.Path) -> bool:
-  """Whether images lie in a folder itself.
-
-  Raises:
-    UserError: some do, and there are folders beside them.
-  """
-  with os.scandir(folder) as entries:
-    visible = [entry for entry in entries if not entry.name.startswith('.')]
-  images = sum(map(_is_image, visible))
-  if images and any(entry.is_dir() for entry in visible):
-    raise UserError(
-      f'{folder} has folders and {images:,} images beside them: move these into the folder of '
-      'their class'
-    )
-  return images > 0
+def _kinds(listing: Listing) -> list[str]:
+  """What is no image, in words."""
+  kinds = [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
+  return kinds + [f'the broken link {path}' for path in listing.broken]
 
 
-def _list_flat(
-  root: pathlib.Path, folder: pathlib.Path, facts: dict[str, str]
+def _list_held_out(
+  root: pathlib.Path, part: str, listing: Listing, facts: dict[str, str]
 ) -> dict[str, list[str]]:
-  """As `_list_classes`, for ImageNet's validation images in one folder."""
-  files = _list_images(root, folder, facts)
+  """As `_list_classes`; also ImageNet's validation images, which may lie in one folder."""
+  files, folders = listing.children(part)
+  if not files or folders:
+    return _list_classes(root, part, listing)
   result: dict[str, list[str]] = {}
   names = map(os.path.basename, files)
   for file, name in zip(files, imagenet.validation_classes(root, names), strict=True):
@@ -123,40 +140,27 @@ def _list_flat(
   return result
 
 
-def _list_classes(
-  root: pathlib.Path, folder: pathlib.Path, facts: dict[str, str]
-) -> dict[str, list[str]]:
-  """Class name -> sorted image files relative to `root`; notes each file's size in `facts`."""
-  result = {}
-  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-    if not entry.is_dir() or entry.name.startswith('.'):
-      continue
-    files = _list_images(root, entry.path, facts)
+def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, list[str]]:
+  """Class name -> sorted image files relative to `root`, of the class folders in one part."""
+  direct, classes = listing.children(part)
+  folder = root / part
+  if part and direct and classes:
+    raise UserError(
+      f'{folder} has folders and {len(direct):,} images beside them: move these into the folder of '
+      'their class'
+    )
+  if not classes:
+    raise UserError(f'{folder} has no class folders: put the images of each class in its own')
+  for path in listing.broken:
+    if os.path.dirname(path) == part:
+      raise UserError(f'the class folder {root / path} is a link to nothing: mend or remove it')
+  for name, files in classes.items():
     if not files:
       raise UserError(
-        f'the class folder {entry.path} has no image ({" ".join(EXTENSIONS)}): add some or drop it'
+        f'the class folder {folder / name} has no image ({" ".join(EXTENSIONS)}): add some or drop'
+        ' it'
       )
-    result[entry.name] = files
-  if not result:
-    raise UserError(f'{folder} has no class folders: put the images of each class in its own')
-  return result
-
-
-def _list_images(
-  root: pathlib.Path, folder: str | os.PathLike[str], facts: dict[str, str]
-) -> list[str]:
-  """Sorted image files of one folder."""
-  prefix = os.path.relpath(folder, root)
-  files = []
-  for entry in os.scandir(folder):
-    if _is_image(entry):
-      files.append(os.path.join(prefix, entry.name))
-      facts[files[-1]] = str(entry.stat().st_size)
-  return sorted(files)
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-  return entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith('.')
+  return classes
 
 
 def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], list[str]]:

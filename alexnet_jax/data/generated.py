@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.data import order
-from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.errors import UserError
 
 # Which digits are held out must not change with the seed of training.

@@ -17,6 +17,7 @@ GROUND_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
 DEVKIT = 'meta.mat'
 # Caffe's list, Kaggle's and ImageNet's own: a line each of WNID and words.
 NAME_FILES = ('synset_words.txt', 'LOC_synset_mapping.txt', 'words.txt')
+KNOWN_FILES = frozenset((GROUND_TRUTH, DEVKIT, *NAME_FILES))
 FOLDERS = ('', 'devkit/data', 'ILSVRC2012_devkit_t12/data')  # where a devkit is looked for
 WNID = re.compile(r'n\d{8}')
 VALIDATION_FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.jpe?g', re.IGNORECASE)

@@ -17,11 +17,11 @@ import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.data import statistics, store
+from alexnet_jax.data.examples import Source
 from alexnet_jax.data.images import UnreadableImage
 from alexnet_jax.data.jpeg_images import JpegImages
 from alexnet_jax.data.parts import Part, Record
 from alexnet_jax.data.raw_images import RawImages
-from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UserError
 
 ROWS_PER_WRITE = 64
@@ -51,6 +51,11 @@ class Job:
   def indices(self) -> dict[str, np.ndarray]:
     """For each split, which example of the source a row shows."""
     return store.row_order(self.source)
+
+  @functools.cached_property
+  def upright(self) -> bool:
+    """Whether images are turned as their EXIF orientation says."""
+    return store.is_upright(self.source.classes)
 
   @property
   def nothing(self) -> np.ndarray:
@@ -161,4 +166,5 @@ class Job:
       len(self.source.classes),
       self.image_size,
       self.resize,
+      self.upright,
     )

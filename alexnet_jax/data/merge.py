@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 import zlib
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def commit(job: Job, unreadable: str) -> None:
     count = len(job.indices[split]) - len(reasons)
     if not count:
       raise UserError(f'{job.source.name} has no readable image to make its {split} split from')
+    _check_classes(job, split, reasons)
     meta['counts'][split] = count
     meta['crc32'] |= _merge_rows(job, split, count, sorted(reasons))
 
@@ -99,6 +101,21 @@ def _unreadable_error(job: Job, bad: dict[str, dict[int, str]]) -> UserError:
     f'{len(lines)} unreadable image(s), listed in {listing}: {named}{more}. Repair them, or leave '
     'them out with --config.data.unreadable=skip; finished parts are kept'
   )
+
+
+def _check_classes(job: Job, split: str, bad: Container[int]) -> None:
+  """Raises UserError if a class of a folder loses all its images to leaving out unreadable ones."""
+  before = getattr(getattr(job.source, split), 'labels', None)
+  if before is None or not bad:
+    return
+  indices = enumerate(job.indices[split].tolist())
+  after = {before[index] for row, index in indices if row not in bad}
+  for label in sorted(set(before) - after):
+    raise UserError(
+      f'none of the {before.count(label):,} {split} images of class'
+      f' {job.source.classes[label]!r} can be read, and data.unreadable=skip would leave the class'
+      ' out: repair one, or remove its folder'
+    )
 
 
 def _merge_rows(job: Job, split: str, count: int, bad: list[int]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import images
-from alexnet_jax.data.folder import EXTENSIONS
+from alexnet_jax.data.listing import list_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
@@ -41,15 +41,10 @@ def find(arguments: Iterable[str]) -> list[pathlib.Path]:
     if not path.is_dir():
       found.append(path)
       continue
-    inside = sorted(
-      file
-      for file in path.rglob('*')
-      if file.suffix.lower() in EXTENSIONS
-      and not any(part.startswith('.') for part in file.relative_to(path).parts)
-    )
+    inside = list_images(path).files
     if not inside:
-      raise UserError(f'the folder {path} has no pictures ({" ".join(EXTENSIONS)})')
-    found += inside
+      raise UserError(f'the folder {path} has no pictures ({" ".join(images.EXTENSIONS)})')
+    found += [path / file for file in inside]
   return found
 
 
@@ -102,29 +97,33 @@ def _as_picture(item: Any) -> Picture | None:
   return pixels if pixels.ndim >= 2 else None
 
 
-def square(picture: Picture | str, size: int, resize: str) -> np.ndarray:
+def square(picture: Picture | str, size: int, resize: str, upright: bool = False) -> np.ndarray:
   """One picture as the store of a data set would hold it: uint8 (S, S, 3).
 
   Args:
     picture: a file, a PIL image, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
     size: S.
-    resize: 'crop' or 'warp', see `images.square`.
+    resize, upright: see `images.square`.
 
   Raises:
     images.UnreadableImage: it cannot be read; the message says why.
   """
   if isinstance(picture, (np.ndarray, Image.Image)):
-    return images.square(picture, size, resize)
+    return images.square(picture, size, resize, upright)
   try:
     with open(picture, 'rb') as file:
       data = file.read()
   except OSError as error:
     raise images.UnreadableImage(error.strerror) from error
-  return images.square(data, size, resize)
+  return images.square(data, size, resize, upright)
 
 
 def batches(
-  pictures: Sequence[Picture | str], size: int, resize: str, batch_size: int
+  pictures: Sequence[Picture | str],
+  size: int,
+  resize: str,
+  batch_size: int,
+  upright: bool = False,
 ) -> Iterator[list[np.ndarray | images.UnreadableImage]]:
   """Decodes pictures in order, a few batches ahead, on all cores.
 
@@ -132,7 +131,7 @@ def batches(
 
   Args:
     pictures: see `square`.
-    size, resize: see `square`.
+    size, resize, upright: see `square`.
     batch_size: pictures in each list but the last.
 
   Yields:
@@ -141,16 +140,17 @@ def batches(
   # `images` silences Pillow while it decodes, which in one thread ends that of another.
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', module=r'PIL\.')
-    decoded = _decoded(pictures, size, resize, ahead=3 * batch_size)
+    decoded = _decoded(pictures, size, resize, upright, ahead=3 * batch_size)
     while batch := list(itertools.islice(decoded, batch_size)):
       yield batch
 
 
-def _decoded(pictures, size: int, resize: str, ahead: int):
+def _decoded(pictures, size: int, resize: str, upright: bool, ahead: int):
   """What `square` returned or raised, one after another."""
 
   def decode(first: int):
-    return [_try_square(picture, size, resize) for picture in pictures[first : first + _RUN]]
+    run = pictures[first : first + _RUN]
+    return [_try_square(picture, size, resize, upright) for picture in run]
 
   pool = concurrent.futures.ThreadPoolExecutor(usable_cores(), thread_name_prefix='decode')
   waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -165,8 +165,10 @@ def _decoded(pictures, size: int, resize: str, ahead: int):
     pool.shutdown(cancel_futures=True)
 
 
-def _try_square(picture, size: int, resize: str) -> np.ndarray | images.UnreadableImage:
+def _try_square(
+  picture, size: int, resize: str, upright: bool
+) -> np.ndarray | images.UnreadableImage:
   try:
-    return square(picture, size, resize)
+    return square(picture, size, resize, upright)
   except images.UnreadableImage as error:
     return error

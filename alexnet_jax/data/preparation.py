@@ -5,7 +5,8 @@ import pathlib
 from typing import Any
 
 from alexnet_jax.data import sources, store, writer
-from alexnet_jax.data.progress import Console, Progress
+from alexnet_jax.data.examples import Source
+from alexnet_jax.data.progress import Console, Progress, Silent
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
@@ -39,10 +40,10 @@ def prepare_store(
     )
   else:
     path = store_path(data_config)
-    found = path.exists()
-    prepared = (
-      open_existing(path, data_config) if found else _write(path, data_config, progress, workers)
-    )
+    if path.exists():
+      prepared = open_existing(path, data_config, progress)
+    else:
+      prepared = _write(path, data_config, progress, workers)
   return _limit(prepared, data_config.train_examples)
 
 
@@ -65,17 +66,70 @@ def encoding(data_config: Any) -> str:
   return f'{store.JPEG}{data_config.jpeg_quality}'
 
 
-def _write(path: pathlib.Path, data_config: Any, progress: Progress, workers: int) -> store.Store:
-  if data_config.source == 'tfds':
+def sizes(data_config: Any, progress: Progress | None) -> tuple[int, int, int]:
+  """Classes, training images and held-out images, before anything is written.
+
+  Args:
+    data_config: a configuration's `data` section.
+    progress: where to tell the user that a TFDS data set of unknown size is being downloaded; None
+      to refuse that.
+
+  Raises:
+    UserError: absent, and its size is not known.
+  """
+  if data_config.source in ('folder', 'tfds') and (path := store_path(data_config)).exists():
+    found = open_existing(path, data_config, Silent())
+    return len(found.classes), len(found.train), len(found.eval)
+  if data_config.source == 'tfds' and (builder := _unprepared(data_config)):
+    from alexnet_jax.data import tfds_source
+
+    splits = data_config.train_split, data_config.eval_split
+    if published := tfds_source.published_sizes(builder, *splits):
+      return published
+    if progress is not None:
+      _prepare_tfds(data_config, progress)
+  source = sources.open_source(data_config)
+  return len(source.classes), len(source.train), len(source.eval)
+
+
+def state(data_config: Any) -> str:
+  """In one line, whether the store is there, and what would keep it from being prepared."""
+  path = store_path(data_config)
+  if path.exists():
+    return f'{path}: prepared'
+  if data_config.source == 'tfds' and (builder := _unprepared(data_config)):
     from alexnet_jax.data import tfds_prepare
 
-    directory = sources.data_directory(data_config)
+    try:
+      tfds_prepare.check_ingredients(builder, sources.data_directory(data_config))
+    except UserError as error:
+      return f'{path}: to be prepared, which now would fail: {error}'
+  return f'{path}: to be prepared'
+
+
+def _unprepared(data_config: Any) -> Any:
+  """The builder of a TFDS data set that is not prepared; None of one that is."""
+  from alexnet_jax.data import tfds_source
+
+  builder = tfds_source.find_builder(data_config.name, sources.data_directory(data_config))
+  return None if tfds_source.is_prepared(builder) else builder
+
+
+def _prepare_tfds(data_config: Any, progress: Progress) -> None:
+  from alexnet_jax.data import tfds_prepare
+
+  directory = sources.data_directory(data_config)
+  directory.mkdir(parents=True, exist_ok=True)
+  with writer.lock(directory / data_config.name.replace('/', '-'), progress):
     tfds_prepare.ensure_prepared(data_config.name, directory, progress.say)
+
+
+def _write(path: pathlib.Path, data_config: Any, progress: Progress, workers: int) -> store.Store:
+  if data_config.source == 'tfds' and _unprepared(data_config):
+    _prepare_tfds(data_config, progress)
   source = sources.open_source(data_config)
-  progress.say(
-    f'preparing {path}: {len(source.train):,} + {len(source.eval):,} images of '
-    f'{len(source.classes):,} classes'
-  )
+  progress.say(f'{source.name}: {source.found}')
+  progress.say(f'preparing {path}')
   written = writer.write_store(
     source,
     path,
@@ -91,7 +145,7 @@ def _write(path: pathlib.Path, data_config: Any, progress: Progress, workers: in
   return written
 
 
-def open_existing(path: pathlib.Path, data_config: Any) -> store.Store:
+def open_existing(path: pathlib.Path, data_config: Any, progress: Progress) -> store.Store:
   """Opens an existing store after comparing it with what the configuration asks for.
 
   Raises:
@@ -104,21 +158,52 @@ def open_existing(path: pathlib.Path, data_config: Any) -> store.Store:
     'resize': data_config.resize,
     'encoding': encoding(data_config),
   }
-  expected = made
-  if _is_present(data_config):
-    expected = store.describe(sources.open_source(data_config), **made)
-  store.check_same(found, expected)
+  if not _is_present(data_config):
+    store.check_same(found, made)
+    progress.say(
+      f'{path}: {len(found.train):,} training and {len(found.eval):,} held-out images of '
+      f'{len(found.classes):,} classes; what they were prepared from is not there any more'
+    )
+    return found
+  source = sources.open_source(data_config)
+  if data_config.source == 'folder':
+    _check_unchanged(found, source)
+  store.check_same(found, store.describe(source, **made))
+  progress.say(f'{source.name}: {source.found}')
   return found
 
 
-def _is_present(data_config: Any) -> bool:
-  """Whether the data set itself can be looked at."""
-  if data_config.source == 'folder':
-    return bool(data_config.dir) and sources.data_directory(data_config).is_dir()
-  from alexnet_jax.data import tfds_source
+def _check_unchanged(found: store.Store, source: Source) -> None:
+  """Raises UserError if a folder is not what it was, and says how many images there were."""
+  meta = found.meta
+  if (meta['name'], meta['fingerprint']) == (source.name, source.fingerprint):
+    return
+  if meta['name'] != source.name:
+    return  # another folder, which `store.check_same` says
+  left_out = meta.get('unreadable', {})
+  then = [meta['counts'][split] + len(left_out.get(split, ())) for split in store.SPLITS]
+  now = [len(source.train), len(source.eval)]
 
-  directory = sources.data_directory(data_config)
-  return tfds_source.is_prepared(tfds_source.find_builder(data_config.name, directory))
+  def words(counts: list[int], classes: int) -> str:
+    return f'{sum(counts):,} images ({counts[1]:,} held out, {classes:,} classes)'
+
+  old, new = words(then, len(found.classes)), words(now, len(source.classes))
+  difference = f'{old} then, {new} now' if old != new else f'{new} as then, of other names or sizes'
+  raise UserError(
+    f'the folder {source.name} has changed since the store {found.path} was made: {difference}. '
+    'Delete the store to prepare it anew, or set --config.data.store to another place'
+  )
+
+
+def _is_present(data_config: Any) -> bool:
+  """Whether the data set itself can be looked at; an empty folder is one whose disk is away."""
+  if data_config.source == 'folder':
+    directory = sources.data_directory(data_config) if data_config.dir else None
+    return directory is not None and directory.is_dir() and any(directory.iterdir())
+  try:
+    return not _unprepared(data_config)
+  except UserError:  # a data set that TFDS knows from its folder alone
+    return False
 
 
 def _limit(prepared: store.Store, train_examples: int) -> store.Store:

@@ -4,61 +4,15 @@ Four kinds of source: a TensorFlow Datasets data set, a folder of class folders,
 digits, and generated images. Each is imported only when it is asked for.
 """
 
-import dataclasses
 import os
 import pathlib
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from alexnet_jax.data.examples import Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
 KINDS = ('tfds', 'folder', 'digits', 'synthetic')
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """One labelled image.
-
-  Attributes:
-    data: an encoded file (bytes), or pixels: uint8 (H, W, 3) RGB or (H, W) gray.
-    label: class number, from 0.
-    name: what to call it in a message to the user.
-  """
-
-  data: bytes | np.ndarray
-  label: int
-  name: str
-
-
-class SourceSplit(Protocol):
-  """Random access to the examples of one split. Picklable: worker processes read through it."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Example: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """A data set.
-
-  Attributes:
-    name: short name, fit for a folder name.
-    classes: class names; a label is an index into it.
-    train: the examples to learn from.
-    eval: the held-out examples.
-    fingerprint: text that differs when the examples differ; a store remembers it.
-    class_names: what people call the classes where `classes` are codes and a file says so.
-  """
-
-  name: str
-  classes: tuple[str, ...]
-  train: SourceSplit
-  eval: SourceSplit
-  fingerprint: str
-  class_names: tuple[str, ...] = ()
 
 
 def open_source(data_config: Any) -> Source:

@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data import images, order, statistics
+from alexnet_jax.data import imagenet, images, order, statistics
+from alexnet_jax.data.examples import Source, SourceSplit
 from alexnet_jax.data.jpeg_images import JpegImages, JpegRows
 from alexnet_jax.data.progress import Progress, Silent
 from alexnet_jax.data.raw_images import RawImages
-from alexnet_jax.data.sources import Source, SourceSplit
 from alexnet_jax.errors import UserError
 
 FORMAT_VERSION = 1
 SPLITS = ('train', 'eval')
+EXIF, STORED = 'exif', 'as stored'  # how images were turned
 RAW, JPEG = 'raw', 'jpeg '  # how images are stored; the latter is followed by the quality
 # The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
 ORDER_SEED = 2012
@@ -84,6 +85,11 @@ class Store:
   meta: dict[str, Any]
 
   @property
+  def upright(self) -> bool:
+    """Whether images were turned as their EXIF orientation says."""
+    return self.meta.get('orientation') == EXIF
+
+  @property
   def class_names(self) -> tuple[str, ...]:
     """What to call the classes before people: words where the data gave some, else `classes`."""
     return tuple(self.meta.get('class_names', ())) or self.classes
@@ -107,7 +113,8 @@ def open_store(path: pathlib.Path | str) -> Store:
     )
   try:
     # The defaults are of stores that were written before there was a choice.
-    meta = {'encoding': RAW, 'class_names': []} | json.loads((path / 'meta.json').read_text())
+    meta = {'encoding': RAW, 'class_names': [], 'orientation': STORED}
+    meta |= json.loads((path / 'meta.json').read_text())
     if meta['format_version'] != FORMAT_VERSION:
       raise UserError(
         f'{path} has store format {meta["format_version"]}, this program reads {FORMAT_VERSION}: '
@@ -188,13 +195,13 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
     image_size: S, side of the images in pixels.
     resize: 'crop' or 'warp'.
   """
-  splits = {}
+  splits, upright = {}, is_upright(source.classes)
   for name, indices in row_order(source).items():
     pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)
     labels = np.empty(len(indices), np.int32)
     for row, index in enumerate(indices):
       pixels[row], labels[row] = read_row(
-        getattr(source, name), int(index), len(source.classes), image_size, resize
+        getattr(source, name), int(index), len(source.classes), image_size, resize, upright
       )
     splits[name] = Split(pixels, labels)
   totals = statistics.sums(splits['train'].images)
@@ -225,7 +232,16 @@ def describe(source: Source, image_size: int, resize: str, encoding: str = RAW) 
     'image_size': image_size,
     'resize': resize,
     'encoding': encoding,
+    'orientation': EXIF if is_upright(source.classes) else STORED,
   }
+
+
+def is_upright(classes: tuple[str, ...]) -> bool:
+  """Whether images of these classes are turned as their EXIF orientation says.
+
+  Those of ImageNet, whose classes are WNIDs, keep the pixels that the nets of 2012 saw.
+  """
+  return not all(imagenet.WNID.fullmatch(name) for name in classes)
 
 
 def check_same(found: Store, expected: dict[str, Any]) -> None:
@@ -247,7 +263,7 @@ def row_order(source: Source) -> dict[str, np.ndarray]:
 
 
 def read_row(
-  split: SourceSplit, index: int, classes: int, image_size: int, resize: str
+  split: SourceSplit, index: int, classes: int, image_size: int, resize: str, upright: bool
 ) -> tuple[np.ndarray, int]:
   """One example as the store holds it: uint8 (S, S, 3) and the label.
 
@@ -265,6 +281,6 @@ def read_row(
       'split, or correct the data'
     )
   try:
-    return images.square(example.data, image_size, resize), example.label
+    return images.square(example.data, image_size, resize, upright), example.label
   except images.UnreadableImage as error:
     raise images.UnreadableImage(f'{example.name}: {error}') from error

@@ -46,8 +46,7 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
   builder = find_builder(name, directory)
   if is_prepared(builder):
     return
-  check_archives(builder, directory)
-  check_modules(builder)
+  check_ingredients(builder, directory)
   check_network(builder)
   for folder in left_overs(builder):
     say(f'an interrupted preparation left {folder}: delete it when no other one is running')
@@ -64,6 +63,12 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
     raise UserError(
       f'TFDS could not prepare {name} in {directory}: {lines[-1]}; a rerun starts it again'
     )
+
+
+def check_ingredients(builder: tfds.core.DatasetBuilder, directory: pathlib.Path) -> None:
+  """Raises UserError unless all that preparing needs of this machine is there."""
+  check_archives(builder, directory)
+  check_modules(builder)
 
 
 def archives(builder: tfds.core.DatasetBuilder, directory: pathlib.Path) -> dict[pathlib.Path, int]:

@@ -6,18 +6,24 @@ TensorFlow; `tfds_prepare` makes them.
 
 import dataclasses
 import pathlib
+import types
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from alexnet_jax.data import imagenet
-from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.errors import UserError
 
-# An archive cut short is prepared without complaint; the published counts tell.
+# Published counts. An archive cut short is prepared without complaint: these tell. And a plan needs
+# them before there are any data.
 EXPECTED_COUNTS = {
   'imagenet2012': {'train': 1_281_167, 'validation': 50_000},
   'cifar10': {'train': 50_000, 'test': 10_000},
+  'cifar100': {'train': 50_000, 'test': 10_000},
+  'mnist': {'train': 60_000, 'test': 10_000},
+  'fashion_mnist': {'train': 60_000, 'test': 10_000},
+  'cats_vs_dogs': {'train': 23_262},
 }
 NAME_FEATURES = ('file_name', 'image/filename', 'id')
 INSTALL = "pip install 'alexnet_jax[prepare]'"
@@ -91,7 +97,34 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
       f'{builder.info.full_name}, {train_split} {len(train)}, {eval_split} {len(held_out)}'
     ),
     class_names=imagenet.class_names(classes, [directory, directory / 'downloads' / 'manual']),
+    found=(
+      f'{len(train):,} training and {len(held_out):,} held-out images of {len(classes):,} classes'
+      f' in {builder.data_path}'
+    ),
   )
+
+
+def published_sizes(
+  builder: tfds.core.DatasetBuilder, train_split: str, eval_split: str
+) -> tuple[int, int, int] | None:
+  """Classes, training images and held-out images of a data set that may not be there.
+
+  Returns:
+    None if they are not known.
+  """
+  counts = EXPECTED_COUNTS.get(builder.name, {})
+  splits = {name: types.SimpleNamespace(num_examples=count) for name, count in counts.items()}
+
+  def size(split: str) -> int:
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    ends = [counts[part.splitname] if part.to is None else part.to for part in parts]
+    return sum(ends) - sum(part.from_ or 0 for part in parts)
+
+  try:
+    train, held_out = size(train_split), size(eval_split)
+  except (KeyError, ValueError, AssertionError):  # another data set or split, or no such part
+    return None
+  return builder.info.features['label'].num_classes, train, held_out
 
 
 def _open_split(builder: tfds.core.DatasetBuilder, split: str) -> TfdsSplit:

@@ -17,10 +17,10 @@ from typing import TextIO
 
 from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import merge, store
+from alexnet_jax.data.examples import Source
 from alexnet_jax.data.images import RESIZES
 from alexnet_jax.data.job import Job, Part
 from alexnet_jax.data.progress import Progress, Silent
-from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UserError
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose
@@ -64,12 +64,12 @@ def write_store(
   job = Job(source, folder, image_size, resize, rows_per_part, encoding)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path, progress) as lock:
+    with lock(path, progress) as held:
       if not path.exists():
         if not job.is_described_by('meta.json'):
           job.check_room()
           job.begin()
-          _write_parts(job, workers, progress, lock)
+          _write_parts(job, workers, progress, held)
           merge.commit(job, unreadable)
         merge.publish(job, path)
   except OSError as error:
@@ -83,8 +83,8 @@ def write_store(
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path, progress: Progress) -> Iterator[TextIO]:
-  """One writer of a store at a time; others wait. Ends with the process, however that ends."""
+def lock(path: pathlib.Path, progress: Progress) -> Iterator[TextIO]:
+  """One writer of `path` at a time; others wait. Ends with the process, however that ends."""
   with open(path.with_name(f'.{path.name}.lock'), 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

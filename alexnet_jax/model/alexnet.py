@@ -21,8 +21,8 @@ class AlexNet(nn.Module):
 
   Attributes:
     table: the layers, see `layers.py`.
-    compute_dtype: float32 or bfloat16, the type of activations and products.  Parameters,
-      response-norm sums, batch-norm moments and the logits are float32 in either case.
+    compute_dtype: float32 or bfloat16, the type of activations and of what products take.  All
+      sums are float32 in either case, as are parameters, their gradients and the logits.
     axis_name: the pmapped axis over which batch normalization takes its moments and dense layers
       with `shards` are spread; None on one device.
     ghost_batch: when positive, batch normalization takes its moments over this many images.
@@ -67,7 +67,7 @@ class AlexNet(nn.Module):
       case layers.Relu():
         return nn.relu(x)
       case layers.Tanh():
-        return jnp.tanh(x)
+        return jnp.tanh(x.astype(jnp.float32)).astype(x.dtype)
       case layers.AvgPool():
         return avg_pool(x, row.window, row.stride)
       case layers.MaxPool():
@@ -103,21 +103,26 @@ class Weighted(nn.Module):
     row = self.row
     shapes = row.parameters(x.shape[1:])
     kernel = self.param('kernel', _kernel_init(row, shapes['kernel'])).astype(x.dtype)
-    bias = self.param('bias', _bias_init(row, shapes)).astype(self.output_dtype)
+    bias = self.param('bias', _bias_init(row, shapes))
+
+    def biased(products):
+      # In float32: the bias's gradient is a sum over all positions, which bfloat16 cuts short.
+      return (products.astype(jnp.float32) + bias).astype(self.output_dtype)
+
     if isinstance(row, layers.Dense):
 
       def dense(flat):
-        return jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype) + bias
+        return biased(jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype))
 
       flat = x.reshape(x.shape[0], -1)
       return _spread(dense, flat, self.axis_name) if row.shards > 1 else dense(flat)
     padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
     if isinstance(row, layers.Local):
-      return locally_connected(x, kernel, stride=row.stride, padding=padding) + bias
+      return biased(locally_connected(x, kernel, stride=row.stride, padding=padding))
     settings = {'stride': row.stride, 'padding': padding, 'groups': row.groups}
     if self.onednn:
       return onednn.conv(x, kernel, bias, **settings)
-    return conv(x, kernel, **settings) + bias
+    return biased(conv(x, kernel, **settings))
 
 
 def _spread(columns: Callable[[jax.Array], jax.Array], x: jax.Array, axis_name: str) -> jax.Array:
@@ -182,7 +187,7 @@ def dropout(
     As x.
   """
   if not train:
-    return x if inverted else x * jnp.asarray(keep, x.dtype)
+    return x if inverted else (x.astype(jnp.float32) * keep).astype(x.dtype)
   if keys is None:
     raise ValueError('training with dropout needs `keys`, one PRNG key per image')
 
@@ -190,4 +195,4 @@ def dropout(
     return jax.random.bernoulli(jax.random.fold_in(key, layer), keep, x.shape[1:])
 
   kept = jnp.where(jax.vmap(mask)(keys), x, jnp.zeros((), x.dtype))
-  return kept / jnp.asarray(keep, x.dtype) if inverted else kept
+  return (kept.astype(jnp.float32) / keep).astype(x.dtype) if inverted else kept

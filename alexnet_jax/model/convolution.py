@@ -59,7 +59,8 @@ def locally_connected(
     (N, Ho, Wo, O), of x's type.
   """
   height, width, kh, kw, channels, features = kernel.shape
-  patches = _patches(x, kh, kw, stride, padding)
+  # Each pixel is in up to kh * kw patches, whose gradients are added in float32.
+  patches = _patches(x.astype(jnp.float32), kh, kw, stride, padding).astype(x.dtype)
   filters = kernel.reshape(height, width, kh * kw * channels, features)
   return jnp.einsum('nhwk,hwko->nhwo', patches, filters)
 

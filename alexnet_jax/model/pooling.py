@@ -138,7 +138,8 @@ def _spread(gradient, winners, shape, window, stride):
     return lax.pad(array, array.dtype.type(0), edges)[:, :, None, :, None, :]
 
   def phases(gradient, *winners):
-    total = jnp.zeros((), gradient.dtype)
+    dtype, gradient = gradient.dtype, gradient.astype(jnp.float32)
+    total = jnp.float32(0)
     for down in shifts:
       for right in shifts:
         i, j = phase_i + stride * down, phase_j + stride * right
@@ -146,7 +147,7 @@ def _spread(gradient, winners, shape, window, stride):
         for winner in winners:
           mine &= windows_before(winner, down, right) == (i * window + j).astype(winner.dtype)
         total += jnp.where(mine, windows_before(gradient, down, right), 0)
-    return total
+    return total.astype(dtype)
 
   pixels = apart(phases, gradient, *([] if winners is None else [winners]))
   return pixels.reshape(batch, tall * stride, wide * stride, channels)[:, :height, :width]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.results import figures
+from alexnet_jax.results import figures, fonts
 
 MOST_CLASSES = 100  # beyond that there is no room for names
 _DPI = 160
@@ -38,11 +38,11 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
   from matplotlib.figure import Figure
 
   count = len(classes)
-  names = [name if len(name) <= 24 else name[:23] + '…' for name in classes]
+  names = [_tick(number, name) for number, name in enumerate(classes)]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   cell = max(min(0.5, 9 / count), 0.13)  # inches
   size = min(9.0, 72 * cell * 0.75)  # points
-  border = 0.3 + max(map(len, names)) * size * 0.58 / 72
+  border = 0.3 + max(map(fonts.width, names)) * size * 0.58 / 72
   side = cell * count
   width, height = max(border + side + 0.4, 4.0), border + side + 1.0
   figure = Figure(figsize=(width, height), dpi=_DPI, facecolor='white')
@@ -67,12 +67,20 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
         color='white' if dark else _INK,
       )
   upright = border - 0.3 > cell
-  axes.set_xticks(range(count), names, rotation=90 * upright, fontsize=size, parse_math=False)
-  axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
+  style = fonts.label(''.join(names)) | {'fontsize': size}
+  del style['s']
+  axes.set_xticks(range(count), names, rotation=90 * upright, **style)
+  axes.set_yticks(range(count), names, **style)
   axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=4)
   axes.tick_params(axis='both', labelcolor=_INK)
   for spine in axes.spines.values():
     spine.set_color('#dde1e6')
-  figure.text(0.2 / width, 1 - 0.3 / height, title, fontsize=12, color=_INK, parse_math=False)
+  figure.text(0.2 / width, 1 - 0.3 / height, **fonts.label(title), fontsize=12, color=_INK)
   axes.set_xlabel('taken for the column, a row for each true class', fontsize=8.5, color=_FAINT)
   return figure
+
+
+def _tick(number: int, name: str) -> str:
+  """A name as it can be drawn; with the number of its class where letters are lost."""
+  shown = fonts.label(name)['s']
+  return fonts.shortened(shown if shown == name else f'{number}: {shown}', 24)

@@ -46,7 +46,7 @@ class Console:
     self._epochs = epochs
     self._validation = None
     self._pace = _Pace(total_steps, clock)
-    self._log = log and open(log, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115
+    self._log = log and open(log, 'a', encoding='utf-8', errors='backslashreplace', buffering=1)  # noqa: SIM115
     self._quiet = quiet
     self._stream = stream or sys.stderr
     terminal = not quiet and self._stream.isatty() and os.environ.get('TERM') != 'dumb'

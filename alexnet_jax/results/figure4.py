@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.results import figures
+from alexnet_jax.results import figures, fonts
 
 _DPI = 160
 _INK, _FAINT = '#1f2933', '#6b7682'
@@ -131,9 +131,5 @@ class _Page:
     """Writes a line, cut where it would be longer than `width`."""
     x, y, _, _ = self._box(left, middle, 0, 0)
     most = max(int(width * 72 / (0.56 * size)), 3)
-    if len(text) > most:
-      text = text[: most - 1] + '…'
-    # Names may hold what Matplotlib takes for formulas.
-    self.figure.text(
-      x, y, text, fontsize=size, color=colour, ha=align, va='center', parse_math=False
-    )
+    style = fonts.label(fonts.shortened(text, most))
+    self.figure.text(x, y, **style, fontsize=size, color=colour, ha=align, va='center')

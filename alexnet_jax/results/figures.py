@@ -13,6 +13,7 @@ import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from alexnet_jax.results import fonts
 
 _DPI = 160
 _INK, _FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'
@@ -53,7 +54,7 @@ def learning_curves(
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(12, 5), dpi=_DPI, facecolor='white')
-  figure.text(0.045, 0.925, title, fontsize=14, fontweight='bold', color=_INK)
+  figure.text(0.045, 0.925, **fonts.label(title), fontsize=14, fontweight='bold', color=_INK)
   epochs, unit = _epochs(records)
   rates = _series(records, epochs, 'learning_rate')
   for left, (heading, factor, metrics) in zip((0.045, 0.54), _PANELS, strict=True):
@@ -265,7 +266,7 @@ def _save_pixels(canvas: np.ndarray, left: int, texts: list, path: str | os.Path
   figure.figimage(canvas, origin='upper')
   for baseline, text, weight, size, colour in texts:
     x, y = left / width, 1 - baseline / height
-    figure.text(x, y, text, fontweight=weight, fontsize=size, color=colour)
+    figure.text(x, y, **fonts.label(text), fontweight=weight, fontsize=size, color=colour)
   save(figure, path)
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -18,10 +17,10 @@ def signal_on_parent_death(number: signal.Signals) -> Callable[[], None] | None:
   Returns:
     The `preexec_fn` of `subprocess.Popen`; None where the system is not Linux.
   """
-  if sys.platform != 'linux':
+  # Loaded here: a forked child should do little.
+  prctl, parent = getattr(ctypes.CDLL(None), 'prctl', None), os.getpid()
+  if prctl is None:
     return None
-  prctl = ctypes.CDLL(None).prctl  # loaded here: a forked child should do little
-  parent = os.getpid()
 
   def prepare():
     prctl(_PR_SET_PDEATHSIG, number)

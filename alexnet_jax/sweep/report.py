@@ -4,10 +4,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from alexnet_jax import config as configs
@@ -18,15 +19,6 @@ from alexnet_jax.results import confusion, figures, scores
 from alexnet_jax.sweep import charts, comparison, finished, relu_vs_tanh, tables
 from alexnet_jax.sweep.comparison import Row
 from alexnet_jax.sweep.finished import FinishedRun
-
-
-class Mistake(NamedTuple):
-  """A wrong answer: number of the held-out image, its class, the answer, and its probability."""
-
-  image: int
-  label: int
-  answer: int
-  probability: float
 
 
 def write(folders: Sequence[Path], out: Path, command: str) -> str:
@@ -106,15 +98,13 @@ def _details(row: Row) -> Mapping[str, Any]:
   """What the template shows of a row; filters and mistakes are those of its first run."""
   run = row.runs[0]
   filters = run.workdir / 'figures' / 'first_layer_kernels.png'
-  predicted = [run for run in row.runs if run.probabilities is not None]
   found = {
     'changes': [[field, str(old), str(new)] for field, (old, new) in row.changes.items()],
     'filters': _uri(filters.read_bytes()) if filters.exists() else '',
-    'predicted': bool(predicted),
     'confusion': '',
-    'confused': [],
-    'mistakes': [],
+    'confused': None,
   }
+  predicted = [run for run in row.runs if run.probabilities is not None]
   if not predicted:
     return found
   counts = sum(scores.confusion(run.probabilities, run.label) for run in predicted)
@@ -123,21 +113,17 @@ def _details(row: Row) -> Mapping[str, Any]:
   if len(counts) <= confusion.MOST_CLASSES:
     figure = confusion.confusion_figure(counts, names, row.name)
     found['confusion'] = _uri(figures.png(figure))
-  mistakes = [
-    {
-      'image': mistake.image,
-      'label': names[mistake.label],
-      'answer': names[mistake.answer],
-      'probability': f'{mistake.probability:.0%}',
-      'picture': _picture(images.eval.images[mistake.image]) if images else '',
-    }
-    for mistake in surest_mistakes(run)
+  found['confused'] = [[names[i], names[j], times] for i, j, times in most_confused(counts)]
+  found['mistakes'] = [
+    [
+      _picture(images.eval.images[i], f'held-out image {i}') if images else str(i),
+      names[run.label[i]],
+      names[run.probabilities[i].argmax()],
+      f'{run.probabilities[i].max():.0%}',
+    ]
+    for i in surest_mistakes(run)
   ]
-  pairs = most_confused(counts)
-  return found | {
-    'confused': [[names[label], names[answer], times] for label, answer, times in pairs],
-    'mistakes': mistakes,
-  }
+  return found
 
 
 def most_confused(counts: np.ndarray, most: int = 12) -> list[tuple[int, int, int]]:
@@ -148,14 +134,12 @@ def most_confused(counts: np.ndarray, most: int = 12) -> list[tuple[int, int, in
   return [(i, j, int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
 
-def surest_mistakes(run: FinishedRun, most: int = 12) -> list[Mistake]:
-  """The wrong answers of highest probability, the surest first."""
+def surest_mistakes(run: FinishedRun, most: int = 12) -> Sequence[int]:
+  """Numbers of the held-out images with the wrong answers of highest probability, surest first."""
   if run.probabilities is None:
     return []
-  answers, sure = run.probabilities.argmax(1), run.probabilities.max(1)
-  wrong = np.flatnonzero(answers != run.label)
-  order = wrong[np.argsort(-sure[wrong], kind='stable')[:most]]
-  return [Mistake(int(i), int(run.label[i]), int(answers[i]), float(sure[i])) for i in order]
+  wrong = np.flatnonzero(run.probabilities.argmax(1) != run.label)
+  return wrong[np.argsort(-run.probabilities[wrong].max(1), kind='stable')[:most]]
 
 
 def held_out(run: FinishedRun) -> store.Store | None:
@@ -189,10 +173,10 @@ def _conditions(runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]
   return ['', *(f'{count} run{"s" * (count > 1)}' for count in counts.values())], cells
 
 
-def _picture(pixels: np.ndarray) -> str:
+def _picture(pixels: np.ndarray, alt: str) -> Markup:
   png = io.BytesIO()
   Image.fromarray(np.asarray(pixels)).save(png, 'PNG')
-  return _uri(png.getvalue())
+  return Markup('<img alt="{}" src="{}">').format(alt, _uri(png.getvalue()))
 
 
 def _uri(png: bytes) -> str:

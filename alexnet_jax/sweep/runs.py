@@ -11,7 +11,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import ablations
+from alexnet_jax import ablations, config_files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.train.workdir import CONFIG, finished_results, read_json
@@ -117,7 +117,7 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 
 def _parsed(words: Sequence[str]) -> ml_collections.ConfigDict:
   """The config that the words give to `alexnet_jax.main`, validated."""
-  argv = ['sweep', *words]
+  argv = config_files.with_files(['sweep', *words])
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   try:

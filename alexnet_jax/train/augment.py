@@ -49,6 +49,8 @@ class Preprocessing:
     random_crop, mirror: whether training draws them.
     colour_basis: float32 (3, 3); row i is the i-th principal component times its standard
       deviation.
+    upright: whether photos are turned as their EXIF orientation says before they are resized; see
+      `store.is_upright`.
   """
 
   crop: int
@@ -58,6 +60,7 @@ class Preprocessing:
   resize_to: int = 0
   random_crop: bool = True
   mirror: bool = True
+  upright: bool = False
 
   def _enlarged(self, images: jax.Array) -> jax.Array:
     return enlarge(images, self.resize_to) if self.resize_to else images

@@ -15,11 +15,13 @@ from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.parallel import to_host
 from alexnet_jax.train.step import TrainState
 
+_GRAY = 1e-3  # gray levels: of images without color, the variation across gray is rounding
+
 
 def finish(
   experiment: Experiment, store: Store, state: TrainState, predictions: Predictions, workdir: Path
 ) -> dict:
-  """Draws the figures, writes the predictions and sums the run up.
+  """Writes the predictions and sums the run up.
 
   Args:
     experiment: the run.
@@ -33,6 +35,7 @@ def finish(
   """
   config = experiment.config
   views = config.eval.final_views
+  write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
   records = read_metrics(workdir)
   last = [r for r in records if 'eval/top1_error' in r][-1]
   results = {name: value for name, value in last.items() if name.startswith('eval/')}
@@ -45,12 +48,6 @@ def finish(
     rows = scores.worst_classes(predictions.probabilities, predictions.label, names, len(names))
     keys = ('class', 'images', 'top1_error', 'mostly_taken_for')
     results['classes'] = [dict(zip(keys, row, strict=True)) for row in rows]
-    counts = scores.confusion(predictions.probabilities, predictions.label)
-    path = workdir / 'figures' / 'confusion.png'
-    path.parent.mkdir(exist_ok=True)
-    confusion_matrix(counts, names, path, f'{workdir.name}: {VIEW_NAMES[views]}')
-  _draw(experiment, records, to_host(state.params), workdir)
-  write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
   speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
   return results | {
     'views': config.eval.views,
@@ -69,18 +66,56 @@ def summary(results: dict, workdir: Path) -> str:
   return results_table(results | {'workdir': workdir, 'figures': workdir / 'figures'})
 
 
-def _draw(experiment: Experiment, records: list[dict], params: dict, workdir: Path) -> None:
-  """Learning curves and the first layer's kernels, in WORKDIR/figures."""
-  folder = workdir / 'figures'
-  folder.mkdir(exist_ok=True)
-  net = nets.title(experiment.config.model)
-  figures.learning_curves(records, folder / 'learning_curves.png', title=f'{workdir.name}: {net}')
-  first = experiment.table[0]
-  # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.
-  towers = max((row.groups for row in experiment.table if isinstance(row, layers.Conv)), default=1)
-  figures.filter_grid(
-    params[first.name]['kernel'],
-    folder / 'first_layer_kernels.png',
-    towers=towers,
-    title=f'{workdir.name}: kernels of {first.name}',
-  )
+def draw_figures(
+  experiment: Experiment, store: Store, state: TrainState, predictions: Predictions, workdir: Path
+) -> list[str]:
+  """Draws the figures of a run in WORKDIR/figures.
+
+  Args: see `finish`.
+
+  Returns:
+    A line for each that failed: what the run has learned stands without them.
+  """
+  name, failures = workdir.name, []
+  net, first = nets.title(experiment.config.model), experiment.table[0].name
+
+  def learning_curves(path: Path) -> None:
+    figures.learning_curves(read_metrics(workdir), path, title=f'{name}: {net}')
+
+  def first_layer_kernels(path: Path) -> None:
+    # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.
+    groups = [row.groups for row in experiment.table if isinstance(row, layers.Conv)]
+    kernel, note = _first_kernel(experiment, store, to_host(state.params)[first]['kernel'])
+    title = f'{name}: kernels of {first}{note}'
+    figures.filter_grid(kernel, path, towers=max(groups, default=1), title=title)
+
+  def confusion(path: Path) -> None:
+    counts = scores.confusion(predictions.probabilities, predictions.label)
+    title = f'{name}: {VIEW_NAMES[experiment.config.eval.final_views]}'
+    confusion_matrix(counts, store.class_names, path, title)
+
+  drawn = [learning_curves, first_layer_kernels]
+  if len(store.class_names) <= MOST_CLASSES:
+    drawn.append(confusion)
+  for draw in drawn:
+    path = workdir / 'figures' / f'{draw.__name__}.png'
+    try:
+      draw(path)
+    except Exception as error:  # Matplotlib fails in many ways, and so do disks
+      reason = ' '.join(str(error).split())[:200]
+      failures.append(f'{path} is not drawn: {type(error).__name__}: {reason}')
+  return failures
+
+
+def _first_kernel(experiment: Experiment, store: Store, kernel: np.ndarray):
+  """The first layer's kernel as it is to be drawn, and what to add to the title.
+
+  On gray images the three channels of a kernel get the same gradient: their differences stay the
+  noise of the first step, and the response is that of their sum.
+  """
+  settings = experiment.config.input
+  gray = store.colour_stdevs[1] < _GRAY and experiment.weights is None
+  if not gray or (settings.colour_noise and settings.colour_statistics == '2012'):
+    return kernel, ''
+  scale = experiment.recipe.preprocessing.scale  # of the channels, before the kernel
+  return (kernel * scale[:, None]).sum(2, keepdims=True), ' on gray images'

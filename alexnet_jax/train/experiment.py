@@ -205,6 +205,7 @@ def make_preprocessing(
     resize_to=settings.resize_to,
     random_crop=settings.random_crop,
     mirror=settings.mirror,
+    upright=store is not None and store.upright,
   )
 
 

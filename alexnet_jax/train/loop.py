@@ -21,7 +21,7 @@ from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.train import processes
 from alexnet_jax.train.calls import calls, check_room, prepare_calls
 from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.ending import finish, summary
+from alexnet_jax.train.ending import draw_figures, finish, summary
 from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, Predictions
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval
@@ -135,6 +135,8 @@ def train(
       results = finish(experiment, store, state, predictions, workdir)
       results |= {'command': command, **environment(devices)}
       files.write_json(workdir / RESULTS, results)
+      for failure in draw_figures(experiment, store, state, predictions, workdir):
+        console.message(f'warning: {failure}')
       if 'classes' in results:
         worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
         console.message(class_table(worst) + '\n')

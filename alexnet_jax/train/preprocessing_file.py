@@ -34,7 +34,10 @@ def read_preprocessing(workdir: Path) -> Preprocessing | None:
     # From memory, since np.load leaves a damaged file open.
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
       fields = dataclasses.fields(Preprocessing)
-      values = {field.name: np.asarray(saved[field.name]) for field in fields}
+      # A run that keeps no field of a later version did without what it says.
+      values = {
+        field.name: np.asarray(saved[field.name]) for field in fields if field.name in saved
+      }
     preprocessing = Preprocessing(
       **{name: array if array.ndim else array.item() for name, array in values.items()}
     )

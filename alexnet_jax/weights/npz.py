@@ -24,7 +24,7 @@ from alexnet_jax.weights.pretrained import Pretrained
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096
 _ARRAYS = ('mean', 'scale', 'colour_basis')
-_SWITCHES = ('random_crop', 'mirror')
+_SWITCHES = ('random_crop', 'mirror', 'upright')
 
 
 def write(pretrained: Pretrained) -> bytes:
@@ -50,7 +50,7 @@ def write(pretrained: Pretrained) -> bytes:
   }
   arrays |= {f'preprocessing/{name}': getattr(preprocessing, name) for name in _ARRAYS}
   arrays = {name: np.asarray(array, np.float32) for name, array in sorted(arrays.items())}
-  text = json.dumps(metadata, ensure_ascii=False).encode()
+  text = json.dumps(metadata).encode()
   buffer = io.BytesIO()
   np.savez(buffer, metadata=np.frombuffer(text, np.uint8), **arrays)
   return buffer.getvalue()

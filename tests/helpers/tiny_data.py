@@ -35,7 +35,7 @@ def data_config(**changes):
 
 def write_images(folder, count, *, seed=0, suffix='.png'):
   """Writes `count` random images of different sizes to a folder."""
-  folder.mkdir(parents=True)
+  folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(seed)
   for number in range(count):
     pixels = rng.integers(0, 256, (*rng.integers(16, 30, 2), 3), dtype=np.uint8)

@@ -11,7 +11,6 @@ On a ring of n devices each sends, of B bytes that are reduced, gathered or exch
   all-to-all                      (n - 1) / n B     B: of one device
 """
 
-import dataclasses
 import math
 import re
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax import cpu
-from alexnet_jax.benchmarks.comparison import Options, aligned, say
+from alexnet_jax.benchmarks.comparison import Figures, Options, aligned, say
 from alexnet_jax.benchmarks.our_step import make_up
 from alexnet_jax.benchmarks.worker import Contender
 from alexnet_jax.model import layers, nets
@@ -45,38 +44,12 @@ _SENT = {
 
 _ONESELF = Contender(
   'the compiled step',
-  'alexnet_jax.benchmarks.communication:CompiledStep',
+  'alexnet_jax.benchmarks.compiled:CompiledStep',
   {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'},
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Communication:
-  """What a device sends in a step, in bytes by collective operation.
-
-  Attributes:
-    target, title: which benchmark, and of what.
-    compiled, formula: for `DEVICES` devices, {PLAIN or SHARDED: {operation: bytes}}.
-    scaling: rows of the table by formula; see `scale`.
-    notes: lines that belong under the table.
-    environment: hardware, versions and date.
-    details: whatever else is worth keeping.
-  """
-
-  target: str
-  title: str
-  compiled: dict[str, dict[str, float]]
-  formula: dict[str, dict[str, float]]
-  scaling: list[dict[str, Any]]
-  notes: tuple[str, ...]
-  environment: dict
-  details: dict
-
-  def to_json(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
-
-
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Communication:
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Figures:
   """Counts what a config's training step sends with and without `model.shard_dense`.
 
   Args:
@@ -101,20 +74,26 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
       compiled[mode] = worker.call('sent')
       machine = worker.call('environment')
     formula[mode] = sent(table, shape, dtype, DEVICES, images, mode == SHARDED)
-  return Communication(
+  scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]
+  return Figures(
     target='communication',
     title=f'{name}, net {nets.title(config.model)}, {dtype}, {DEVICES} devices with {images} images'
     ' each',
-    compiled=compiled,
-    formula=formula,
-    scaling=[scale(table, shape, dtype, devices) for devices in _SCALES],
-    notes=(
+    lines=(
+      *_counts_table(compiled, formula),
+      '',
+      *_scaling_table(scaling),
       'in a step; moments of batch normalization are not in the formula, and what a byte costs is'
       ' not measured',
       *['compiled for a CPU, where XLA sends bfloat16 as float32'] * (dtype == 'bfloat16'),
     ),
     environment=machine,
-    details={'config': configs.to_json(config)},
+    details={
+      'compiled': compiled,
+      'formula': formula,
+      'scaling': scaling,
+      'config': configs.to_json(config),
+    },
   )
 
 
@@ -230,31 +209,25 @@ def _spread(devices: int, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct
   return jax.ShapeDtypeStruct((devices, *shape), dtype)
 
 
-def table(communication: Communication) -> str:
-  """The counts for people, in MB."""
-  columns = [
-    (f'{mode}, {way}', getattr(communication, way)[mode])
-    for mode in communication.compiled
-    for way in ('compiled', 'formula')
-  ]
+def _counts_table(compiled: dict, formula: dict) -> list[str]:
+  """By operation, in MB; of each mode what was counted and what the formula gives."""
+  ways = (('compiled', compiled), ('formula', formula))
+  columns = [(f'{mode}, {way}', values[mode]) for mode in compiled for way, values in ways]
   lines = [('MB a device sends', *(title for title, _ in columns))]
   for operation in _SENT:
     lines.append((operation, *(_megabytes(values[operation]) for _, values in columns)))
   lines.append(('in all', *(_megabytes(sum(values.values())) for _, values in columns)))
-  by_formula = [
-    (
-      'devices',
-      PLAIN,
-      f'sharded, {_IMAGES[0]} image each',
-      *map(str, _IMAGES[1:]),
-      'pays up to, each',
-      'in all',
-      'sharded layers',
-    )
-  ]
-  for row in communication.scaling:
+  return aligned(lines)
+
+
+def _scaling_table(scaling: list[dict[str, Any]]) -> list[str]:
+  """Rows of `scale`, in MB."""
+  first = f'sharded, {_IMAGES[0]} image each'
+  more = ('pays up to, each', 'in all', 'sharded layers')
+  lines = [('devices', PLAIN, first, *map(str, _IMAGES[1:]), *more)]
+  for row in scaling:
     batch = row['pays_up_to']
-    by_formula.append(
+    lines.append(
       (
         f'{row["devices"]:,}',
         _megabytes(row['plain']),
@@ -264,8 +237,7 @@ def table(communication: Communication) -> str:
         ' '.join(row['layers']) or 'none divides',
       )
     )
-  title = f'{communication.target}: {communication.title}'
-  return '\n'.join([title, *aligned(lines), '', *aligned(by_formula), *communication.notes])
+  return aligned(lines)
 
 
 def _megabytes(size: float) -> str:

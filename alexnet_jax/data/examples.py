@@ -1,0 +1,52 @@
+"""What passes from data sets to the store: labelled images, by index."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One labelled image.
+
+  Attributes:
+    data: an encoded file (bytes), or pixels: uint8 (H, W, 3) RGB or (H, W) gray.
+    label: class number, from 0.
+    name: what to call it in a message to the user.
+  """
+
+  data: bytes | np.ndarray
+  label: int
+  name: str
+
+
+class SourceSplit(Protocol):
+  """Random access to the examples of one split. Picklable: worker processes read through it."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set.
+
+  Attributes:
+    name: short name, fit for a folder name.
+    classes: class names; a label is an index into it.
+    train: the examples to learn from.
+    eval: the held-out examples.
+    fingerprint: text that differs when the examples differ; a store remembers it.
+    class_names: what people call the classes where `classes` are codes and a file says so.
+    found: one line for the user: what is there, and what is ignored and why.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  train: SourceSplit
+  eval: SourceSplit
+  fingerprint: str
+  class_names: tuple[str, ...] = ()
+  found: str = ''
