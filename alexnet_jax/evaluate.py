@@ -158,6 +158,7 @@ def _predict_imported(path: Path, config):
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.train.parallel import AXIS, Devices
   from alexnet_jax.weights.load import load
+  from alexnet_jax.weights.pretrained import check_classes
 
   weights = load(path, net=_NET.value, checkpoint=_CHECKPOINT.value)
   if _DATA_DIR.value:
@@ -171,7 +172,7 @@ def _predict_imported(path: Path, config):
   devices = Devices()
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
-  _check_classes(path, weights.classes, store)
+  check_classes(path, weights.classes, store)
   if config.data.resize != weights.resize:
     print(
       f'note: the weights were made for pictures resized by {weights.resize!r}, these are resized'
@@ -186,22 +187,6 @@ def _predict_imported(path: Path, config):
   )
   predictions = _predictions(f'{path}', experiment, store, devices, views, **weights.variables)
   return f'{weights.source} ({VIEW_NAMES[views]})', predictions, store.class_names, views
-
-
-def _check_classes(path: Path, classes: tuple[str, ...], store) -> None:
-  """Raises UserError if the logits cannot mean the classes of the data."""
-  if len(classes) != len(store.classes):
-    raise UserError(
-      f'{path} tells {len(classes):,} classes apart, the data has {len(store.classes):,}'
-    )
-  unnamed = classes == tuple(f'class {number}' for number in range(len(classes)))
-  if unnamed or classes in (store.classes, store.class_names):
-    return
-  number = next(n for n, (a, b) in enumerate(zip(classes, store.classes, strict=True)) if a != b)
-  raise UserError(
-    f'{path} has other classes than the data: class {number} is {classes[number]!r} in the one,'
-    f' {store.classes[number]!r} in the other'
-  )
 
 
 def _weights(members, label) -> list[float]:

@@ -13,13 +13,12 @@ import pytest
 from helpers import weight_files as files
 from helpers.commands import ROOT, run
 
-from alexnet_jax import evaluate
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.augment import Preprocessing
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.pretrained import Pretrained
+from alexnet_jax.weights.pretrained import Pretrained, check_classes
 from alexnet_jax.weights.save import save
 
 
@@ -231,7 +230,7 @@ def test_classes_have_to_be_those_of_the_data():
   store = types.SimpleNamespace(classes=('n01', 'n02', 'n03'), class_names=('ant', 'bee', 'cat'))
 
   def check(*classes):
-    evaluate._check_classes('net.pth', classes, store)
+    check_classes('net.pth', classes, store)
 
   check('n01', 'n02', 'n03')
   check('ant', 'bee', 'cat')

@@ -49,6 +49,7 @@ def up():
 
 
 pytestmark = [
+  pytest.mark.slow,
   pytest.mark.slurm,
   pytest.mark.skipif(not up(), reason='no Slurm for tests is running: see .ci/install_slurm'),
 ]

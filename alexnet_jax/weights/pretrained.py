@@ -1,8 +1,10 @@
 """A trained net with all that is needed to apply it to pictures."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.augment import Preprocessing
@@ -38,3 +40,19 @@ class Pretrained:
     """The rows of the net."""
     side = self.preprocessing.crop
     return ablations.edited(NETS[self.net](len(self.classes)), self.edits, (side, side, 3))
+
+
+def check_classes(path: Path | str, classes: tuple[str, ...], store) -> None:
+  """Raises UserError if the logits cannot mean the classes of the data."""
+  if len(classes) != len(store.classes):
+    raise UserError(
+      f'{path} tells {len(classes):,} classes apart, the data has {len(store.classes):,}'
+    )
+  unnamed = classes == tuple(f'class {number}' for number in range(len(classes)))
+  if unnamed or classes in (store.classes, store.class_names):
+    return
+  number = next(n for n, (a, b) in enumerate(zip(classes, store.classes, strict=True)) if a != b)
+  raise UserError(
+    f'{path} has other classes than the data: class {number} is {classes[number]!r} in the one,'
+    f' {store.classes[number]!r} in the other'
+  )
