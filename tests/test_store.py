@@ -180,6 +180,7 @@ def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, referenc
   assert contents(tmp_path / 'store') == reference
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds processes in /proc')
 @pytest.mark.slow
 def test_kill_9(insects, source, tmp_path, reference):
   script = textwrap.dedent(f"""

@@ -17,7 +17,9 @@ import builtins, ctypes, os, pathlib
 
 if hasattr(os, 'process_cpu_count'):
   os.process_cpu_count = os.cpu_count
-del os.sched_getaffinity, os.sched_setaffinity
+for name in ('sched_getaffinity', 'sched_setaffinity'):
+  if hasattr(os, name):
+    delattr(os, name)
 
 
 class CDLL(ctypes.CDLL):
