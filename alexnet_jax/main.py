@@ -5,8 +5,8 @@
   python -m alexnet_jax.main --config=configs/cifar10.py:18pct --ablation=no_lrn
   python -m alexnet_jax.main --config=configs/imagenet.py --dry_run
 
-The same command resumes a run that was stopped.  Exit codes: 0 done, 2 bad input, 3 diverged,
-75 interrupted and saved.
+The same command resumes a run that was stopped.  Exit codes: 0 done, 1 the disk failed,
+2 bad input, 3 diverged, 75 interrupted and saved.
 """
 
 import sys
