@@ -365,6 +365,7 @@ def test_command_reads_lists_and_writes_features(workdir, photos, tmp_path):
     np.testing.assert_allclose(saved['features'][0], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_command_finds_neighbours(workdir, photos, tmp_path):
   folder, files = photos
   found = run(
