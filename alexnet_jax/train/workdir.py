@@ -155,6 +155,8 @@ def disk_failures(workdir: Path) -> Iterator[None]:
     raise
   except OSError as error:
     reason = f'{error.filename}: {error.strerror}' if error.filename else error.strerror or error
+    if not workdir.is_dir():
+      reason = f'{workdir} is gone'
     raise DiskFailed(
       f'{reason}; what was saved is in {workdir}: once it can be written again, the same command'
       ' goes on from there'
