@@ -1,6 +1,6 @@
 """The paper's claims as changes of a config: `--ablation=NAME`, or `NAME,NAME`, on any command.
 
-An ablation edits the rows of the net (`model/ablations.py`; recorded in config.model.edits) or sets
+An ablation edits the rows of the net (`model/ablations.py`; kept in config.model.ablations) or sets
 fields of the recipe.  One that would change nothing is refused, so that no run is mistaken for
 another.
 
@@ -106,22 +106,22 @@ ABLATIONS: dict[str, Ablation] = {
     )
     for number, name in ((3, 'third'), (4, 'fourth'), (5, 'fifth'))
   },
-  'no_colour_noise': Ablation(
-    'no colour noise',
-    '§4.1: colour noise gains "over 1%" top-1',
+  'no_color_noise': Ablation(
+    'no color noise',
+    '§4.1: color noise gains "over 1%" top-1',
     (1.0, None),
-    {'input.colour_noise': 0.0, 'input.colour_noise_epochs': 0.0},
+    {'input.color_noise': 0.0, 'input.color_noise_epochs': 0.0},
   ),
-  'no_mirror': Ablation('no mirror images in training', fields={'input.mirror': False}),
+  'no_random_flip': Ablation('no mirror images in training', fields={'input.random_flip': False}),
   'no_crop': Ablation('central crops in training', fields={'input.random_crop': False}),
   'no_augmentation': Ablation(
-    'training without random crops, mirrors and colour noise',
+    'training without random crops, mirrors and color noise',
     '§4.1: without crops and mirrors "substantial overfitting"',
     fields={
       'input.random_crop': False,
-      'input.mirror': False,
-      'input.colour_noise': 0.0,
-      'input.colour_noise_epochs': 0.0,
+      'input.random_flip': False,
+      'input.color_noise': 0.0,
+      'input.color_noise_epochs': 0.0,
     },
   ),
   'no_weight_decay': Ablation(
@@ -185,7 +185,7 @@ def _applied(config, name: str):
     if reason := _idle(config, changed, name):
       raise ValueError(reason)
   else:
-    changed.model.edits = (*config.model.edits, name)
+    changed.model.ablations = (*config.model.ablations, name)
     nets.table_of(changed, config.data.num_classes or 2)
   try:
     configs.validate(changed)

@@ -101,7 +101,7 @@ def main(words: list[str]) -> None:
   for result in _measure(targets):
     print(result.table(), end='\n\n', flush=True)
     finished.append(result)
-  record = {'command': command.spoken(), 'results': [result.to_json() for result in finished]}
+  record = {'command': command.command_line(), 'results': [result.to_json() for result in finished]}
   if _JSON.value:
     _write(Path(_JSON.value), record)
   for result in finished:

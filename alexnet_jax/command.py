@@ -21,7 +21,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.errors import DiskFailed, Diverged, Interrupted, RunsFailed, UserError
 
 # Sections whose keys are layer names, which depend on the config file.
-_OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_factors.')
+_OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_lr_factors.')
 
 _KILLED = 130  # by SIGINT, as shells say it
 
@@ -29,7 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
 )
 _ABLATION = flags.DEFINE_multi_string(
-  'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_mirror.'
+  'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_random_flip.'
 )
 
 
@@ -145,7 +145,7 @@ def experiment_name(config_filename: str, source: str) -> str:
   return '-'.join(parts)
 
 
-def spoken() -> str:
+def command_line() -> str:
   """The command as the user gave it."""
   module = sys.modules['__main__'].__spec__
   program = (

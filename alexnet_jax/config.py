@@ -41,7 +41,7 @@ def _increasing(value) -> str | None:
   return 'increasing positive epochs, such as (25.0, 51.0)'
 
 
-def _edits(value) -> str | None:
+def _ablations(value) -> str | None:
   if all(isinstance(edit, str) and edit in ablations.EDITS for edit in value):
     return None
   return 'a tuple of ' + ', '.join(ablations.EDITS)
@@ -78,7 +78,9 @@ FIELDS: dict[str, Field] = {
   'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
   'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
   'batch_size': Field(128, _between(1), 'images per step over all devices'),
-  'micro_batches': Field(1, _between(1), "parts a device's batch is processed in, to save memory"),
+  'grad_accum_steps': Field(
+    1, _between(1), "parts a device's batch is processed in, to save memory"
+  ),
   'steps_per_call': Field(
     1, _between(1), 'steps made without the host; above 1 the devices keep all training images'
   ),
@@ -93,7 +95,9 @@ FIELDS: dict[str, Field] = {
   ),
   'weights': Field('', _on_disk, 'start from the net in this file or workdir; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
-  'model.edits': Field((), _edits, 'ablations of alexnet_jax/model/ablations.py, in this order'),
+  'model.ablations': Field(
+    (), _ablations, 'ablations of alexnet_jax/model/ablations.py, in this order'
+  ),
   'model.compute_dtype': Field(
     'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
   ),
@@ -118,7 +122,7 @@ FIELDS: dict[str, Field] = {
   'data.store': Field('', _on_disk, 'the prepared store; "": beside data.dir'),
   'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
   'data.resize': Field(
-    'crop', _one_of('crop', 'warp'), 'crop: shorter side, then centre; warp: both sides'
+    'crop', _one_of('crop', 'warp'), 'crop: shorter side, then center; warp: both sides'
   ),
   'data.encoding': Field(
     'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen'
@@ -136,12 +140,12 @@ FIELDS: dict[str, Field] = {
   'input.crop': Field(224, _between(8, 1024), 'side of the view given to the net'),
   'input.resize_to': Field(0, _between(0, 1024), 'enlarge stored images to this; 0: as stored'),
   'input.random_crop': Field(True, _anything, 'crop at random in training, else centrally'),
-  'input.mirror': Field(True, _anything, 'mirror half of the training views'),
-  'input.colour_noise': Field(
-    0.1, _between(0, 10), 'colour noise in standard deviations of the RGB components'
+  'input.random_flip': Field(True, _anything, 'mirror half of the training views'),
+  'input.color_noise': Field(
+    0.1, _between(0, 10), 'color noise in standard deviations of the RGB components'
   ),
-  'input.colour_noise_epochs': Field(0.0, _between(0), 'epochs with colour noise; 0: to the end'),
-  'input.colour_statistics': Field(
+  'input.color_noise_epochs': Field(0.0, _between(0), 'epochs with color noise; 0: to the end'),
+  'input.color_statistics': Field(
     '2012', _one_of('2012', 'data'), "components as released in 2012, or the data's own"
   ),
   'input.normalization': Field(
@@ -157,7 +161,7 @@ FIELDS: dict[str, Field] = {
   'optimizer.base_batch_size': Field(
     0, _between(0), 'learning_rate is for this batch and scales linearly; 0: it does not'
   ),
-  'optimizer.bias_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
+  'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
   'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
   'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2"),
   'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon"),
@@ -165,7 +169,7 @@ FIELDS: dict[str, Field] = {
   'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
   'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too'),
   'optimizer.layer_weight_decay': Field({}, _anything, 'decay of single layers, {layer: factor}'),
-  'optimizer.layer_factors': Field(
+  'optimizer.layer_lr_factors': Field(
     {},
     _anything,
     'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; of'
@@ -188,8 +192,8 @@ FIELDS: dict[str, Field] = {
   'eval.views': Field(1, _one_of(1, 9, 10), 'views averaged during training'),
   'eval.final_views': Field(1, _one_of(1, 9, 10), 'views averaged at the end'),
   'checkpoint.every_epochs': Field(1.0, _above(0), 'epochs between saved states'),
-  'checkpoint.keep': Field(2, _between(1), 'saved states kept besides the best'),
-  'guard.skipped_steps': Field(10, _between(1), 'non-finite steps in a row that end the run'),
+  'checkpoint.max_to_keep': Field(2, _between(1), 'saved states kept besides the best'),
+  'guard.max_nonfinite_steps': Field(10, _between(1), 'non-finite steps in a row that end the run'),
   'guard.flat_steps': Field(
     2000, _between(1), 'steps after which a loss still at ln(classes) is reported'
   ),
@@ -198,11 +202,11 @@ FIELDS: dict[str, Field] = {
 }
 
 # Fields of config.optimizer whose keys are names of layers.
-_BY_LAYER = ('layer_weight_decay', 'layer_factors')
+_BY_LAYER = ('layer_weight_decay', 'layer_lr_factors')
 
 # With `weights`, these fields may be empty ('' or 0), and are then those of the weights.
 _OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
-LAST = 'last'  # in optimizer.layer_factors: the layer that gives the logits
+LAST = 'last'  # in optimizer.layer_lr_factors: the layer that gives the logits
 
 # Fields that may differ when a run is resumed: they change where data and weights lie or what is
 # printed; like another number of devices they alter the last digits of a sum at most.
@@ -237,8 +241,8 @@ def default() -> ml_collections.ConfigDict:
 def left_open(config: ml_collections.ConfigDict) -> list[str]:
   """What `weights.start.complete` has to fill in before the config can be validated."""
   named_last = [
-    f'optimizer.layer_factors.{name}'
-    for name in config.optimizer.layer_factors
+    f'optimizer.layer_lr_factors.{name}'
+    for name in config.optimizer.layer_lr_factors
     if name.partition('/')[0] == LAST
   ]
   return [path for path in _OF_WEIGHTS if not _get(config, path)] + named_last
@@ -271,11 +275,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
       f'config.model.ghost_batch={config.model.ghost_batch}: net'
       f' {nets.title(config.model)} has no batch normalization; set it to 0'
     )
-  if config.micro_batches > 1 and has_norm and not config.model.ghost_batch:
+  if config.grad_accum_steps > 1 and has_norm and not config.model.ghost_batch:
     raise UserError(
-      f'config.micro_batches={config.micro_batches}: batch normalization would not'
+      f'config.grad_accum_steps={config.grad_accum_steps}: batch normalization would not'
       ' see the global batch; set model.ghost_batch to the images of a micro-batch on'
-      ' a device, or micro_batches to 1'
+      ' a device, or grad_accum_steps to 1'
     )
   if config.data.encoding == 'jpeg' and config.data.source in ('digits', 'synthetic'):
     raise UserError(
@@ -305,7 +309,7 @@ def _check_layers(optimizer, table: layers.Table) -> None:
   parameters = [f'{name}/{parameter}' for name in known for parameter in ('kernel', 'bias')]
   for field in _BY_LAYER:
     for name in optimizer[field]:
-      if name not in known and not (field == 'layer_factors' and name in parameters):
+      if name not in known and not (field == 'layer_lr_factors' and name in parameters):
         raise UserError(
           f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
           f' it has {", ".join(known)}'
@@ -321,7 +325,7 @@ def _check_layers(optimizer, table: layers.Table) -> None:
       raise UserError(
         f'config.optimizer.layer_weight_decay.{name}={decay!r}: must be a number of at least 0'
       )
-  for name, changes in optimizer.layer_factors.items():
+  for name, changes in optimizer.layer_lr_factors.items():
     try:
       epochs = [float(epoch) for epoch, _ in changes]
       later = epochs[1:] if epochs[:1] == [0] else epochs  # at 0: from the first step on
@@ -330,7 +334,7 @@ def _check_layers(optimizer, table: layers.Table) -> None:
       valid = False
     if not valid:
       raise UserError(
-        f'config.optimizer.layer_factors.{name}={changes!r}: must be pairs of'
+        f'config.optimizer.layer_lr_factors.{name}={changes!r}: must be pairs of'
         ' increasing epoch and factor, such as ((0.0, 0.1), (72.0, 0.0))'
       )
 

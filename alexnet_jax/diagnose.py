@@ -35,8 +35,8 @@ _OVERFIT_STEPS = flags.DEFINE_integer(
 _IMAGES = flags.DEFINE_string('images', None, "Folder of photos to use in place of the config's.")
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
-# Mean colour of the training images of ILSVRC-2012 (cuda-convnet2 make-data/input_meta).
-_MEAN_COLOUR_2012 = (127.305, 119.715, 104.913)
+# Mean color of the training images of ILSVRC-2012 (cuda-convnet2 make-data/input_meta).
+_MEAN_COLOR_2012 = (127.305, 119.715, 104.913)
 # Logit signal of #145 on ImageNet photos; the paper's literal initialization leaves 0.011, those
 # of Caffe's two nets 0.005 and 0.008.
 _SIGNAL_2012 = 0.164
@@ -78,17 +78,17 @@ def main() -> None:
       f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n'
     )
     course = _printed(diagnosis.overfit(experiment, state, images, labels, _OVERFIT_STEPS.value))
-    blind = diagnosis.blind_loss(labels)
+    blind = diagnosis.label_entropy(labels)
     verdict, sentence = diagnosis.verdict(course, classes, blind)
     print(f'\n{verdict}: {sentence}')
     figures['overfit'] = {
       'learning_rate': rate,
-      'blind_loss': blind,
+      'label_entropy': blind,
       'verdict': verdict,
       'course': [dataclasses.asdict(step) for step in course],
     }
   if _JSON.value:
-    figures |= {'command': command.spoken(), **environment(Devices())}
+    figures |= {'command': command.command_line(), **environment(Devices())}
     try:
       files.write_json(_JSON.value, figures)
     except OSError as error:
@@ -175,7 +175,7 @@ def read_photos(folder: Path, count: int, image_size: int, resize: str) -> np.nd
 
 
 def photo_like_store(classes: int, count: int, image_size: int) -> 'Store':
-  """A store of noise with the colours of ImageNet and the spectrum of photos.
+  """A store of noise with the colors of ImageNet and the spectrum of photos.
 
   Args:
     classes: number of classes, over which the labels are spread.
@@ -183,9 +183,9 @@ def photo_like_store(classes: int, count: int, image_size: int) -> 'Store':
     image_size: S, their side in pixels.
   """
   from alexnet_jax.data.store import Split, Store
-  from alexnet_jax.train.augment import COLOUR_EIGENVECTORS_2012, COLOUR_STDEVS_2012
+  from alexnet_jax.train.augment import COLOR_EIGENVECTORS_2012, COLOR_STDEVS_2012
 
-  stdevs, eigenvectors = np.array(COLOUR_STDEVS_2012), np.array(COLOUR_EIGENVECTORS_2012)
+  stdevs, eigenvectors = np.array(COLOR_STDEVS_2012), np.array(COLOR_EIGENVECTORS_2012)
   # Amplitudes fall as 1 / frequency (Field, J. Opt. Soc. Am. A 4, 1987).
   frequencies = np.fft.fftfreq(image_size) * image_size
   amplitude = 1 / np.maximum(np.hypot(frequencies[:, None], frequencies), 1)[..., None]
@@ -194,9 +194,9 @@ def photo_like_store(classes: int, count: int, image_size: int) -> 'Store':
     (count, image_size, image_size, 3)
   )
   components = np.fft.ifft2(np.fft.fft2(white, axes=(1, 2)) * amplitude, axes=(1, 2)).real
-  pixels = (components * stdevs) @ eigenvectors.T + _MEAN_COLOUR_2012
+  pixels = (components * stdevs) @ eigenvectors.T + _MEAN_COLOR_2012
   images = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-  mean_image = np.full((image_size, image_size, 3), _MEAN_COLOUR_2012, np.float32)
+  mean_image = np.full((image_size, image_size, 3), _MEAN_COLOR_2012, np.float32)
   train = Split(images, _spread_labels(count, classes))
   return Store(
     None,

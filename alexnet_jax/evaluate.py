@@ -213,13 +213,13 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   from alexnet_jax import files
   from alexnet_jax.results import scores
   from alexnet_jax.train import processes
-  from alexnet_jax.train.evaluation import Predictions, write_predictions
+  from alexnet_jax.train.evaluation import SplitProbabilities, write_predictions
   from alexnet_jax.train.parallel import Devices
   from alexnet_jax.train.workdir import environment
 
   devices = Devices()
   if devices.process_index:
-    processes.part('the report')
+    processes.shutdown_together('the report')
     return
   results = {}
   for name, probabilities in rows.items():
@@ -242,15 +242,15 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   record = {
     'results': results,
     'evaluated_images': len(label),
-    'command': command.spoken(),
+    'command': command.command_line(),
     **environment(devices),
   }
   try:
     files.write_json(workdir / f'evaluation-{tag}.json', record)
-    write_predictions(workdir / f'predictions-{tag}.npz', Predictions(label, probabilities))
+    write_predictions(workdir / f'predictions-{tag}.npz', SplitProbabilities(label, probabilities))
   except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
     print(f'warning: this is not kept in {workdir}: {error.strerror}', file=sys.stderr)
-  processes.part('the report')
+  processes.shutdown_together('the report')
 
 
 if __name__ == '__main__':

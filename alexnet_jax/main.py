@@ -55,7 +55,7 @@ def main() -> None:
   loop.train(
     config,
     workdir,
-    command=command.spoken(),
+    command=command.command_line(),
     allowed=_ALLOW_CHANGE.value,
     weights=weights_of(config, workdir),
   )

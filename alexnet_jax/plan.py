@@ -45,7 +45,7 @@ def lines(
     f' and about {_bytes(_activations(config, table, shape))} of activations over all devices',
     f'disk          {_bytes(stored)} of prepared images'
     f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
-    f' {_bytes(state)} a checkpoint, up to {config.checkpoint.keep + 2} of them',
+    f' {_bytes(state)} a checkpoint, up to {config.checkpoint.max_to_keep + 2} of them',
     f'work          {3 * 2 * macs * examples * config.epochs:.2e} floating-point operations',
   ]
 
@@ -74,12 +74,12 @@ def _rates(config, calendar: Calendar) -> str:
     for step in changes:
       if step < calendar.total_steps:
         text += (
-          f', {float(rates.base(step)):.3g} from epoch {calendar.epoch_of(step):.4g}'
+          f', {float(rates.kernel_rate(step)):.3g} from epoch {calendar.epoch_of(step):.4g}'
           f' (step {step:,})'
         )
-  if config.optimizer.bias_multiplier != 1:
-    text += f'; biases {config.optimizer.bias_multiplier:g} times that at first'
-  for name, factors in config.optimizer.layer_factors.items():
+  if config.optimizer.bias_lr_multiplier != 1:
+    text += f'; biases {config.optimizer.bias_lr_multiplier:g} times that at first'
+  for name, factors in config.optimizer.layer_lr_factors.items():
     text += f'; {name} ' + ', '.join(
       f'times {factor:g} from epoch {epoch:g}' for epoch, factor in factors
     )
@@ -96,7 +96,7 @@ def _activations(config, table: layers.Table, shape: layers.Shape) -> int:
   """Bytes of all layer outputs of a (micro-)batch, kept for the backward pass."""
   width = 2 if config.model.compute_dtype == 'bfloat16' else 4
   units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, shape))
-  return units * width * config.batch_size // config.micro_batches
+  return units * width * config.batch_size // config.grad_accum_steps
 
 
 def _bytes(count: float) -> str:

@@ -4,7 +4,7 @@
   python -m alexnet_jax.predict --weights=alexnet.pth --views=10 --json=guesses.json photos/
   find . -name '*.jpg' | python -m alexnet_jax.predict --workdir=runs/digits -
   python -m alexnet_jax.predict --workdir=runs/digits --features=fc4 --npz=features.npz photos/
-  python -m alexnet_jax.predict --workdir=runs/digits --neighbours=6 --gallery=photos/ a.png
+  python -m alexnet_jax.predict --workdir=runs/digits --neighbors=6 --gallery=photos/ a.png
 
 Words are files, folders (of all pictures at any depth), or - for a list of files on standard input.
 They are decoded and resized as in training.  Where a picture's folder is named as a class, that is
@@ -42,13 +42,13 @@ _BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Pictures at a time.', low
 _JSON = flags.DEFINE_string('json', None, 'File for all that is found; - for standard output.')
 _FIGURE = flags.DEFINE_string('figure', None, 'PNG of the first pictures with what is found.')
 _FEATURES = flags.DEFINE_string(
-  'features', None, 'Layer whose outputs are wanted, such as fc7; for --neighbours the last hidden.'
+  'features', None, 'Layer whose outputs are wanted, such as fc7; for --neighbors the last hidden.'
 )
 _NPZ = flags.DEFINE_string('npz', None, 'File for names and features; features-LAYER.npz.')
 _NEIGHBOURS = flags.DEFINE_integer(
-  'neighbours', None, 'How many pictures of the gallery to find for each.', lower_bound=1
+  'neighbors', None, 'How many pictures of the gallery to find for each.', lower_bound=1
 )
-_GALLERY = flags.DEFINE_string('gallery', None, 'Folder of pictures to look for neighbours in.')
+_GALLERY = flags.DEFINE_string('gallery', None, 'Folder of pictures to look for neighbors in.')
 
 
 def main(words: list[str]) -> None:
@@ -69,7 +69,7 @@ def main(words: list[str]) -> None:
   weights = load(path, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
   predictor = Predictor(weights, views=int(_VIEWS.value), batch_size=_BATCH_SIZE.value)
   if gallery:
-    _show_neighbours(predictor, files, gallery)
+    _show_neighbors(predictor, files, gallery)
   else:
     _show_predictions(predictor, files)
 
@@ -81,11 +81,11 @@ def _check_flags(words: list[str]) -> None:
   if not words:
     raise UserError('no pictures: give files or folders, or - for a list on standard input')
   if bool(_NEIGHBOURS.value) != bool(_GALLERY.value):
-    raise UserError('--neighbours=K and --gallery=FOLDER need each other')
+    raise UserError('--neighbors=K and --gallery=FOLDER need each other')
   if _NPZ.value and not _FEATURES.value:
     raise UserError(f'--npz={_NPZ.value}: which layer? give --features=LAYER too')
   if _NPZ.value and _GALLERY.value:
-    raise UserError(f'--npz={_NPZ.value}: leave out --neighbours and --gallery to save features')
+    raise UserError(f'--npz={_NPZ.value}: leave out --neighbors and --gallery to save features')
 
 
 def _with_listed(words: list[str]) -> list[str]:
@@ -139,19 +139,19 @@ def _show_predictions(predictor, files) -> None:
     _write('figure', _FIGURE.value, lambda path: figure4.guesses(shown, path, _title(predictor)))
 
 
-def _show_neighbours(predictor, files, gallery) -> None:
-  from alexnet_jax.results import neighbours
+def _show_neighbors(predictor, files, gallery) -> None:
+  from alexnet_jax.results import neighbors
 
   layer = _FEATURES.value or predictor.last_hidden
   queries = _look(predictor, files, 'pictures', layer)
   candidates = _look(predictor, gallery, f'pictures of {_GALLERY.value}', layer)
   looked_at = len(queries) + len(candidates)
   queries, candidates = ([x for x in each if not x.error] for each in (queries, candidates))
-  found = neighbours.search(queries, candidates, _NEIGHBOURS.value)
-  _say(neighbours.text(queries, found))
+  found = neighbors.search(queries, candidates, _NEIGHBOURS.value)
+  _say(neighbors.text(queries, found))
   if broken := looked_at - len(queries) - len(candidates):
     _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')
-  _write_json(predictor, {'layer': layer, 'pictures': neighbours.as_json(queries, found)})
+  _write_json(predictor, {'layer': layer, 'pictures': neighbors.as_json(queries, found)})
   if _FIGURE.value:
     from alexnet_jax.results import figure4
 
@@ -164,7 +164,7 @@ def _show_neighbours(predictor, files, gallery) -> None:
     asked = [tile(queries[row]) for row in rows]
     nearest = [[tile(by_name[x.name], f'{x.distance:.1f}') for x in found[row]] for row in rows]
     title = f'{_title(predictor)}: nearest in {layer}'
-    _write('figure', _FIGURE.value, lambda path: figure4.neighbours(asked, nearest, path, title))
+    _write('figure', _FIGURE.value, lambda path: figure4.neighbors(asked, nearest, path, title))
 
 
 def _say(text: str) -> None:
@@ -177,7 +177,7 @@ def _title(predictor) -> str:
 
 
 def _spread(count: int) -> list[int]:
-  """At most `_SHOWN` of so many, evenly: neighbours in a list often show the same class."""
+  """At most `_SHOWN` of so many, evenly: neighbors in a list often show the same class."""
   return [i * count // min(count, _SHOWN) for i in range(min(count, _SHOWN))]
 
 

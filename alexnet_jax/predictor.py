@@ -47,7 +47,7 @@ class Predictor:
 
     Args:
       weights: a file, the folder of a run, or a net that has been read.
-      views: 1 (the centre), 9 or 10, over which probabilities and features are averaged.
+      views: 1 (the center), 9 or 10, over which probabilities and features are averaged.
       batch_size: pictures at a time.
 
     Raises:

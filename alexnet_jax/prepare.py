@@ -36,7 +36,7 @@ def main() -> None:
   if _VERIFY.value:
     store.verify_store(prepared.path, progress)
   red, green, blue = prepared.mean_image.mean((0, 1))
-  stdevs = ', '.join(f'{value:.4f}' for value in prepared.colour_stdevs)
+  stdevs = ', '.join(f'{value:.4f}' for value in prepared.color_stdevs)
   print(
     f'{prepared.path}: {len(prepared.train):,} training and {len(prepared.eval):,} held-out'
     f' images of {len(prepared.classes):,} classes{", verified" * _VERIFY.value}\n'

@@ -24,7 +24,7 @@ def main(folders: list[str]) -> None:
   from alexnet_jax.sweep import report
 
   out = Path(_OUT.value or folders[0])
-  text = report.write([Path(folder) for folder in folders], out, command.spoken())
+  text = report.write([Path(folder) for folder in folders], out, command.command_line())
   print(f'{text}\n{out / "report.html"}')
 
 

@@ -22,8 +22,8 @@ def get_config(variant: str = '18pct'):
   config.data.eval_split = 'test'
   config.input.crop = 32
   config.input.random_crop = False
-  config.input.mirror = False
-  config.input.colour_noise = 0.0
+  config.input.random_flip = False
+  config.input.color_noise = 0.0
   config.eval.batch_size = 500
   config.optimizer.learning_rate = 0.001
   config.optimizer.weight_decay = 0.004
@@ -61,7 +61,7 @@ def _13pct(config):
   """Convolutions without decay; epochs as documented for 11pct; only the kernels' rate falls."""
   config.input.crop = 24
   config.input.random_crop = True
-  config.input.mirror = True
+  config.input.random_flip = True
   config.eval.final_views = 9
   config.epochs = 520.0
   config.optimizer.schedule.milestones = (500.0, 510.0)

@@ -17,13 +17,13 @@ def get_config():
   config.input.resize_to = 224
   config.input.crop = 224
   config.input.random_crop = False
-  config.input.mirror = False
-  config.input.colour_noise = 0.0
+  config.input.random_flip = False
+  config.input.color_noise = 0.0
   config.batch_size = 64
   config.epochs = 18.0
   config.optimizer.name = 'adam'
   config.optimizer.learning_rate = 5e-5
-  config.optimizer.bias_multiplier = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.weight_decay = 0.0
   config.optimizer.schedule.kind = 'constant'
   return config

@@ -22,12 +22,12 @@ def get_config(variant: str = ''):
   config.model.net = 'cifar_bn'
   config.input.crop = 32
   config.input.random_crop = False
-  config.input.colour_noise = 0.0
+  config.input.color_noise = 0.0
   config.input.normalization = 'standardize'
   config.eval.batch_size = 500
   config.epochs = 50.0
   config.optimizer.learning_rate = 0.01
-  config.optimizer.bias_multiplier = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.weight_decay = 0.0
   config.optimizer.schedule.kind = 'constant'
   if variant == 'short':

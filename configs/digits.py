@@ -16,8 +16,8 @@ def get_config():
   config.model.net = 'digits'
   config.model.onednn = 'off'  # a run of seconds gains more from programs that are kept on disk
   config.input.crop = 28
-  config.input.mirror = False
-  config.input.colour_noise = 0.0
+  config.input.random_flip = False
+  config.input.color_noise = 0.0
   config.input.normalization = 'standardize'
   config.batch_size = 64
   config.epochs = 15.0

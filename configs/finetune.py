@@ -8,7 +8,7 @@ the weights; only the last layer is new.  It learns ten times as fast as the oth
 (finetune_flickr_style), where the other layers have 1 and 2.  To freeze layers, give the whole
 table:
 
-  --config.optimizer.layer_factors="{'last': ((0.0, 10.0),), 'conv1': ((0.0, 0.0),)}"
+  --config.optimizer.layer_lr_factors="{'last': ((0.0, 10.0),), 'conv1': ((0.0, 0.0),)}"
 """
 
 from alexnet_jax.config import default
@@ -26,12 +26,12 @@ def get_config(path: str = ''):
   config.data.resize = ''
   config.input.crop = 0
   config.input.normalization = 'weights'
-  config.input.colour_noise = 0.0
+  config.input.color_noise = 0.0
   config.epochs = 30.0
   config.batch_size = 32
   config.eval.batch_size = 64
   config.optimizer.learning_rate = 0.001
-  config.optimizer.layer_factors = {'last': ((0.0, 10.0),)}
+  config.optimizer.layer_lr_factors = {'last': ((0.0, 10.0),)}
   config.optimizer.warmup_epochs = 1.0
   config.optimizer.schedule.kind = 'cosine'
   config.log.every_steps = 20

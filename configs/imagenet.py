@@ -8,10 +8,10 @@ Variants and the published single-net errors on the ILSVRC-2012 validation set (
 
   (none)     layers-145.cfg, the net of Table 2: 40.7 / 18.2 with ten views
   paper      the text alone: N(0, 0.01), ReLU before LRN, 90 epochs, three drops
-  auto       #145 with the automatic schedule of #170: 40.5 / 18.1 ten views, 42.3 / 19.6 centre
-  caffe      BVLC's bvlc_alexnet: 42.9 / 19.8 centre
-  caffenet   BVLC's reference CaffeNet: 42.6 / 19.6 centre
-  owt        torchvision's alexnet: 43.5 / 20.9 centre
+  auto       #145 with the automatic schedule of #170: 40.5 / 18.1 ten views, 42.3 / 19.6 center
+  caffe      BVLC's bvlc_alexnet: 42.9 / 19.8 center
+  caffenet   BVLC's reference CaffeNet: 42.6 / 19.6 center
+  owt        torchvision's alexnet: 43.5 / 20.9 center
   one_tower  the one-GPU net: 1.7 / 1.2 worse than two towers on ILSVRC-2010
   conv6      CNN*: 39.0 / 16.6 when pre-trained on ImageNet 2011, which this config does not do
   bn         AlexNet with batch normalization, as the LARS authors train it, batch 512
@@ -62,15 +62,15 @@ def _krizhevsky2012(config):
   config.optimizer.schedule.milestones = (25.0, 51.0, 79.0)
   # The biases' rate of .02 is never lowered, while conv1 is slowed and then frozen.
   config.optimizer.bias_schedule.kind = 'constant'
-  config.optimizer.layer_factors = {'conv1/kernel': ((67.0, 0.1),), 'conv1': ((72.0, 0.0),)}
-  config.input.colour_noise_epochs = 67.0
+  config.optimizer.layer_lr_factors = {'conv1/kernel': ((67.0, 0.1),), 'conv1': ((72.0, 0.0),)}
+  config.input.color_noise_epochs = 67.0
 
 
 def _paper(config):
   """Paper section 5: equal rates, 0.01 divided by 10 three times, roughly 90 cycles."""
   config.model.net = 'paper'
   config.epochs = 90.0
-  config.optimizer.bias_multiplier = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.decay_biases = True
   # The text does not say when; these are the epochs of #145.
   config.optimizer.schedule.milestones = (25.0, 51.0, 79.0)
@@ -88,8 +88,8 @@ def _auto(config):
   config.optimizer.bias_schedule.kind = 'exponential'
   config.optimizer.bias_schedule.levels = 2
   config.optimizer.bias_schedule.target_factor = 10.0
-  config.optimizer.layer_factors = {'conv1': ((74.0, 0.0),)}
-  config.input.colour_noise_epochs = 68.0
+  config.optimizer.layer_lr_factors = {'conv1': ((74.0, 0.0),)}
+  config.input.color_noise_epochs = 68.0
 
 
 def _one_tower(config):
@@ -102,8 +102,8 @@ def _one_tower(config):
   config.epochs = 96.0
   config.optimizer.schedule.milestones = (20.0, 48.0, 81.0)
   config.optimizer.bias_schedule.kind = 'constant'
-  config.optimizer.layer_factors = {'conv1/kernel': ((66.0, 0.1),), 'conv1': ((72.0, 0.0),)}
-  config.input.colour_noise_epochs = 66.0
+  config.optimizer.layer_lr_factors = {'conv1/kernel': ((66.0, 0.1),), 'conv1': ((72.0, 0.0),)}
+  config.input.color_noise_epochs = 66.0
 
 
 def _conv6(config):
@@ -119,7 +119,7 @@ def _caffe(config):
   config.model.net = 'caffe'
   config.data.resize = 'warp'
   config.input.crop = 227
-  config.input.colour_noise = 0.0
+  config.input.color_noise = 0.0
   config.batch_size = 256
   config.epochs = 89.9
   config.optimizer.schedule.milestones = (19.98, 39.96, 59.95, 79.93)
@@ -140,10 +140,10 @@ def _owt(config):
   config.batch_size = 256
   config.epochs = 90.0
   config.input.normalization = 'torchvision'
-  config.input.colour_noise = 0.0
+  config.input.color_noise = 0.0
   config.optimizer.weight_decay = 1e-4
   config.optimizer.decay_biases = True
-  config.optimizer.bias_multiplier = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.schedule.milestones = (30.0, 60.0)
   config.eval.final_views = 1
 
@@ -151,14 +151,14 @@ def _owt(config):
 def _bn(config):
   """NVIDIA/caffe models/alexnet_bn: solver.prototxt with train_val2.prototxt.
 
-  Batch 512, rate .08, poly(2).  Caffe subtracts the mean image under the crop; here its centre.
+  Batch 512, rate .08, poly(2).  Caffe subtracts the mean image under the crop; here its center.
   """
   config.model.net = 'bn_after_pool'
   config.input.crop = 227
   config.input.scale = 1 / 256
-  config.input.colour_noise = 0.0
+  config.input.color_noise = 0.0
   config.batch_size = 512
-  config.optimizer.bias_multiplier = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.decay_biases = True
   config.epochs = 100.0
   config.optimizer.learning_rate = 0.08

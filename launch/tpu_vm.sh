@@ -15,7 +15,7 @@
 #   TYPE       accelerator type; default v6e-8. Above 8 it is a pod slice of several VMs
 #   RUNTIME    software version; default v2-alpha-tpuv6e. v5p wants v2-alpha-tpuv5, v5litepod
 #              v2-alpha-tpuv5-lite, older ones tpu-ubuntu2204-base
-#   DISK       projects/P/zones/Z/disks/D with a file system labelled alexnet, for /mnt/alexnet
+#   DISK       projects/P/zones/Z/disks/D with a file system labeled alexnet, for /mnt/alexnet
 #   DATA       gs://... that `setup` copies to /mnt/alexnet of every VM, without DISK
 #   BUCKET     gs://... that gets a copy of the workdir every five minutes and at the end
 #   SSH_FLAGS  such as --tunnel-through-iap

@@ -25,7 +25,7 @@ COMMAND = (
   '--config.epochs=2',
   '--config.data.train_examples=300',
   '--config.checkpoint.every_epochs=0.2',
-  '--config.checkpoint.keep=1',
+  '--config.checkpoint.max_to_keep=1',
   '--config.eval.every_epochs=0.5',
   '--config.log.every_steps=1',
 )

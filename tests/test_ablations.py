@@ -217,16 +217,16 @@ def test_single_fields_of_rows():
 @pytest.mark.parametrize(
   'name, fields',
   [
-    ('no_colour_noise', {'input.colour_noise': 0.0, 'input.colour_noise_epochs': 0.0}),
-    ('no_mirror', {'input.mirror': False}),
+    ('no_color_noise', {'input.color_noise': 0.0, 'input.color_noise_epochs': 0.0}),
+    ('no_random_flip', {'input.random_flip': False}),
     ('no_crop', {'input.random_crop': False}),
     (
       'no_augmentation',
       {
         'input.random_crop': False,
-        'input.mirror': False,
-        'input.colour_noise': 0.0,
-        'input.colour_noise_epochs': 0.0,
+        'input.random_flip': False,
+        'input.color_noise': 0.0,
+        'input.color_noise_epochs': 0.0,
       },
     ),
     ('no_weight_decay', {'optimizer.weight_decay': 0.0}),
@@ -245,24 +245,29 @@ def test_no_weight_decay_means_none_in_any_layer():
 
 
 def test_a_config_with_ablations_comes_back_from_json_with_its_net():
-  config = ablations.apply(get_config('imagenet'), ['no_lrn', 'ungrouped', 'no_mirror'])
+  config = ablations.apply(get_config('imagenet'), ['no_lrn', 'ungrouped', 'no_random_flip'])
   again = configs.from_json(configs.to_json(config))
   assert nets.table_of(again, 1000) == nets.table_of(config, 1000)
-  assert not again.input.mirror
+  assert not again.input.random_flip
   changes = configs.diff(configs.to_json(get_config('imagenet')), configs.to_json(again))
-  assert changes == {'model.edits': ([], ['no_lrn', 'ungrouped']), 'input.mirror': (True, False)}
+  assert changes == {
+    'model.ablations': ([], ['no_lrn', 'ungrouped']),
+    'input.random_flip': (True, False),
+  }
   old = configs.to_json(get_config('imagenet'))
-  del old['model']['edits']  # as runs before there were ablations
-  assert configs.from_json(old).model.edits == ()
+  del old['model']['ablations']  # as runs before there were ablations
+  assert configs.from_json(old).model.ablations == ()
 
 
 def test_a_stored_config_with_an_edit_of_another_version_is_refused():
   stored = configs.to_json(get_config('imagenet'))
-  stored['model']['edits'] = [['no_lrn']]
+  stored['model']['ablations'] = [['no_lrn']]
   with pytest.raises(UserError, match='must be a tuple of no_lrn'):
     configs.from_json(stored)
-  stored['model']['edits'] = ['no_softmax']
-  with pytest.raises(UserError, match=r"model.edits=\('no_softmax',\): must be a tuple of no_lrn"):
+  stored['model']['ablations'] = ['no_softmax']
+  with pytest.raises(
+    UserError, match=r"model.ablations=\('no_softmax',\): must be a tuple of no_lrn"
+  ):
     configs.from_json(stored)
 
 
@@ -280,7 +285,7 @@ def test_a_stored_config_with_an_edit_of_another_version_is_refused():
     ('imagenet:paper', 'init_01', 'changes nothing'),
     ('cifar10_bn', 'non_overlapping_pool', 'changes nothing'),
     ('cifar10:13pct', 'without_conv3', 'changes nothing'),
-    ('cifar10', 'no_mirror', 'already has input.mirror=False'),
+    ('cifar10', 'no_random_flip', 'already has input.random_flip=False'),
     ('cifar10_bn', 'no_weight_decay', 'already has optimizer.weight_decay=0.0'),
     ('digits', 'scalar_mean', 'no mean image is subtracted: input.normalization is standardize'),
     ('imagenet', 'no_lnr', 'there is no such ablation, did you mean no_lrn?'),
@@ -314,7 +319,7 @@ def test_the_same_ablation_twice_is_refused():
 
 def test_a_layer_that_the_recipe_mentions_cannot_go():
   config = get_config('imagenet')
-  config.optimizer.layer_factors = {'conv3': ((1.0, 0.1),)}
+  config.optimizer.layer_lr_factors = {'conv3': ((1.0, 0.1),)}
   with pytest.raises(UserError, match="without_conv3: .*no layer 'conv3'"):
     ablations.apply(config, ['without_conv3'])
 
@@ -386,11 +391,13 @@ def test_logits_agree_with_torch(name):
 
 
 def test_plan_and_summary_show_the_edited_net():
-  words = ['--config=configs/imagenet.py', '--ablation=ungrouped,no_mirror']
+  words = ['--config=configs/imagenet.py', '--ablation=ungrouped,no_random_flip']
   plan = run('alexnet_jax.main', *words, '--dry_run')
   assert 'krizhevsky2012 (ungrouped): 62,378,344 parameters, 1,135,256,096 MACs' in plan.stdout
   summary = run('alexnet_jax.summarize', *words)
-  assert summary.stdout.startswith('imagenet-ungrouped-no_mirror: net krizhevsky2012 (ungrouped)')
+  assert summary.stdout.startswith(
+    'imagenet-ungrouped-no_random_flip: net krizhevsky2012 (ungrouped)'
+  )
   assert '62,378,344' in summary.stdout
 
 

@@ -15,7 +15,7 @@ COUNT = 6
 
 
 def photographs(side):
-  """float32 (COUNT, side, side, 3), 0..255: the 1/f spectrum of photographs, weak colours."""
+  """float32 (COUNT, side, side, 3), 0..255: the 1/f spectrum of photographs, weak colors."""
   rng = np.random.default_rng(0)
   frequencies = np.fft.fftfreq(side)
   radius = np.hypot(frequencies[:, None], frequencies)

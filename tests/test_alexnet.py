@@ -55,7 +55,7 @@ def spatial_norm(x, size, scale):
 
 
 def krizhevsky2012(w, x, drop):
-  def tower_norm(x):  # of unfolded neighbours in the tower's own half of the maps
+  def tower_norm(x):  # of unfolded neighbors in the tower's own half of the maps
     def half(a):
       padded = F.pad(a * a, (0, 0, 0, 0, 2, 2))
       return a / (2 + 1e-4 / 5 * padded.unfold(1, 5, 1).sum(-1)) ** 0.75

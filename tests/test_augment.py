@@ -1,4 +1,4 @@
-"""Views against NumPy slicing, the published colour statistics, and torch's enlargement."""
+"""Views against NumPy slicing, the published color statistics, and torch's enlargement."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from scipy import stats
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.train import augment
 from alexnet_jax.train.calendar import Calendar
-from alexnet_jax.train.experiment import make_colour_noise, make_preprocessing
+from alexnet_jax.train.experiment import make_color_noise, make_preprocessing
 
 
 def preprocessing(crop, **changes):
@@ -23,7 +23,7 @@ def preprocessing(crop, **changes):
     crop=crop,
     mean=np.zeros(3, np.float32),
     scale=np.ones(3, np.float32),
-    colour_basis=np.eye(3, dtype=np.float32),
+    color_basis=np.eye(3, dtype=np.float32),
   )
   return dataclasses.replace(plain, **changes)
 
@@ -92,7 +92,7 @@ def test_all_offsets_are_equally_likely_and_independent():
 
 def test_without_random_crop_or_mirror_the_view_is_central():
   images = random_images(20, 13)
-  plain = preprocessing(8, random_crop=False, mirror=False)
+  plain = preprocessing(8, random_crop=False, random_flip=False)
   np.testing.assert_array_equal(training_views(plain, images, keys_of(20)), images[:, 2:10, 2:10])
   mirroring = preprocessing(8, random_crop=False)
   views = training_views(mirroring, images, keys_of(20))
@@ -103,7 +103,7 @@ def test_without_random_crop_or_mirror_the_view_is_central():
 
 def test_a_crop_as_large_as_the_image_is_the_image():
   images = random_images(4, 9)
-  views = training_views(preprocessing(9, mirror=False), images, keys_of(4))
+  views = training_views(preprocessing(9, random_flip=False), images, keys_of(4))
   np.testing.assert_array_equal(views, images)
 
 
@@ -131,7 +131,7 @@ def test_a_view_depends_on_its_own_key_alone():
   )
 
 
-# Colour noise.
+# Color noise.
 
 
 @pytest.fixture(scope='module')
@@ -160,14 +160,14 @@ def config_of(**settings):
   return config
 
 
-def colour_shifts(prepare, noise, count=20_000):
+def color_shifts(prepare, noise, count=20_000):
   images = np.full((count, 1, 1, 3), 100, np.uint8)
   prepare = dataclasses.replace(prepare, crop=1, mean=np.zeros(3, np.float32))
   return training_views(prepare, images, keys_of(count), noise)[:, 0, 0]
 
 
-def test_colour_noise_has_the_published_covariance(store):
-  shifts = colour_shifts(make_preprocessing(config_of(), store), 0.1)
+def test_color_noise_has_the_published_covariance(store):
+  shifts = color_shifts(make_preprocessing(config_of(), store), 0.1)
   # cuda-convnet2 make-data/input_meta: rows R, G, B; a column and a standard deviation each.
   vectors = np.array(
     [
@@ -189,7 +189,7 @@ def test_colour_noise_has_the_published_covariance(store):
   assert stats.kstest((main - main.mean()) / main.std(), 'norm').pvalue > 1e-3
 
 
-def test_colour_noise_does_not_depend_on_the_mirror():
+def test_color_noise_does_not_depend_on_the_mirror():
   views = training_views(preprocessing(2), coordinates(20_000, 2), keys_of(20_000), 1.0) * 2
   mirrored = views[:, 0, 0, 1] > views[:, 0, 1, 1]
   noise = views.mean((1, 2)) - [0.5, 0.5, 0]
@@ -197,18 +197,18 @@ def test_colour_noise_does_not_depend_on_the_mirror():
   assert np.abs(difference).max() < 4 * 2 / math.sqrt(20_000)
 
 
-def test_colour_noise_from_the_datas_own_components(store):
-  prepare = make_preprocessing(config_of(colour_statistics='data'), store)
-  measured = np.cov(colour_shifts(prepare, 0.5).T)
-  vectors = store.colour_eigenvectors
+def test_color_noise_from_the_datas_own_components(store):
+  prepare = make_preprocessing(config_of(color_statistics='data'), store)
+  measured = np.cov(color_shifts(prepare, 0.5).T)
+  vectors = store.color_eigenvectors
   expected = 0.25 / 1.5**2 * vectors @ np.diag([9.0, 100.0, 2500.0]) @ vectors.T
   assert np.linalg.norm(measured - expected) < 0.04 * np.linalg.norm(expected)
 
 
-def test_colour_noise_is_one_shift_per_channel_and_image():
+def test_color_noise_is_one_shift_per_channel_and_image():
   images = random_images(10, 12)
   prepare = preprocessing(
-    12, random_crop=False, mirror=False, scale=np.array([1, 2, 4], np.float32)
+    12, random_crop=False, random_flip=False, scale=np.array([1, 2, 4], np.float32)
   )
   views = training_views(prepare, images, keys_of(10), 5.0)
   shifts = views * 6 / np.array([1, 2, 4]) - images
@@ -216,21 +216,21 @@ def test_colour_noise_is_one_shift_per_channel_and_image():
   assert len(np.unique(shifts[:, 0, 0].round(3))) == 30  # another one for each
 
 
-def test_without_colour_noise_the_pixels_are_as_stored(store):
-  prepare = make_preprocessing(config_of(normalization='none', mirror=False), store)
+def test_without_color_noise_the_pixels_are_as_stored(store):
+  prepare = make_preprocessing(config_of(normalization='none', random_flip=False), store)
   images = random_images(3, 32)
   np.testing.assert_array_equal(training_views(prepare, images, keys_of(3)), images)
 
 
-def test_colour_noise_ends_at_its_epoch():
+def test_color_noise_ends_at_its_epoch():
   calendar = Calendar(examples=1000, batch_size=100, epochs=90)
-  settings = config_of(colour_noise_epochs=67.0).input
-  noise = make_colour_noise(settings, calendar)
+  settings = config_of(color_noise_epochs=67.0).input
+  noise = make_color_noise(settings, calendar)
   assert [float(noise(jnp.int32(step))) for step in (0, 669, 670, 899)] == pytest.approx(
     [0.1, 0.1, 0, 0]
   )
-  settings.colour_noise_epochs = 0.0
-  assert float(make_colour_noise(settings, calendar)(jnp.int32(899))) == pytest.approx(0.1)
+  settings.color_noise_epochs = 0.0
+  assert float(make_color_noise(settings, calendar)(jnp.int32(899))) == pytest.approx(0.1)
 
 
 # Normalization.
@@ -241,7 +241,7 @@ def test_normalizations(store):
   pixel = store.mean_image.reshape(-1, 3).mean(0)
   central = images[:, 4:36, 4:36].astype(np.float64)
   covariance = (
-    store.colour_eigenvectors @ np.diag(store.colour_stdevs**2) @ store.colour_eigenvectors.T
+    store.color_eigenvectors @ np.diag(store.color_stdevs**2) @ store.color_eigenvectors.T
   )
   expected = {
     'mean_image': central - store.mean_image[4:36, 4:36],
@@ -260,14 +260,14 @@ def test_normalizations(store):
 # Test views.
 
 
-def test_ten_views_are_the_corners_and_the_centre_and_their_mirrors():
+def test_ten_views_are_the_corners_and_the_center_and_their_mirrors():
   images = random_images(3, 256)
   found = fixed_views(preprocessing(224), images, augment.VIEWS[10])
   offsets = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]  # CHM convdata.py
   straight = [images[:, r : r + 224, c : c + 224] for r, c in offsets]
   expected = straight + [view[:, :, ::-1] for view in straight]
   np.testing.assert_array_equal(found, expected)
-  # The definition of torchvision's ten_crop: corners, centre, then all of the mirrored image.
+  # The definition of torchvision's ten_crop: corners, center, then all of the mirrored image.
   ten = [
     window
     for image in (images, images[:, :, ::-1])
@@ -294,7 +294,7 @@ def test_nine_views_are_a_grid_without_mirrors():
 @pytest.mark.parametrize(
   'side, crop, start', [(256, 224, 16), (256, 227, 14), (32, 28, 2), (7, 7, 0)]
 )
-def test_one_view_is_the_centre(side, crop, start):
+def test_one_view_is_the_center(side, crop, start):
   images = random_images(2, side)
   (view,) = fixed_views(preprocessing(crop), images, augment.VIEWS[1])
   np.testing.assert_array_equal(view, images[:, start : start + crop, start : start + crop])
@@ -337,7 +337,7 @@ def test_resize_to_enlarges_bilinearly_and_the_mean_with_the_images(store):
 
   images = random_images(2, 40)
   prepare = make_preprocessing(
-    config_of(resize_to=100, crop=64, random_crop=False, mirror=False), store
+    config_of(resize_to=100, crop=64, random_crop=False, random_flip=False), store
   )
   large, mean = enlarged(images, 100), enlarged(store.mean_image[None], 100)[0]
   expected = (large - mean)[:, 18:82, 18:82]

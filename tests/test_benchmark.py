@@ -25,8 +25,8 @@ from alexnet_jax.benchmarks import (
   step,
 )
 from alexnet_jax.benchmarks.comparison import Comparison, Options
-from alexnet_jax.benchmarks.sides import Probe, Sample, Unavailable
-from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.benchmarks.sides import LossAndGrads, Sample, Unavailable
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 
@@ -75,7 +75,7 @@ def ours():
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   loss, gradients = loss_of(weights)
-  return weights, Probe(float(loss), jax.tree.map(np.asarray, gradients))
+  return weights, LossAndGrads(float(loss), jax.tree.map(np.asarray, gradients))
 
 
 def examples():
@@ -257,7 +257,7 @@ def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
 FAKE = """
 import os
 import numpy as np
-from alexnet_jax.benchmarks.sides import Probe, Side, Task, Unavailable
+from alexnet_jax.benchmarks.sides import LossAndGrads, Side, Task, Unavailable
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 
@@ -285,18 +285,18 @@ class Fake(Side):
     table = (layers.Dense('fc1', 2),)
     return Task(table, (3,), 'cpu', 'float32', '', 0, None, None, weights, {}, {})
   def probe(self, weights):
-    return Probe(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
+    return LossAndGrads(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
 """
 
 
 @pytest.fixture
 def fake(tmp_path):
-  """Makes contenders of a side that writes its name into tmp_path/log at every run."""
+  """Makes contestants of a side that writes its name into tmp_path/log at every run."""
   (tmp_path / 'fake_side.py').write_text(FAKE)
 
   def make(name, **arguments):
     settings = {'NAME': name, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
-    return Contender(name, 'fake_side:Fake', settings, {'log': str(tmp_path / 'log'), **arguments})
+    return Contestant(name, 'fake_side:Fake', settings, {'log': str(tmp_path / 'log'), **arguments})
 
   return make
 
@@ -342,7 +342,7 @@ def compare(monkeypatch, ours, **peers):
 
 
 def test_compare_measures_peers_that_agree(fake, monkeypatch):
-  absent = Contender('missing', 'fake_side:Fake', package='no_such_package', extra='peers')
+  absent = Contestant('missing', 'fake_side:Fake', package='no_such_package', extra='peers')
   result = compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent)
   assert list(result.sides) == ['alexnet_jax', 'peer'] and len(result.ratios('peer')) == 2
   assert "no_such_package is not installed: pip install 'alexnet_jax[peers]'" in (result.table())

@@ -52,23 +52,23 @@ def arithmetic(jaxpr):
   return found
 
 
-def step_of(table, crop, micro_batches):
+def step_of(table, crop, grad_accum_steps):
   """A whole training step of a net in bfloat16, with a moving average, and what it takes."""
-  net, batch = AlexNet(table, BF16), 2 * micro_batches
+  net, batch = AlexNet(table, BF16), 2 * grad_accum_steps
   image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
   variables = jax.eval_shape(net.init, jax.random.key(0), image)
   variables = {'batch_stats': {}, **variables}
   recipe = Recipe(
     seed=0,
     preprocessing=Preprocessing(crop, np.zeros(3), np.ones(3), np.eye(3)),
-    colour_noise=lambda step: jnp.float32(0.1),
+    color_noise=lambda step: jnp.float32(0.1),
     rates=make_rates(configs.default(), int, 90),
     optimizer=krizhevsky_momentum(
       0.9, weight_decay_tree(variables['params'], 0.0005, {}, biases=False)
     ),
     label_smoothing=0.1,
     ema_decay=0.999,
-    micro_batches=micro_batches,
+    grad_accum_steps=grad_accum_steps,
   )
   state = jax.eval_shape(lambda v: init_state(v, recipe, {}), variables)
   data = {

@@ -158,7 +158,7 @@ def test_all_that_a_state_can_hold(tmp_path, monkeypatch):
   normalized = (*tiny(4)[:1], BatchNorm('bn1'), *tiny(4)[1:])
   monkeypatch.setitem(nets.NETS, 'digits', lambda classes: normalized)
   settings = {
-    'micro_batches': 2,
+    'grad_accum_steps': 2,
     'model.ghost_batch': 8,
     'ema_decay': 0.9,
     'label_smoothing': 0.1,
@@ -177,7 +177,9 @@ def test_all_that_a_state_can_hold(tmp_path, monkeypatch):
 
 def test_steps_that_are_not_finite_end_the_run(tmp_path):
   with pytest.raises(Diverged, match='^3 steps in a row up to step 4 '):
-    train(tmp_path / 'run', 4, 1, **{'optimizer.learning_rate': 1e30, 'guard.skipped_steps': 3})
+    train(
+      tmp_path / 'run', 4, 1, **{'optimizer.learning_rate': 1e30, 'guard.max_nonfinite_steps': 3}
+    )
 
 
 def test_images_that_do_not_fit_are_refused(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ WRONG = [
   ('epochs', float('nan')),
   ('epochs', float('inf')),
   ('batch_size', 0),
-  ('micro_batches', 0),
+  ('grad_accum_steps', 0),
   ('steps_per_call', 0),
   ('model.net', 'alexnet'),
   ('model.compute_dtype', 'float16'),
@@ -124,14 +124,14 @@ WRONG = [
   ('data.synthetic_examples', 1),
   ('input.crop', 4),
   ('input.resize_to', -1),
-  ('input.colour_noise', -0.1),
-  ('input.colour_statistics', '2010'),
+  ('input.color_noise', -0.1),
+  ('input.color_statistics', '2010'),
   ('input.normalization', 'std'),
   ('input.scale', 0.0),
   ('optimizer.name', 'sgd'),
   ('optimizer.learning_rate', 0.0),
   ('optimizer.learning_rate', float('inf')),
-  ('optimizer.bias_multiplier', 0.0),
+  ('optimizer.bias_lr_multiplier', 0.0),
   ('optimizer.momentum', 1.0),
   ('optimizer.beta2', 1.0),
   ('optimizer.epsilon', 0.0),
@@ -155,8 +155,8 @@ WRONG = [
   ('eval.views', 5),
   ('eval.final_views', 0),
   ('checkpoint.every_epochs', 0.0),
-  ('checkpoint.keep', 0),
-  ('guard.skipped_steps', 0),
+  ('checkpoint.max_to_keep', 0),
+  ('guard.max_nonfinite_steps', 0),
   ('log.every_steps', 0),
 ]
 
@@ -213,7 +213,7 @@ def changed(name, **changes):
     ('cifar10:80sec', {'eval__views': 9}, 'eval.views=9.*views are the same'),
     ('imagenet', {'input__crop': 16}, 'net=krizhevsky2012 with input.crop=16: layer pool2'),
     ('imagenet', {'model__ghost_batch': 8}, 'ghost_batch=8.*no batch normalization'),
-    ('imagenet:bn', {'micro_batches': 2}, 'micro_batches=2.*set model.ghost_batch'),
+    ('imagenet:bn', {'grad_accum_steps': 2}, 'grad_accum_steps=2.*set model.ghost_batch'),
     ('imagenet', {'data__synthetic_examples': 9}, 'synthetic_examples=9.*source=synthetic'),
     (
       'imagenet',
@@ -224,11 +224,11 @@ def changed(name, **changes):
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': -1.0}}, 'layer_weight_decay.fc8=-1.0'),
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': float('nan')}}, 'decay.fc8=nan'),
     ('imagenet', {'optimizer__layer_weight_decay': {'fc8': 'a'}}, "decay.fc8='a'"),
-    ('imagenet', {'optimizer__layer_factors': {'conv9': ((1.0, 0.1),)}}, "no layer 'conv9'"),
-    ('imagenet', {'optimizer__layer_factors': {'conv1/w': ((1.0, 0.1),)}}, "no layer 'conv1/w'"),
+    ('imagenet', {'optimizer__layer_lr_factors': {'conv9': ((1.0, 0.1),)}}, "no layer 'conv9'"),
+    ('imagenet', {'optimizer__layer_lr_factors': {'conv1/w': ((1.0, 0.1),)}}, "no layer 'conv1/w'"),
     ('imagenet', {'optimizer__warmup_power': 2.0}, 'warmup_power=2.*warmup_epochs above 0'),
     *(
-      ('imagenet', {'optimizer__layer_factors': {'conv1': wrong}}, 'layer_factors.conv1=')
+      ('imagenet', {'optimizer__layer_lr_factors': {'conv1': wrong}}, 'layer_lr_factors.conv1=')
       for wrong in (((2.0, 0.1), (1.0, 0.0)), ((2.0, -0.1),), ((2.0, float('inf')),), (2.0, 0.1))
     ),
   ],
@@ -242,8 +242,8 @@ def test_a_combination_that_is_not_allowed_is_explained(name, changes, message):
 @pytest.mark.parametrize(
   'name, changes',
   [
-    ('imagenet', {'micro_batches': 4}),
-    ('imagenet:bn', {'micro_batches': 4, 'model__ghost_batch': 16}),
+    ('imagenet', {'grad_accum_steps': 4}),
+    ('imagenet:bn', {'grad_accum_steps': 4, 'model__ghost_batch': 16}),
     ('imagenet:bn', {'model__ghost_batch': 16}),
     ('imagenet', {'epochs': 1.0}),  # a short trial of a long recipe
     ('imagenet', {'optimizer__schedule__kind': 'plateau'}),
@@ -308,7 +308,7 @@ def test_more_epochs_alter_only_a_schedule_that_spans_the_run(kind, bias_kind, e
     {'epoch': 3.0},
     {'epochs': 'three'},
     {'optimizer': {'schedule': {'kinds': 'step'}}},
-    {'optimizer': {'layer_factors': {'conv9': [[1.0, 0.1]]}}},
+    {'optimizer': {'layer_lr_factors': {'conv9': [[1.0, 0.1]]}}},
     {'batch_size': 0},
   ],
 )
@@ -341,12 +341,12 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
       "no layer 'fc9' with a kernel in this net; it has conv1, .*, fc8",
     ),
     (
-      ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.conv9=((1.0,0.1),)'],
+      ['--config=configs/imagenet.py', '--config.optimizer.layer_lr_factors.conv9=((1.0,0.1),)'],
       "no entry for layer 'conv9' to change; give the whole table",
     ),
     (
-      ['--config=configs/imagenet.py', '--config.optimizer.layer_factors.fc8/bias=((1.0,0.1),)'],
-      "'fc8/bias' cannot be set alone; give the whole table: .*layer_factors=.*'fc8/bias'",
+      ['--config=configs/imagenet.py', '--config.optimizer.layer_lr_factors.fc8/bias=((1.0,0.1),)'],
+      "'fc8/bias' cannot be set alone; give the whole table: .*layer_lr_factors=.*'fc8/bias'",
     ),
     ([], '--config is missing: give a config file, or the name of one: .*digits'),
     (['--config=configs/digits.py', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),

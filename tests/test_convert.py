@@ -41,10 +41,10 @@ def pretrained(net, crop, classes=4, **changes):
     crop=crop,
     mean=rng.uniform(90, 130, (crop, crop, 3)).astype(np.float32),
     scale=np.float32([0.5, 0.25, 0.125]),
-    colour_basis=rng.standard_normal((3, 3), np.float32),
+    color_basis=rng.standard_normal((3, 3), np.float32),
     resize_to=crop + 8,
     random_crop=False,
-    mirror=False,
+    random_flip=False,
   )
   names = tuple(f'{name} é' for name in 'abcdefgh'[:classes])
   fields = {'image_size': crop + 4, 'resize': 'warp', 'preprocessing': preprocessing}

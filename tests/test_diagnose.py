@@ -106,16 +106,16 @@ def test_nothing_random_is_left_and_dropout_passes_its_mean(config, monkeypatch)
 
 
 def test_what_would_hide_the_answer_is_off_and_the_rest_is_kept(config):
-  config.update({'label_smoothing': 0.1, 'ema_decay': 0.9, 'micro_batches': 4})
-  config.optimizer.layer_factors = {'conv1': ((0.0001, 0.0),)}
+  config.update({'label_smoothing': 0.1, 'ema_decay': 0.9, 'grad_accum_steps': 4})
+  config.optimizer.layer_lr_factors = {'conv1': ((0.0001, 0.0),)}
   before = config.to_json()
   recipe = diagnosis.one_batch_experiment(config, diagnose.photo_like_store(5, 7, 12), 7).recipe
   assert config.to_json() == before
-  assert (recipe.label_smoothing, recipe.ema_decay, recipe.micro_batches) == (0, 0, 1)
-  assert not recipe.preprocessing.random_crop and not recipe.preprocessing.mirror
-  assert recipe.colour_noise(0) == 0
+  assert (recipe.label_smoothing, recipe.ema_decay, recipe.grad_accum_steps) == (0, 0, 1)
+  assert not recipe.preprocessing.random_crop and not recipe.preprocessing.random_flip
+  assert recipe.color_noise(0) == 0
   for step in (0, 10**6):
-    rates = recipe.rates.tree({'conv1': {'kernel': 0, 'bias': 0}}, step, 1.0)['conv1']
+    rates = recipe.rates.per_parameter({'conv1': {'kernel': 0, 'bias': 0}}, step, 1.0)['conv1']
     assert rates['kernel'] == pytest.approx(0.01) and rates['bias'] == pytest.approx(0.02)
 
 
@@ -161,24 +161,22 @@ def test_overfitting_ends_when_training_diverges(config, monkeypatch):
 
 
 def test_blind_loss_is_the_entropy_of_the_labels():
-  assert diagnosis.blind_loss(np.array([3, 3, 3])) == 0
-  assert diagnosis.blind_loss(np.arange(16)) == pytest.approx(math.log(16))
-  assert diagnosis.blind_loss(np.array([0, 0, 0, 7])) == pytest.approx(0.5623351)
+  assert diagnosis.label_entropy(np.array([3, 3, 3])) == 0
+  assert diagnosis.label_entropy(np.arange(16)) == pytest.approx(math.log(16))
+  assert diagnosis.label_entropy(np.array([0, 0, 0, 7])) == pytest.approx(0.5623351)
 
 
 # Images.
 
 
-def test_photo_like_noise_has_the_colours_and_the_spectrum_of_photos():
+def test_photo_like_noise_has_the_colors_and_the_spectrum_of_photos():
   store = diagnose.photo_like_store(1000, 40, 64)
   images = store.train.images
   np.testing.assert_array_equal(images, diagnose.photo_like_store(1000, 40, 64).train.images)
   assert images.shape == (40, 64, 64, 3) and images.dtype == np.uint8
   # Clipping to 0..255 takes some of the largest component's 121.8.
   covariance = np.cov(images.reshape(-1, 3).T.astype(np.float64))
-  np.testing.assert_allclose(
-    np.sqrt(np.linalg.eigvalsh(covariance)), store.colour_stdevs, rtol=0.35
-  )
+  np.testing.assert_allclose(np.sqrt(np.linalg.eigvalsh(covariance)), store.color_stdevs, rtol=0.35)
   np.testing.assert_allclose(images.mean((0, 1, 2)), (127.3, 119.7, 104.9), atol=15)
   power = (np.abs(np.fft.fft2(images.mean(-1), axes=(1, 2))) ** 2).mean(0)
   assert power[0, 2] / power[0, 16] == pytest.approx(64, rel=0.4)

@@ -121,13 +121,13 @@ def test_checkpoints_are_healthy(digits):
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """Two classes that colour tells apart."""
+  """Two classes that color tells apart."""
   folder = tmp_path_factory.mktemp('photos') / 'photos'
   random = np.random.default_rng(0)
-  for name, colour in (('red', (200, 60, 60)), ('blue', (60, 60, 200))):
+  for name, color in (('red', (200, 60, 60)), ('blue', (60, 60, 200))):
     (folder / name).mkdir(parents=True)
     for i in range(20):
-      pixels = np.clip(random.normal(colour, 40, (70, 90, 3)), 0, 255).astype(np.uint8)
+      pixels = np.clip(random.normal(color, 40, (70, 90, 3)), 0, 255).astype(np.uint8)
       Image.fromarray(pixels).save(folder / name / f'{i}.jpg')
   return folder
 
@@ -233,7 +233,7 @@ def test_full_net_trains_on_generated_images(tmp_path):
     '--config.batch_size=8',
     '--config.eval.batch_size=8',
     '--config.epochs=1',
-    '--config.checkpoint.keep=1',
+    '--config.checkpoint.max_to_keep=1',
     f'--workdir={tmp_path / "run"}',
   )
   assert finished.returncode == 0, finished.stderr
@@ -246,7 +246,7 @@ def test_diverging_run_is_stopped_with_causes(tmp_path):
     'alexnet_jax.main',
     '--config=configs/digits.py',
     '--config.optimizer.learning_rate=1e30',
-    '--config.guard.skipped_steps=3',
+    '--config.guard.max_nonfinite_steps=3',
     '--config.log.every_steps=5',
     f'--workdir={tmp_path / "r"}',
   )

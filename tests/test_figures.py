@@ -65,13 +65,13 @@ def test_learning_curves(tmp_path, records):
 
 
 def test_learning_rate_drops_are_marked(tmp_path):
-  """A vertical line of the mark's grey stands at each drop, in both panels, and nowhere else."""
+  """A vertical line of the mark's gray stands at each drop, in both panels, and nowhere else."""
   marks = []
   for drops in ((), (0.5,), (0.25, 0.5, 0.75)):
     learning_curves(_records(400, 100, drops=drops), tmp_path / 'c.png')
     pixels = _pixels(tmp_path / 'c.png')[200:700].astype(int)
-    grey = np.abs(pixels - (0x6B, 0x76, 0x82)).max(axis=2) < 40
-    columns = np.flatnonzero(grey.mean(axis=0) > 0.35)
+    gray = np.abs(pixels - (0x6B, 0x76, 0x82)).max(axis=2) < 40
+    columns = np.flatnonzero(gray.mean(axis=0) > 0.35)
     marks.append(int((np.diff(columns, prepend=-9) > 1).sum()))
   assert marks == [0, 2, 6]
 

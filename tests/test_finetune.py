@@ -117,14 +117,14 @@ def test_open_fields_are_filled_in(monkeypatch):
     'data.image_size',
     'data.resize',
     'input.crop',
-    'optimizer.layer_factors.last',
+    'optimizer.layer_lr_factors.last',
   }
   start.complete(config)
   assert not configs.left_open(config)
   configs.validate(config)
   assert (config.model.net, config.data.image_size, config.data.resize) == ('digits', 40, 'warp')
   assert config.input.crop == 28
-  assert dict(config.optimizer.layer_factors) == {'fc5': ((0.0, 10.0),)}
+  assert dict(config.optimizer.layer_lr_factors) == {'fc5': ((0.0, 10.0),)}
   config = finetune_config()
   config.weights, config.data.resize, config.input.crop = 'x', 'crop', 24
   start.complete(config)
@@ -133,13 +133,13 @@ def test_open_fields_are_filled_in(monkeypatch):
 
 def test_factors_hold_from_the_first_step():
   config = digits_config()
-  config.optimizer.layer_factors = {'fc5': ((0.0, 10.0), (2.0, 5.0)), 'conv1': ((0.0, 0.0),)}
+  config.optimizer.layer_lr_factors = {'fc5': ((0.0, 10.0), (2.0, 5.0)), 'conv1': ((0.0, 0.0),)}
   config.optimizer.schedule.kind = 'constant'
   configs.validate(config)
   rates = make_rates(config, lambda epoch: int(epoch * 4), 100)
   params = {'conv1': {'kernel': 0, 'bias': 0}, 'fc5': {'kernel': 0}, 'fc4': {'kernel': 0}}
   for step, factor in ((0, 10), (7, 10), (8, 5)):
-    tree = rates.tree(params, np.int32(step), 1.0)
+    tree = rates.per_parameter(params, np.int32(step), 1.0)
     assert tree['fc4']['kernel'] == pytest.approx(0.01)
     assert tree['fc5']['kernel'] == pytest.approx(0.01 * factor)
     assert tree['conv1']['kernel'] == tree['conv1']['bias'] == 0
@@ -148,8 +148,8 @@ def test_factors_hold_from_the_first_step():
 @pytest.mark.parametrize('changes', [((0.0, 1.0), (0.0, 2.0)), ((-1.0, 1.0),), ((0.0, -1.0),)])
 def test_wrong_factors_are_refused(changes):
   config = digits_config()
-  config.optimizer.layer_factors = {'fc5': changes}
-  with pytest.raises(UserError, match='layer_factors.fc5'):
+  config.optimizer.layer_lr_factors = {'fc5': changes}
+  with pytest.raises(UserError, match='layer_lr_factors.fc5'):
     configs.validate(config)
 
 
@@ -167,14 +167,14 @@ def test_weights_as_normalization_need_weights():
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """Two classes that colour tells apart."""
+  """Two classes that color tells apart."""
   folder = tmp_path_factory.mktemp('data') / 'photos'
   random = np.random.default_rng(0)
-  for name, colour in (('blue', (60, 60, 200)), ('red', (200, 60, 60))):
+  for name, color in (('blue', (60, 60, 200)), ('red', (200, 60, 60))):
     for part, count in (('train', 24), ('validation', 6)):
       (folder / part / name).mkdir(parents=True)
       for i in range(count):
-        pixels = np.clip(random.normal(colour, 40, (40, 50, 3)), 0, 255).astype(np.uint8)
+        pixels = np.clip(random.normal(color, 40, (40, 50, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / part / name / f'{i}.png')
   return folder
 
@@ -190,7 +190,7 @@ def finetuned(photos, tmp_path_factory):
   words = (
     f'--config=configs/finetune.py:{data}',
     f'--config.weights={trained}',
-    f'--config.optimizer.layer_factors={factors}',
+    f'--config.optimizer.layer_lr_factors={factors}',
     '--config.epochs=4',
     '--config.batch_size=16',
     f'--workdir={folder / "run"}',
@@ -223,8 +223,8 @@ def test_the_config_in_the_folder_is_concrete(finetuned):
   config = json.loads((workdir / 'config.json').read_text())
   assert config['model']['net'] == 'digits' and config['input']['crop'] == 28
   assert config['data']['image_size'] == 32 and config['data']['resize'] == 'crop'
-  assert config['optimizer']['layer_factors']['fc5'] == [[0.0, 10.0]]
-  assert 'last' not in config['optimizer']['layer_factors']
+  assert config['optimizer']['layer_lr_factors']['fc5'] == [[0.0, 10.0]]
+  assert 'last' not in config['optimizer']['layer_lr_factors']
   with np.load(workdir / 'preprocessing.npz', allow_pickle=False) as saved:
     np.testing.assert_array_equal(saved['mean'], preprocessing().mean)
 

@@ -35,17 +35,17 @@ def photo_files():
   return {file.name.split('_')[0]: file.read_bytes() for file in files}
 
 
-def plain(colour, file_format='JPEG', mode='RGB'):
-  """An image of one colour, larger than it will be stored."""
-  return encoded(np.full((40, 50, 3), colour, np.uint8), file_format, mode)
+def plain(color, file_format='JPEG', mode='RGB'):
+  """An image of one color, larger than it will be stored."""
+  return encoded(np.full((40, 50, 3), color, np.uint8), file_format, mode)
 
 
 def generated_files():
-  """WNID -> {file name: image}, a colour each, in no order; and validation images."""
-  colours = random.Random(0)
+  """WNID -> {file name: image}, a color each, in no order; and validation images."""
+  colors = random.Random(0)
   train = {
     wnid: {
-      f'{wnid}_{number}.JPEG': plain([colours.randrange(256) for _ in range(3)])
+      f'{wnid}_{number}.JPEG': plain([colors.randrange(256) for _ in range(3)])
       for number in range(2)
     }
     for wnid in ('n15075141', 'n02119789', 'n01440764', 'n01739381', 'n02105855')
@@ -142,7 +142,7 @@ def write_classes(root, wnids):
 
 
 def write_flat(root, numbers, name='val'):
-  """Validation images of these numbers, whose colour is the number."""
+  """Validation images of these numbers, whose color is the number."""
   (root / name).mkdir()
   for number in numbers:
     (root / name / f'ILSVRC2012_val_{number:08}.JPEG').write_bytes(plain(number))
@@ -181,7 +181,7 @@ def write_devkit(folder, wnids, labels):
 
 
 def seen_labels(source):
-  """Number of each validation image -> its WNID; the image's colour must agree with its name."""
+  """Number of each validation image -> its WNID; the image's color must agree with its name."""
   result = {}
   for index in range(len(source.eval)):
     example = source.eval[index]
@@ -300,12 +300,12 @@ def test_photos_in_folders(tmp_path):
     assert np.array_equal(made.eval.images[row], pillow_crop(photo, 256))
     if min(photo.size) >= 256:
       differences.append(np.abs(made.eval.images[row].astype(int) - pillow_fit(photo, 256)).mean())
-  assert np.mean(differences) < 4  # resizing the centre alone is off by part of a pixel
-  stdevs = made.colour_stdevs  # of few photos, so only roughly those of all ImageNet
+  assert np.mean(differences) < 4  # resizing the center alone is off by part of a pixel
+  stdevs = made.color_stdevs  # of few photos, so only roughly those of all ImageNet
   assert np.allclose(stdevs, [19.72, 37.09, 121.78], rtol=0.35)
   assert np.allclose(made.mean_image.mean((0, 1)), [127.3, 119.7, 104.9], atol=20)
 
 
 def pillow_fit(image, size):
-  """Resizes the centre alone."""
+  """Resizes the center alone."""
   return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))

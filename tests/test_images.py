@@ -50,7 +50,7 @@ def test_crop_agrees_with_pillow(size):
 
 
 def pillow_crop(image, size):
-  """Shorter side to `size`, then the centre, in Pillow's words."""
+  """Shorter side to `size`, then the center, in Pillow's words."""
   shorter = min(image.size)
   wide, high = (int(side * size / shorter + 0.5) for side in image.size)
   filters = Image.Resampling
@@ -65,7 +65,7 @@ def test_images_of_the_right_size_are_untouched():
   assert np.array_equal(square(pixels, 32, 'warp'), pixels)
 
 
-def test_crop_takes_the_centre():
+def test_crop_takes_the_center():
   pixels = photo(32, 64)
   expected = pixels[:, 16:48]
   assert np.array_equal(square(encode(Image.fromarray(pixels), 'PNG'), 32, 'crop'), expected)
@@ -136,7 +136,7 @@ def test_transparency_is_kept_when_turned():
 
 
 def test_the_first_frame_of_an_animation():
-  frames = [Image.new('RGB', (32, 32), colour) for colour in ('red', 'blue')]
+  frames = [Image.new('RGB', (32, 32), color) for color in ('red', 'blue')]
   for form in ('GIF', 'PNG', 'WEBP', 'TIFF'):
     options = {'lossless': True} if form == 'WEBP' else {}
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)

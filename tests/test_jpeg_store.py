@@ -79,8 +79,8 @@ def test_pixels_are_near_the_raw_ones(stores):
 def test_statistics_are_those_of_the_raw_pixels(stores):
   raw, jpeg = stores
   assert np.array_equal(raw.mean_image, jpeg.mean_image)
-  assert np.array_equal(raw.colour_stdevs, jpeg.colour_stdevs)
-  assert np.array_equal(raw.colour_eigenvectors, jpeg.colour_eigenvectors)
+  assert np.array_equal(raw.color_stdevs, jpeg.color_stdevs)
+  assert np.array_equal(raw.color_eigenvectors, jpeg.color_eigenvectors)
 
 
 def test_the_feed_cannot_tell(stores):

@@ -151,9 +151,9 @@ from alexnet_jax.train.parallel import Devices
 compilation_cache.prepare_process()
 one = jnp.ones((1, 4, 8, 8, 3)), jnp.ones((3, 3, 3, 8))
 conv = lambda x, k: onednn.conv(x, k, jnp.ones(8))
-f = Devices().map(conv, in_axes=(0, None), out_axes=0, kept=False)
+f = Devices().pmap(conv, in_axes=(0, None), out_axes=0, cache=False)
 print(float(f(*one).sum()), f.compiled(*one).as_text().count('__onednn$convolution') > 0)
-Devices().map(lambda x: jnp.fft.fft(x), in_axes=0, out_axes=0)(one[0])
+Devices().pmap(lambda x: jnp.fft.fft(x), in_axes=0, out_axes=0)(one[0])
 """
 
 

@@ -46,7 +46,7 @@ CONVOLUTIONS = {  # (N, H, W, C), (kh, kw, C/groups, O), stride, padding, groups
   'four groups': ((2, 7, 7, 8), (3, 3, 2, 12), 2, ((1, 1), (0, 1)), 4),
   'one pixel': ((2, 5, 5, 6), (1, 1, 6, 4), 1, ((0, 0), (0, 0)), 1),
   'more zeros than filter': ((2, 5, 5, 3), (2, 2, 3, 4), 1, ((2, 3), (1, 2)), 1),
-  'grey images': ((2, 9, 9, 1), (5, 5, 1, 4), 2, ((1, 2), (1, 2)), 1),
+  'gray images': ((2, 9, 9, 1), (5, 5, 1, 4), 2, ((1, 2), (1, 2)), 1),
 }
 
 
@@ -222,7 +222,7 @@ def reference_norm(x, size, alpha, beta, k, groups, axes):
   x = x.astype(np.float64)
   below = size // 2
   denominator = np.full(x.shape, k, np.float64)
-  neighbours = []
+  neighbors = []
   for place in np.ndindex(*(x.shape[axis] for axis in axes)):
     lows = [max(0, i - below) for i in place]
     highs = [min(x.shape[axis], i - below + size) for i, axis in zip(place, axes, strict=True)]
@@ -235,11 +235,11 @@ def reference_norm(x, size, alpha, beta, k, groups, axes):
       index[axis], window[axis] = slice(i, i + 1), slice(low, high)
     index, window = tuple(index), tuple(window)
     denominator[index] += alpha * (x[window] ** 2).sum(axes, keepdims=True)
-    neighbours.append((index, window))
+    neighbors.append((index, window))
 
   def gradient(g):
     dx = g * denominator**-beta
-    for index, window in neighbours:
+    for index, window in neighbors:
       common = g[index] * x[index] * denominator[index] ** (-beta - 1)
       dx[window] -= 2 * alpha * beta * common * x[window]
     return dx
@@ -315,7 +315,7 @@ def like(x, *shape):
 
 OPERATIONS = {
   'conv': lambda x: conv(x, like(x, 3, 3, 4, 6), padding=((1, 1), (1, 1)), groups=2),
-  'conv of colours': lambda x: conv(x[..., :3], like(x, 5, 5, 3, 6), stride=4),
+  'conv of colors': lambda x: conv(x[..., :3], like(x, 5, 5, 3, 6), stride=4),
   'locally_connected': lambda x: locally_connected(x, like(x, 8, 7, 3, 3, 8, 4)),
   'max_pool': max_pool,
   'avg_pool': avg_pool,

@@ -277,7 +277,7 @@ def imagenet_rates(variant, **changes):
   rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
 
   def at(step, scale=1.0):
-    tree = rates.tree(PARAMS, jnp.int32(step), jnp.float32(scale))
+    tree = rates.per_parameter(PARAMS, jnp.int32(step), jnp.float32(scale))
     return {(layer, name): float(tree[layer][name]) for layer in tree for name in tree[layer]}
 
   return at, calendar
@@ -342,7 +342,7 @@ def test_local_nets_lower_the_rate_of_kernels_alone(variant):
   config = get_config(f'cifar10:{variant}')
   rates = schedules.make_rates(config, int, 520)
   for step, kernel in ((0, 1e-3), (499, 1e-3), (500, 1e-4), (509, 1e-4), (510, 1e-5), (519, 1e-5)):
-    found = rates.tree(PARAMS, jnp.int32(step), 1.0)['conv1']
+    found = rates.per_parameter(PARAMS, jnp.int32(step), 1.0)['conv1']
     assert float(found['kernel']) == pytest.approx(kernel, rel=1e-5)
     assert float(found['bias']) == pytest.approx(0.002, rel=1e-5)
 
@@ -350,15 +350,15 @@ def test_local_nets_lower_the_rate_of_kernels_alone(variant):
 def test_the_18pct_net_lowers_all_rates():
   """layer-params-18pct.cfg: "Reduce all learning rates"."""
   config = get_config('cifar10:18pct')
-  found = schedules.make_rates(config, int, 140).tree(PARAMS, jnp.int32(130), 1.0)['conv1']
+  found = schedules.make_rates(config, int, 140).per_parameter(PARAMS, jnp.int32(130), 1.0)['conv1']
   assert float(found['kernel']) == pytest.approx(1e-5, rel=1e-5)
   assert float(found['bias']) == pytest.approx(2e-5, rel=1e-5)
 
 
 def test_factors_act_on_kernel_and_bias_unless_one_is_named():
   config = get_config('imagenet:paper')
-  config.optimizer.bias_multiplier = 2.0
-  config.optimizer.layer_factors = {
+  config.optimizer.bias_lr_multiplier = 2.0
+  config.optimizer.layer_lr_factors = {
     'conv1': ((0.0, 0.5), (9.0, 0.0)),
     'conv1/kernel': ((0.0, 0.1),),
     'conv2/bias': ((0.0, 0.0),),
@@ -368,7 +368,7 @@ def test_factors_act_on_kernel_and_bias_unless_one_is_named():
   rates = schedules.make_rates(config, int, 90)
 
   def of(layer, step):
-    found = rates.tree(PARAMS, jnp.int32(step), 1.0)[layer]
+    found = rates.per_parameter(PARAMS, jnp.int32(step), 1.0)[layer]
     return [float(found['kernel']), float(found['bias'])]
 
   assert of('conv1', 0) == pytest.approx([0.0005, 0.01])
@@ -387,7 +387,7 @@ def test_rates_of_the_papers_text():
 
 
 def test_bias_schedule_follows_the_kernels_unless_told_otherwise():
-  at, calendar = imagenet_rates('paper', bias_multiplier=3.0, warmup_epochs=2.0)
+  at, calendar = imagenet_rates('paper', bias_lr_multiplier=3.0, warmup_epochs=2.0)
   for epoch in (0.5, 10, 30, 60, 80):
     rates = at(calendar.step_of(epoch))
     assert rates['conv2', 'bias'] == pytest.approx(3 * rates['conv2', 'kernel'], rel=1e-5)

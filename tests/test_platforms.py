@@ -60,7 +60,7 @@ def test_views_are_cut_with_64_bits_too():
   """Of programs that use the library with JAX_ENABLE_X64."""
   images = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), np.uint8)
   mean, scale, basis = np.zeros(3, np.float32), np.ones(3, np.float32), np.eye(3, dtype=np.float32)
-  cut = Preprocessing(5, mean, scale, basis, 0, random_crop=True, mirror=False)
+  cut = Preprocessing(5, mean, scale, basis, 0, random_crop=True, random_flip=False)
 
   def views():
     keys = example_keys(0, np.int32(1), np.arange(3, dtype=np.int32))

@@ -21,7 +21,7 @@ from PIL import Image
 from alexnet_jax.data import pictures
 from alexnet_jax.errors import UserError
 from alexnet_jax.predictor import Predictor
-from alexnet_jax.results import answers, neighbours
+from alexnet_jax.results import answers, neighbors
 from alexnet_jax.weights.workdir import load_workdir
 
 
@@ -88,11 +88,11 @@ def by_torch(file, net, places):
   return np.mean(hidden, 0), np.mean(probabilities, 0)
 
 
-CENTRE = [(2, 2, 0)]
+CENTER = [(2, 2, 0)]
 TEN = [(y, x, m) for m in (0, 1) for y, x in ((0, 0), (0, 4), (2, 2), (4, 0), (4, 4))]
 
 
-@pytest.mark.parametrize('views, places', [(1, CENTRE), (10, TEN)])
+@pytest.mark.parametrize('views, places', [(1, CENTER), (10, TEN)])
 def test_predictions_and_features_agree_with_torch(photos, views, places):
   _, files = photos
   net = digits_net()
@@ -217,10 +217,10 @@ def test_imagenet_folders_are_classes():
   assert predictor._true_label(f'/photos/{wnid}/a.jpg') == 388
 
 
-# Neighbours.
+# Neighbors.
 
 
-def test_neighbours_agree_with_scikit_learn():
+def test_neighbors_agree_with_scikit_learn():
   from sklearn.neighbors import NearestNeighbors
 
   random = np.random.default_rng(0)
@@ -231,16 +231,16 @@ def test_neighbours_agree_with_scikit_learn():
   search.fit(gallery.reshape(300, -1).astype(np.float64) - 1e4)
   distances, rows = search.kneighbors(queries.reshape(20, -1).astype(np.float64) - 1e4)
   for i, query in enumerate(queries):
-    order, found = neighbours.nearest(gallery, query, 7)
+    order, found = neighbors.nearest(gallery, query, 7)
     np.testing.assert_array_equal(order, rows[i])
     np.testing.assert_allclose(found, distances[i], rtol=1e-9)
 
 
-def test_a_query_is_not_its_own_neighbour():
+def test_a_query_is_not_its_own_neighbor():
   features = np.array([[0.0], [1.0], [3.0], [0.0]], np.float32)
   gallery = [answers.ImagePrediction(f'/g/{i}.png', features=row) for i, row in enumerate(features)]
   stranger = answers.ImagePrediction('/q/0.png', features=features[0])
-  own, other = neighbours.search([gallery[0], stranger], gallery, 2)
+  own, other = neighbors.search([gallery[0], stranger], gallery, 2)
   assert [x.name for x in own] == ['/g/3.png', '/g/1.png']  # its copy counts
   assert [x.name for x in other] == ['/g/0.png', '/g/3.png']
   assert [x.distance for x in own] == [0, 1]
@@ -292,7 +292,7 @@ def test_damaged_preprocessing_is_named(tmp_path):
 def pickled():
   """An .npz that would run code if it were trusted."""
   buffer = io.BytesIO()
-  fields = ('crop', 'mean', 'scale', 'colour_basis', 'resize_to', 'random_crop', 'mirror')
+  fields = ('crop', 'mean', 'scale', 'color_basis', 'resize_to', 'random_crop', 'random_flip')
   np.savez(buffer, **{name: np.array([print], dtype=object) for name in fields})
   return buffer.getvalue()
 
@@ -366,13 +366,13 @@ def test_command_reads_lists_and_writes_features(workdir, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_command_finds_neighbours(workdir, photos, tmp_path):
+def test_command_finds_neighbors(workdir, photos, tmp_path):
   folder, files = photos
   found = run(
     'alexnet_jax.predict',
     f'--workdir={workdir}',
     files[0],
-    '--neighbours=2',
+    '--neighbors=2',
     f'--gallery={folder}',
     f'--json={tmp_path / "found.json"}',
     f'--figure={tmp_path / "found.png"}',
@@ -384,8 +384,8 @@ def test_command_finds_neighbours(workdir, photos, tmp_path):
   distances = np.linalg.norm(features - features[0], axis=1)
   nearest = np.argsort(distances)[1:3]
   (picture,) = saved['pictures']
-  assert [x['file'] for x in picture['neighbours']] == [str(files[i]) for i in nearest]
-  got = [x['distance'] for x in picture['neighbours']]
+  assert [x['file'] for x in picture['neighbors']] == [str(files[i]) for i in nearest]
+  got = [x['distance'] for x in picture['neighbors']]
   np.testing.assert_allclose(got, distances[nearest], rtol=1e-3)
   for i in nearest:
     assert str(files[i]) in found.stdout
@@ -415,10 +415,10 @@ def test_classes_can_be_named(workdir, photos, tmp_path):
     (['a.png'], 'either --workdir=RUN or --weights=FILE'),
     (['--workdir=absent'], 'no pictures'),
     (['--workdir=absent', '.'], '--workdir=absent is not a folder'),
-    (['--workdir=absent', '--neighbours=3', '.'], '--gallery=FOLDER'),
+    (['--workdir=absent', '--neighbors=3', '.'], '--gallery=FOLDER'),
     (['--workdir=absent', '--npz=a.npz', '.'], '--features=LAYER'),
     (['--workdir=absent', 'empty'], 'has no pictures'),
-    (['--workdir=absent', '--neighbors=3', '.'], 'neighbours'),
+    (['--workdir=absent', '--neighbors=3', '.'], 'neighbors'),
     (['--workdir=run', 'nothing.png'], 'none of 1 can be read'),
   ],
 )

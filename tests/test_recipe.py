@@ -24,8 +24,8 @@ def small_run(**changes):
         'data.image_size': 16,
         'input.crop': 16,
         'batch_size': 8,
-        'input.colour_noise': 0.0,
-        'input.mirror': False,
+        'input.color_noise': 0.0,
+        'input.random_flip': False,
         **changes,
       }
     )
@@ -34,8 +34,9 @@ def small_run(**changes):
     classes=tuple('abcdefg'),
     train=types.SimpleNamespace(labels=np.zeros(80)),
     mean_image=np.full((16, 16, 3), 128, np.float32),
-    colour_stdevs=np.ones(3),
-    colour_eigenvectors=np.eye(3),
+    color_stdevs=np.ones(3),
+    color_eigenvectors=np.eye(3),
+    upright=False,
   )
   experiment = make_experiment(config, store, None)
   batch = {

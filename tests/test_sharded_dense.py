@@ -55,12 +55,12 @@ def recipe_of(name, **changes):
     crop=CROP,
     mean=np.full(3, 128, np.float32),
     scale=np.full(3, 0.05, np.float32),
-    colour_basis=np.diag([30, 20, 10]).astype(np.float32),
+    color_basis=np.diag([30, 20, 10]).astype(np.float32),
   )
   settings = {
     'seed': 3,
     'preprocessing': preprocessing,
-    'colour_noise': lambda step: jnp.float32(0.1),
+    'color_noise': lambda step: jnp.float32(0.1),
     'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
     'optimizer': OPTIMIZERS[name],
     'ema_decay': 0.5,
@@ -124,8 +124,8 @@ def test_spread_layers_learn_the_same(name):
     assert_close(found, plain(8, name))
 
 
-def test_micro_batches_of_spread_layers_add_up():
-  assert_close(take_steps(2, True, recipe_of('momentum', micro_batches=4)), plain(1, 'momentum'))
+def test_accumulated_gradients_of_spread_layers_add_up():
+  assert_close(take_steps(2, True, recipe_of('momentum', grad_accum_steps=4)), plain(1, 'momentum'))
 
 
 def test_bfloat16_is_as_close_as_it_is_without():
@@ -151,7 +151,7 @@ def test_what_is_not_finite_on_one_device_stops_all():
   )
   after, metrics = step(layout.put(state), on.put_batch(batch_of(0)))
   assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['gradient_norm'])
-  assert float(metrics['skipped_steps']) == 1
+  assert float(metrics['nonfinite_steps']) == 1
   jax.tree.map(np.testing.assert_array_equal, to_host(layout.whole(after).params), state.params)
 
 

@@ -422,4 +422,4 @@ def test_data_sets_of_something_else_are_refused(tiny, monkeypatch):
   )
   fake = types.SimpleNamespace(name='tiny', info=info, data_path=builder.data_path)
   monkeypatch.setattr(tfds_source.tfds, 'builder_from_directory', lambda path: fake)
-  refused('not one of labelled images', source='tfds', name='tiny', dir=tiny)
+  refused('not one of labeled images', source='tfds', name='tiny', dir=tiny)

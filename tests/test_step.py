@@ -50,12 +50,12 @@ def recipe_of(table, **changes):
     crop=CROP,
     mean=np.full(3, 128, np.float32),
     scale=np.ones(3, np.float32),
-    colour_basis=np.diag([30, 20, 10]).astype(np.float32),
+    color_basis=np.diag([30, 20, 10]).astype(np.float32),
   )
   settings = {
     'seed': 3,
     'preprocessing': preprocessing,
-    'colour_noise': lambda step: jnp.float32(0.1),
+    'color_noise': lambda step: jnp.float32(0.1),
     'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
     'optimizer': krizhevsky_momentum(0.9, decay),
   }
@@ -140,7 +140,7 @@ def test_eight_devices_are_one(runs, kind):
     'top1_error',
     'gradient_norm',
     'learning_rate',
-    'skipped_steps',
+    'nonfinite_steps',
   }
 
 
@@ -181,9 +181,10 @@ def test_the_same_states_and_batches_give_the_same_bits(runs, kind):
 def test_a_step_is_the_loss_gradient_and_update_of_its_views():
   """Against the formulas, put together here, for a net without dropout."""
   table = tuple(row for row in PLAIN if not isinstance(row, layers.Dropout))
-  recipe = recipe_of(table, colour_noise=lambda step: jnp.float32(0))
+  recipe = recipe_of(table, color_noise=lambda step: jnp.float32(0))
   recipe = dataclasses.replace(
-    recipe, preprocessing=dataclasses.replace(recipe.preprocessing, random_crop=False, mirror=False)
+    recipe,
+    preprocessing=dataclasses.replace(recipe.preprocessing, random_crop=False, random_flip=False),
   )
   start, batch = initial_state(table, recipe), batch_of(0)
   start = start.replace(plateau={'scale': np.float32(0.5)})  # halves all rates
@@ -216,7 +217,7 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
   'kind, table, ghost_batch', [('plain', PLAIN, 0), ('ghost', NORMALIZED, 4)]
 )
 def test_accumulated_gradients_are_those_of_the_whole_batch(runs, kind, table, ghost_batch):
-  parts = make_run(table, 1, ghost_batch, micro_batches=8)
+  parts = make_run(table, 1, ghost_batch, grad_accum_steps=8)
   assert_close(parts(), runs(kind, 1)())
 
 
@@ -224,16 +225,16 @@ def test_a_step_that_is_not_finite_is_not_applied():
   def noise(step):
     return jnp.where((step == 1) | (step == 2), jnp.nan, 0.1)
 
-  on, recipe = devices(2), recipe_of(NORMALIZED, colour_noise=noise, ema_decay=0.9)
+  on, recipe = devices(2), recipe_of(NORMALIZED, color_noise=noise, ema_decay=0.9)
   step = on.train_step(make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS))
   state = on.replicate(initial_state(NORMALIZED, recipe))
   states, skipped = [], []
   for i in range(5):
     state, metrics = step(state, on.put_batch(batch_of(i)))
     states.append(to_host(state))
-    skipped.append(float(metrics['skipped_steps']))
+    skipped.append(float(metrics['nonfinite_steps']))
     assert np.isfinite(metrics['loss']) == (i not in (1, 2))
-  assert skipped == [0, 1, 2, 0, 0] == [int(s.skipped_steps) for s in states]
+  assert skipped == [0, 1, 2, 0, 0] == [int(s.nonfinite_steps) for s in states]
   assert [int(s.step) for s in states] == [1, 2, 3, 4, 5]  # the calendar goes on
   for kept in ('params', 'batch_stats', 'opt_state', 'ema'):
     for i in (1, 2):
@@ -249,10 +250,10 @@ def test_a_step_that_is_not_finite_is_not_applied():
 # What fits on the devices.
 
 
-def fits(devices_count, batch_size, micro_batches, ghost_batch):
+def fits(devices_count, batch_size, grad_accum_steps, ghost_batch):
   config = configs.default()
   config.model.net = 'bn'
-  config.batch_size, config.micro_batches = batch_size, micro_batches
+  config.batch_size, config.grad_accum_steps = batch_size, grad_accum_steps
   config.model.ghost_batch = ghost_batch
   return devices(devices_count).check_training_batch(config)
 

@@ -98,7 +98,7 @@ def test_statistics_agree_with_float64(source, tmp_path):
   assert written.mean_image.dtype == np.float32 and written.mean_image.shape == (SIZE, SIZE, 3)
   np.testing.assert_allclose(written.mean_image, pixels.mean(axis=0), rtol=1e-6)
   covariance = np.cov(pixels.reshape(-1, 3).T, bias=True)
-  vectors, stdevs = written.colour_eigenvectors, written.colour_stdevs
+  vectors, stdevs = written.color_eigenvectors, written.color_stdevs
   assert (np.diff(stdevs) > 0).all()
   np.testing.assert_allclose(vectors @ np.diag(stdevs**2) @ vectors.T, covariance, rtol=1e-9)
   np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
@@ -113,16 +113,16 @@ def test_in_memory_store_is_the_same(source, tmp_path):
     assert np.array_equal(one.images, other.images) and np.array_equal(one.labels, other.labels)
     assert other.file is None
   assert np.array_equal(written.mean_image, memory.mean_image)
-  assert np.array_equal(written.colour_stdevs, memory.colour_stdevs)
-  assert np.array_equal(written.colour_eigenvectors, memory.colour_eigenvectors)
+  assert np.array_equal(written.color_stdevs, memory.color_stdevs)
+  assert np.array_equal(written.color_eigenvectors, memory.color_eigenvectors)
 
 
-def test_colour_components_of_gray_images_are_finite():
+def test_color_components_of_gray_images_are_finite():
   memory = in_memory_store(
     open_source(data_config(source='digits')), image_size=SIZE, resize='crop'
   )
-  assert np.isfinite(memory.colour_eigenvectors).all()
-  np.testing.assert_allclose(memory.colour_stdevs[:2], 0, atol=1e-4)
+  assert np.isfinite(memory.color_eigenvectors).all()
+  np.testing.assert_allclose(memory.color_stdevs[:2], 0, atol=1e-4)
 
 
 def test_the_first_rows_are_a_random_subset(source, tmp_path):

@@ -65,8 +65,8 @@ def test_runs_are_the_product_with_a_folder_each(tmp_path):
   assert [run.workdir for run in found] == [tmp_path / run.name for run in found]
   last = found[-1]
   assert (last.config.seed, last.config.optimizer.learning_rate) == (4, 0.05)
-  assert last.config.model.edits == ('no_lrn', 'tanh')
-  assert found[0].config.model.edits == ()
+  assert last.config.model.ablations == ('no_lrn', 'tanh')
+  assert found[0].config.model.ablations == ()
 
 
 def test_grids_and_seeds_are_read():
@@ -302,7 +302,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_trains_all_its_runs(tmp_path):
     workdir = tmp_path / name / point
     assert json.loads((workdir / 'results.json').read_text())['steps'] == 94
     config = json.loads((workdir / 'config.json').read_text())
-    assert config['model']['edits'] == [name] * (name != 'baseline')
+    assert config['model']['ablations'] == [name] * (name != 'baseline')
     assert config['optimizer']['schedule']['milestones'] == [8.0, 9.0]
     assert config['log']['tensorboard'] is False
   again = run(*words)  # a planned config that is not that of the run would be refused

@@ -23,7 +23,7 @@ from alexnet_jax.weights import caffe, npz, safetensors, torch_file
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.pretrained import Pretrained
 
-CENTRE = np.array([0.5, 0.5, 0])
+CENTER = np.array([0.5, 0.5, 0])
 GENERATIONS = [(form, double) for form in ('new', 'v1', 'v0') for double in (False, True)]
 
 
@@ -52,8 +52,8 @@ def photos(side, count=2):
 
 
 def logits(weights: Pretrained, images):
-  """Of the centre views, as `evaluate` and all else computes them."""
-  views = weights.preprocessing.test_view(images, CENTRE)
+  """Of the center views, as `evaluate` and all else computes them."""
+  views = weights.preprocessing.test_view(images, CENTER)
   return np.asarray(compiled(weights.table)(weights.variables, views))
 
 
@@ -480,7 +480,7 @@ def test_metadata_of_our_own_file(small, read):
     ({'crop': 12}, 'too small|leaves|needs'),
     ({'crop': True}, 'a field has a value'),
     ({'resize': 'stretch'}, 'a field has a value'),
-    ({'mirror': 1}, 'a field has a value'),
+    ({'random_flip': 1}, 'a field has a value'),
   ):
     refuse(read, wrong({**metadata, **changes}), message)
   for name in metadata:

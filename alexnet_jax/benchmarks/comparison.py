@@ -152,7 +152,7 @@ def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
 def take_turns(
   workers: dict[str, Worker], options: Options
 ) -> tuple[dict[str, list[Sample]], dict]:
-  """Lets the sides work in turn, there and back again, so that a drift favours none.
+  """Lets the sides work in turn, there and back again, so that a drift favors none.
 
   Returns:
     The turns of each side, and each side's facts.
@@ -161,12 +161,12 @@ def take_turns(
   for name, worker in workers.items():
     seconds = worker.call('prepare', options.turn_seconds)
     sides[name] = {
-      'title': worker.contender.title,
-      'settings': worker.contender.settings,
+      'title': worker.contestant.title,
+      'settings': worker.contestant.settings,
       'versions': worker.call('versions'),
       'first_batch_seconds': seconds,
     }
-    say(f'{worker.contender.title}: first batch after {seconds:.1f} s')
+    say(f'{worker.contestant.title}: first batch after {seconds:.1f} s')
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
     say(f'round {number + 1} of {options.rounds}')

@@ -23,7 +23,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import cpu
 from alexnet_jax.benchmarks.comparison import Figures, Options, aligned, say
 from alexnet_jax.benchmarks.our_step import make_up
-from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.model import layers, nets
 from alexnet_jax.train.parallel import Devices
 from alexnet_jax.train.workdir import environment
@@ -42,7 +42,7 @@ _SENT = {
   'all-to-all': lambda n: (n - 1) / n,
 }
 
-_ONESELF = Contender(
+_ONESELF = Contestant(
   'the compiled step',
   'alexnet_jax.benchmarks.compiled:CompiledStep',
   {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'},
@@ -62,7 +62,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> F
   """
   del options
   config = config.copy_and_resolve_references()
-  config.micro_batches = 1
+  config.grad_accum_steps = 1
   table = nets.table_of(config, config.data.num_classes or 10)
   shape, dtype = (config.input.crop, config.input.crop, 3), config.model.compute_dtype
   images = config.batch_size // DEVICES

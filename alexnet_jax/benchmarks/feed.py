@@ -10,7 +10,7 @@ import numpy as np
 
 from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.sides import Side, Unavailable
-from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.cores import usable_cores
 from alexnet_jax.cpu import prepare_process
 from alexnet_jax.data.feed import train_batches
@@ -22,16 +22,16 @@ IMAGE_SIZE = 256
 GOAL = 40_000  # images per core-second
 
 _MODULE = 'alexnet_jax.benchmarks.feed'
-_OURS = Contender(OURS, f'{_MODULE}:OurFeed')
+_OURS = Contestant(OURS, f'{_MODULE}:OurFeed')
 PEERS = {
-  'tf_data': Contender(
+  'tf_data': Contestant(
     'tf.data',
     f'{_MODULE}:TfDataFeed',
     {'TF_CPP_MIN_LOG_LEVEL': '3'},
     package='tensorflow',
     extra='prepare',
   ),
-  'data_loader': Contender(
+  'data_loader': Contestant(
     'torch DataLoader', f'{_MODULE}:DataLoaderFeed', package='torch', extra='peers'
   ),
 }
@@ -48,9 +48,9 @@ def compare(images: int, options: Options) -> Comparison:
     file = folder / 'images.npy'
     write_images(file, images)
     workers, absent = {OURS: stack.enter_context(_OURS.start(file=file))}, {}
-    for name, contender in options.wanted(PEERS).items():
+    for name, contestant in options.wanted(PEERS).items():
       try:
-        workers[name] = stack.enter_context(contender.start(file=file))
+        workers[name] = stack.enter_context(contestant.start(file=file))
       except Unavailable as reason:
         absent[name] = str(reason)
     samples, sides = take_turns(workers, options)

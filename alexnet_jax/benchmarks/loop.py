@@ -10,15 +10,15 @@ from alexnet_jax import config as configs
 from alexnet_jax import cpu
 from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.sides import Sample, Side
-from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.train.calls import check_room, prepare_calls
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.workdir import environment
 
-_LOOP = Contender('fed from the store', 'alexnet_jax.benchmarks.loop:OurLoop')
-PEERS = {'step_alone': Contender('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
+_LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.loop:OurLoop')
+PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
 
 
 def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Comparison:
@@ -36,8 +36,8 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
   plain = configs.to_json(config)
   with contextlib.ExitStack() as stack:
     workers = {OURS: stack.enter_context(_LOOP.start(config=plain))}
-    for peer, contender in options.wanted(PEERS).items():
-      workers[peer] = stack.enter_context(contender.start(config=plain))
+    for peer, contestant in options.wanted(PEERS).items():
+      workers[peer] = stack.enter_context(contestant.start(config=plain))
     samples, sides = take_turns(workers, options)
     wait = workers[OURS].call('data_wait')
     environment = workers[OURS].call('environment')

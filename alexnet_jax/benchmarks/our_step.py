@@ -10,10 +10,10 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax import cpu
 from alexnet_jax.benchmarks import roofline
-from alexnet_jax.benchmarks.sides import Probe, Side, Task, without_dropout
+from alexnet_jax.benchmarks.sides import LossAndGrads, Side, Task, without_dropout
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.train import schedules
-from alexnet_jax.train.augment import CENTRE_VIEW
+from alexnet_jax.train.augment import CENTER_VIEW
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
@@ -54,8 +54,8 @@ class OurStep(Side):
     experiment, optimizer = self._experiment, self._config.optimizer
     weights = self._initial.params
     preprocessing = experiment.recipe.preprocessing
-    view = jnp.asarray(CENTRE_VIEW[0], jnp.float32)
-    rates = experiment.recipe.rates.tree(weights, jnp.int32(0), jnp.float32(1))
+    view = jnp.asarray(CENTER_VIEW[0], jnp.float32)
+    rates = experiment.recipe.rates.per_parameter(weights, jnp.int32(0), jnp.float32(1))
     return Task(
       table=experiment.table,
       view_shape=experiment.view_shape,
@@ -72,7 +72,7 @@ class OurStep(Side):
       ),
     )
 
-  def probe(self, weights: dict) -> Probe:
+  def probe(self, weights: dict) -> LossAndGrads:
     """Loss and gradients at `weights` by the same step, its random parts switched off.
 
     The update is reduced to v = -gradient, so the velocity that comes back shows the gradient.
@@ -82,9 +82,9 @@ class OurStep(Side):
     recipe = dataclasses.replace(
       experiment.recipe,
       preprocessing=dataclasses.replace(
-        experiment.recipe.preprocessing, random_crop=False, mirror=False
+        experiment.recipe.preprocessing, random_crop=False, random_flip=False
       ),
-      colour_noise=lambda step: jnp.float32(0),
+      color_noise=lambda step: jnp.float32(0),
       rates=schedules.Rates(1.0, 1.0, schedules.constant(), schedules.constant(), {}),
       optimizer=krizhevsky_momentum(0.0, zeros),
     )
@@ -94,7 +94,7 @@ class OurStep(Side):
     step, layout = probing.train_step(self._devices, state)
     state, metrics = step(layout.put(to_host(state)), self._batch)
     velocity = to_host(layout.whole(state).opt_state)
-    return Probe(float(metrics['loss']), jax.tree.map(np.negative, velocity))
+    return LossAndGrads(float(metrics['loss']), jax.tree.map(np.negative, velocity))
 
   def run(self, batches: int) -> int:
     if self._step is None:
@@ -140,8 +140,8 @@ def make_up(config, platform: str) -> tuple[Experiment, np.ndarray]:
     train=split,
     eval=split,
     mean_image=random.uniform(100, 150, (size, size, 3)).astype(np.float32),
-    colour_stdevs=np.array([20.0, 37.0, 122.0]),
-    colour_eigenvectors=np.eye(3),
+    color_stdevs=np.array([20.0, 37.0, 122.0]),
+    color_eigenvectors=np.eye(3),
     meta={},
   )
   return make_experiment(config, store, AXIS, weights_of(config), platform), images

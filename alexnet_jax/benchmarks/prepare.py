@@ -12,7 +12,7 @@ from PIL import Image
 
 from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.sides import Side, Unavailable
-from alexnet_jax.benchmarks.worker import Contender
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.errors import UserError
 
 IMAGE_SIZE = 256
@@ -20,8 +20,8 @@ IMAGENET_IMAGES = 1_281_167 + 50_000
 GOAL_CORE_HOURS = 1.3
 
 _MODULE = 'alexnet_jax.benchmarks.prepare'
-_OURS = Contender(OURS, f'{_MODULE}:OurWriter')
-PEERS = {'ffcv': Contender('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv', extra='peers')}
+_OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
+PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv', extra='peers')}
 
 
 def compare(photos: Path | None, images: int, workers: int, options: Options) -> Comparison:
@@ -48,9 +48,9 @@ def compare(photos: Path | None, images: int, workers: int, options: Options) ->
       link.symlink_to(file.resolve())
     start = {'folder': folder, 'workers': workers}
     made, absent = {OURS: stack.enter_context(_OURS.start(**start))}, {}
-    for name, contender in options.wanted(PEERS).items():
+    for name, contestant in options.wanted(PEERS).items():
       try:
-        made[name] = stack.enter_context(contender.start(**start))
+        made[name] = stack.enter_context(contestant.start(**start))
       except Unavailable as reason:
         absent[name] = str(reason)
     samples, sides = take_turns(made, options)

@@ -103,7 +103,7 @@ class Task:
   decays: dict
 
 
-class Probe(NamedTuple):
+class LossAndGrads(NamedTuple):
   """Loss and gradients {layer: {'kernel', 'bias'}} of one batch without anything random."""
 
   loss: float

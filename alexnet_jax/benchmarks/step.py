@@ -20,8 +20,8 @@ from alexnet_jax.benchmarks.comparison import (
   say,
   take_turns,
 )
-from alexnet_jax.benchmarks.sides import Probe, Task, Unavailable
-from alexnet_jax.benchmarks.worker import Contender, Worker, python_path
+from alexnet_jax.benchmarks.sides import LossAndGrads, Task, Unavailable
+from alexnet_jax.benchmarks.worker import Contestant, Worker, python_path
 from alexnet_jax.errors import UserError
 
 
@@ -44,11 +44,11 @@ ROUNDED = Tolerance(1e-2, 0.2)
 # mmap_threshold alone does not do that, because it ends the growth of trim_threshold.
 _HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 _KEPT = 'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296'
-_OURS = Contender(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
+_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
 
 
-def _torch(title: str, **arguments) -> Contender:
-  return Contender(
+def _torch(title: str, **arguments) -> Contestant:
+  return Contestant(
     title,
     'alexnet_jax.benchmarks.torch_step:TorchStep',
     {'GLIBC_TUNABLES': f'{_HUGE_PAGES}:{_KEPT}'},
@@ -83,7 +83,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
   Raises:
     UserError: a peer does not compute the same, or a side's loss is not finite.
   """
-  pythons = {contender.title: contender for contender in map(_in_python, options.pythons)}
+  pythons = {contestant.title: contestant for contestant in map(_in_python, options.pythons)}
   if len(pythons) < len(options.pythons):
     raise UserError(f'--python={",".join(options.pythons)}: two have the same versions')
   peers = options.wanted(PEERS | GPU_PEERS)
@@ -93,10 +93,10 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
     workers, absent, equality = {OURS: ours}, {}, {}
     if pythons or peers:
       task = ours.call('task')
-      others = {title: (contender, {'config': plain}) for title, contender in pythons.items()}
-      for peer, contender in peers.items():
+      others = {title: (contestant, {'config': plain}) for title, contestant in pythons.items()}
+      for peer, contestant in peers.items():
         if task.platform != 'cpu' or peer not in GPU_PEERS:
-          others[peer] = contender, {'task': task}
+          others[peer] = contestant, {'task': task}
       equality = _start_others(stack, workers, absent, others, task)
     samples, sides = take_turns(workers, options)
     for side, worker in workers.items():
@@ -134,7 +134,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
   )
 
 
-def _in_python(python: str) -> Contender:
+def _in_python(python: str) -> Contestant:
   """Our side in another interpreter, named by its version and that of its JAX.
 
   Raises:
@@ -163,7 +163,7 @@ def _start_others(
   stack: contextlib.ExitStack,
   workers: dict[str, Worker],
   absent: dict[str, str],
-  others: dict[str, tuple[Contender, dict]],
+  others: dict[str, tuple[Contestant, dict]],
   task: Task,
 ) -> dict[str, 'Equality']:
   """Adds those that can take part to `workers`, after showing that they compute the same.
@@ -182,16 +182,16 @@ def _start_others(
   exact = task.platform == 'cpu' and task.compute_dtype == 'float32'
   tolerance = EXACT if exact else ROUNDED
   expected, equality = None, {}
-  for name, (contender, arguments) in others.items():
+  for name, (contestant, arguments) in others.items():
     try:
-      worker = stack.enter_context(contender.start(**arguments))
+      worker = stack.enter_context(contestant.start(**arguments))
       actual = worker.call('probe', weights)
     except Unavailable as reason:
       absent[name] = str(reason)
       continue
     expected = expected or workers[OURS].call('probe', weights)
     equality[name] = check_equal(name, expected, actual, tolerance)
-    say(f'{contender.title}: computes the same')
+    say(f'{contestant.title}: computes the same')
     workers[name] = worker
   return equality
 
@@ -237,7 +237,9 @@ class Equality:
     )
 
 
-def check_equal(name: str, ours: Probe, peer: Probe, tolerance: Tolerance = EXACT) -> Equality:
+def check_equal(
+  name: str, ours: LossAndGrads, peer: LossAndGrads, tolerance: Tolerance = EXACT
+) -> Equality:
   """Compares losses, and gradients parameter by parameter.
 
   Raises:

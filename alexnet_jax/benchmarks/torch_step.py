@@ -5,7 +5,7 @@ import collections
 import torch
 from torch.nn import functional
 
-from alexnet_jax.benchmarks.sides import Probe, Side, Task, Unavailable, without_dropout
+from alexnet_jax.benchmarks.sides import LossAndGrads, Side, Task, Unavailable, without_dropout
 from alexnet_jax.benchmarks.torch_net import TorchNet
 
 
@@ -87,7 +87,7 @@ class TorchStep(Side):
   def versions(self) -> dict:
     return {'torch': torch.__version__, 'threads': torch.get_num_threads()}
 
-  def probe(self, weights: dict) -> Probe:
+  def probe(self, weights: dict) -> LossAndGrads:
     """Loss and gradients at `weights`, without dropout."""
     net, loss_of = self._build(without_dropout(self._task.table), weights)
     try:
@@ -98,7 +98,7 @@ class TorchStep(Side):
         raise
       reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise Unavailable(f'torch.compile failed ({reason})') from None
-    return Probe(loss.item(), net.gradients())
+    return LossAndGrads(loss.item(), net.gradients())
 
   def run(self, batches: int) -> int:
     for _ in range(batches):

@@ -25,7 +25,7 @@ _GRACE_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class Contestant:
   """How to start a side.
 
   Attributes:
@@ -55,24 +55,24 @@ class Contender:
 class Worker:
   """The process of one side; a context manager that ends it."""
 
-  def __init__(self, contender: Contender, arguments: dict[str, Any]):
-    self.contender = contender
+  def __init__(self, contestant: Contestant, arguments: dict[str, Any]):
+    self.contestant = contestant
     self._connection, theirs = multiprocessing.Pipe()
     with theirs:
       descriptor = theirs.fileno()
       self._process = subprocess.Popen(
         [
-          contender.python or sys.executable,
+          contestant.python or sys.executable,
           '-c',
           f'from {__name__} import serve; serve({descriptor})',
         ],
-        env={**os.environ, 'PYTHONPATH': python_path(), **contender.settings},
+        env={**os.environ, 'PYTHONPATH': python_path(), **contestant.settings},
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
         stdout=2,
       )  # what libraries print does not belong in our output
     try:
-      self._ask((contender.side, arguments))
+      self._ask((contestant.side, arguments))
     except BaseException:
       self.close(at_once=True)
       raise
@@ -94,7 +94,7 @@ class Worker:
     except (EOFError, ConnectionError):
       code = self._process.wait()
       raise UserError(
-        f'the process of {self.contender.title} ended with code {code}, perhaps for want of'
+        f'the process of {self.contestant.title} ended with code {code}, perhaps for want of'
         ' memory: try smaller --batch_sizes, or fewer --peers'
       ) from None
     if error:

@@ -1,4 +1,4 @@
-"""What passes from data sets to the store: labelled images, by index."""
+"""What passes from data sets to the store: labeled images, by index."""
 
 import dataclasses
 from typing import Protocol
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One labelled image.
+  """One labeled image.
 
   Attributes:
     data: an encoded file (bytes), or pixels: uint8 (H, W, 3) RGB or (H, W) gray.

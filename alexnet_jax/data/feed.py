@@ -256,7 +256,7 @@ class _FileRows:
     self._descriptor: int | None = os.open(split.file, os.O_RDONLY)
 
   def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-    """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighbouring rows at once."""
+    """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighboring rows at once."""
     memory = memoryview(out.reshape(-1))
     ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     place = 0

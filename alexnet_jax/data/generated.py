@@ -71,7 +71,7 @@ def check_fraction(validation_fraction: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSplit:
-  """Generated images: a wave of colour that belongs to the class, shifted a little, plus noise.
+  """Generated images: a wave of color that belongs to the class, shifted a little, plus noise.
 
   Everything is a function of the class number and of `first + index`.
   """
@@ -90,7 +90,7 @@ class SyntheticSplit:
     label = index % self.classes
     of_class = np.random.Generator(np.random.Philox(key=[label, 0]))
     frequency = of_class.uniform(-4, 4, 2)  # waves along each side of the image
-    colour = of_class.uniform(-70, 70, (2, 3))  # amplitudes of cosine and sine for R, G, B
+    color = of_class.uniform(-70, 70, (2, 3))  # amplitudes of cosine and sine for R, G, B
     of_image = np.random.Generator(np.random.Philox(key=[self.first + index, 1]))
     phase = of_image.uniform(-0.8, 0.8)  # radians: small enough to keep the classes apart
 
@@ -98,7 +98,7 @@ class SyntheticSplit:
     angle = (side[:, None] * frequency[0] + side[None, :] * frequency[1] + phase).astype(np.float32)
     waves = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     noise = np.frombuffer(of_image.bytes(angle.size * 3), np.uint8).reshape(*angle.shape, 3)
-    pixels = waves @ colour.astype(np.float32) + (noise * np.float32(0.25) + np.float32(96))
+    pixels = waves @ color.astype(np.float32) + (noise * np.float32(0.25) + np.float32(96))
     return Example(
       np.clip(pixels, 0, 255).astype(np.uint8), label, f'synthetic {self.first + index}'
     )

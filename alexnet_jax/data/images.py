@@ -2,9 +2,9 @@
 
 Decoding is exact (no DCT-domain scaling). The tools of 2012 took pixels as they are stored, without
 regard to orientation tags; other photos are turned upright first. `crop` scales the shorter side to
-S and takes the centre (paper section 2); `warp` scales both sides to S (Caffe's ImageNet example).
+S and takes the center (paper section 2); `warp` scales both sides to S (Caffe's ImageNet example).
 Shrinking uses Pillow's antialiased triangle filter, the one nearest to the area averaging of
-cuda-convnet2's make-data (0.97 grey levels apart on ImageNet photos; bicubic 1.11, box 2.9);
+cuda-convnet2's make-data (0.97 gray levels apart on ImageNet photos; bicubic 1.11, box 2.9);
 enlarging is bicubic there and here.
 """
 

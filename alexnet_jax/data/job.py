@@ -32,7 +32,7 @@ class Job:
   """The writing of `source` to a store, in `folder`; picklable.
 
   Attributes:
-    source: labelled images.
+    source: labeled images.
     folder: where everything is until the store is complete.
     image_size: S, side of the images in pixels.
     resize: 'crop' or 'warp'.

@@ -2,7 +2,7 @@
 they lie one after another, and `places.npy`, which says where.
 
 ImageNet at 256x256 takes 262 GB raw, about 27 GB at quality 90 and 38 GB at quality 95 (4:2:0; 20.1
-and 28.6 kB an image on photos of it). The price: pixels are off by 2.6 and 2.0 grey levels on
+and 28.6 kB an image on photos of it). The price: pixels are off by 2.6 and 2.0 gray levels on
 average, and each image is decoded every time it is seen. One core feeds some 2,500 a second with
 Pillow and 3,800 with simplejpeg, where it feeds some 50,000 raw ones.
 """

@@ -51,12 +51,12 @@ def commit(job: Job, unreadable: str) -> None:
     record = job.record(part)
     pixels = record['pixels'].astype(np.uint64)
     totals += statistics.Sums(int(record['count']), pixels, record['products'])
-  stdevs, eigenvectors = statistics.colour_components(totals)
+  stdevs, eigenvectors = statistics.color_components(totals)
   _write_array(job.folder / 'mean.npy', statistics.mean_image(totals))
   meta['crc32']['mean.npy'] = zlib.crc32((job.folder / 'mean.npy').read_bytes())
   meta |= {
-    'colour_stdevs': stdevs.tolist(),
-    'colour_eigenvectors': eigenvectors.tolist(),
+    'color_stdevs': stdevs.tolist(),
+    'color_eigenvectors': eigenvectors.tolist(),
     'unreadable': {
       split: [reasons[row] for row in sorted(reasons)] for split, reasons in bad.items()
     },

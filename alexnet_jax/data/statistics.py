@@ -34,24 +34,24 @@ def sums(images: np.ndarray) -> Sums:
   """Sums over uint8 images (n, S, S, 3)."""
   products = np.zeros((3, 3), np.int64)
   for image in images:
-    colours = _chunks(image.reshape(-1, 3).T)
+    colors = _chunks(image.reshape(-1, 3).T)
     for i in range(3):
       for j in range(i, 3):
-        product = int(np.vecdot(colours[i], colours[j]).sum(dtype=np.float64))
+        product = int(np.vecdot(colors[i], colors[j]).sum(dtype=np.float64))
         products[i, j] += product
         products[j, i] = products[i, j]
   return Sums(len(images), images.sum(axis=0, dtype=np.uint64), products)
 
 
-def _chunks(colours: np.ndarray) -> np.ndarray:
+def _chunks(colors: np.ndarray) -> np.ndarray:
   """uint8 (3, n) as float32 (3, m, 256), zeros at the end.
 
   float32 is exact here, and fast: products of 256 pairs of bytes sum to less than 2**24.
   """
-  padding = -colours.shape[1] % 256
+  padding = -colors.shape[1] % 256
   if padding:
-    colours = np.pad(colours, ((0, 0), (0, padding)))
-  return colours.astype(np.float32, order='C').reshape(3, -1, 256)
+    colors = np.pad(colors, ((0, 0), (0, padding)))
+  return colors.astype(np.float32, order='C').reshape(3, -1, 256)
 
 
 def mean_image(totals: Sums) -> np.ndarray:
@@ -59,11 +59,11 @@ def mean_image(totals: Sums) -> np.ndarray:
   return (totals.pixels / totals.count).astype(np.float32)
 
 
-def colour_components(totals: Sums) -> tuple[np.ndarray, np.ndarray]:
+def color_components(totals: Sums) -> tuple[np.ndarray, np.ndarray]:
   """Principal components of the RGB values of all pixels (paper section 4.1).
 
   Returns:
-    stdevs: float64 (3,), square roots of the eigenvalues of the covariance, ascending, in grey
+    stdevs: float64 (3,), square roots of the eigenvalues of the covariance, ascending, in gray
       levels 0..255, as in cuda-convnet2's input_meta `color_pca` (ImageNet: 19.72, 37.09, 121.78).
     eigenvectors: float64 (3, 3), column i belongs to stdevs[i]; its largest element is positive.
   """

@@ -70,8 +70,8 @@ class Store:
     train: rows to learn from.
     eval: held-out rows.
     mean_image: float32 (S, S, 3), 0..255, over the training split.
-    colour_stdevs: float64 (3,), ascending, in grey levels.
-    colour_eigenvectors: float64 (3, 3), a column for each of `colour_stdevs`.
+    color_stdevs: float64 (3,), ascending, in gray levels.
+    color_eigenvectors: float64 (3, 3), a column for each of `color_stdevs`.
     meta: what meta.json says.
   """
 
@@ -80,8 +80,8 @@ class Store:
   train: Split
   eval: Split
   mean_image: np.ndarray
-  colour_stdevs: np.ndarray
-  colour_eigenvectors: np.ndarray
+  color_stdevs: np.ndarray
+  color_eigenvectors: np.ndarray
   meta: dict[str, Any]
 
   @property
@@ -129,8 +129,8 @@ def open_store(path: pathlib.Path | str) -> Store:
       train=_open_split(path, 'train', meta),
       eval=_open_split(path, 'eval', meta),
       mean_image=np.load(path / 'mean.npy', allow_pickle=False),
-      colour_stdevs=np.array(meta['colour_stdevs']),
-      colour_eigenvectors=np.array(meta['colour_eigenvectors']),
+      color_stdevs=np.array(meta['color_stdevs']),
+      color_eigenvectors=np.array(meta['color_eigenvectors']),
       meta=meta,
     )
   except (OSError, ValueError, KeyError, TypeError) as error:
@@ -191,7 +191,7 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
   """The store of a small source (digits, synthetic), never written to disk.
 
   Args:
-    source: labelled images, all readable.
+    source: labeled images, all readable.
     image_size: S, side of the images in pixels.
     resize: 'crop' or 'warp'.
   """
@@ -205,7 +205,7 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
       )
     splits[name] = Split(pixels, labels)
   totals = statistics.sums(splits['train'].images)
-  stdevs, eigenvectors = statistics.colour_components(totals)
+  stdevs, eigenvectors = statistics.color_components(totals)
   meta = describe(source, image_size, resize) | {
     'class_names': [],
     'counts': {name: len(split) for name, split in splits.items()},
@@ -277,7 +277,7 @@ def read_row(
     raise images.UnreadableImage(f'example {index}: {error}') from error
   if not 0 <= example.label < classes:
     raise UserError(
-      f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labelled '
+      f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labeled '
       'split, or correct the data'
     )
   try:

@@ -60,7 +60,7 @@ class TfdsSplit:
 
 
 def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: str) -> Source:
-  """Opens a prepared data set of labelled images.
+  """Opens a prepared data set of labeled images.
 
   Args:
     name: TFDS name, for example `cifar10`, `imagenet2012` or `cats_vs_dogs:4.0.1`.
@@ -69,7 +69,7 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
     eval_split: TFDS split held out, for example `validation` or `train[80%:]`.
 
   Raises:
-    UserError: not prepared, not in ArrayRecord format, incomplete, unknown splits, or not labelled
+    UserError: not prepared, not in ArrayRecord format, incomplete, unknown splits, or not labeled
       images.
   """
   builder = find_builder(name, directory)
@@ -83,7 +83,7 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
   features = builder.info.features
   if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
     raise UserError(
-      f'the TFDS data set {name!r} is not one of labelled images (it has {", ".join(features)}): '
+      f'the TFDS data set {name!r} is not one of labeled images (it has {", ".join(features)}): '
       'choose one with an image and a class label'
     )
   train, held_out = _open_split(builder, train_split), _open_split(builder, eval_split)

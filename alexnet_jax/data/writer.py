@@ -42,7 +42,7 @@ def write_store(
   """Writes a store, or finishes one whose writing was interrupted; opens it if it is there.
 
   Args:
-    source: labelled images; pickled to the workers.
+    source: labeled images; pickled to the workers.
     path: folder of the store.
     image_size: S, side of the images in pixels.
     resize: 'crop' or 'warp'.

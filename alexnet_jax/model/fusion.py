@@ -10,11 +10,11 @@ from jax.experimental.xla_metadata import set_xla_metadata
 T = TypeVar('T')
 
 
-def apart(function: Callable[..., T], *arrays: jax.Array) -> T:
+def no_fusion(function: Callable[..., T], *arrays: jax.Array) -> T:
   """Returns function(*arrays), on a CPU without being fused with what precedes and follows it.
 
-  XLA:CPU fuses an elementwise neighbour into an operation even where the operation reads each value
-  many times (as taps of windows, or in another order), and then computes the neighbour as often.
+  XLA:CPU fuses an elementwise neighbor into an operation even where the operation reads each value
+  many times (as taps of windows, or in another order), and then computes the neighbor as often.
   A call that is not inlined keeps both sides out; `lax.optimization_barrier` is gone by the time
   that XLA:CPU fuses. Other compilers weigh the repeated work themselves.
 

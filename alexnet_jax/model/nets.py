@@ -424,7 +424,7 @@ NETS: dict[str, Callable[[int], layers.Table]] = {
 
 
 def table_of(config, classes: int) -> layers.Table:
-  """The net of a config: the table `config.model.net` after the edits `config.model.edits`.
+  """The net of a config: the table `config.model.net` after the edits `config.model.ablations`.
 
   Args:
     config: of a run; `input.crop` is the side of the net's input.
@@ -434,9 +434,9 @@ def table_of(config, classes: int) -> layers.Table:
     ValueError: an edit does not fit the net.
   """
   side = config.input.crop
-  return ablations.edited(NETS[config.model.net](classes), config.model.edits, (side, side, 3))
+  return ablations.edited(NETS[config.model.net](classes), config.model.ablations, (side, side, 3))
 
 
 def title(model) -> str:
   """The name of a config's net with its edits, such as "krizhevsky2012 (no_lrn, tanh)"."""
-  return model.net + (f' ({", ".join(model.edits)})' if model.edits else '')
+  return model.net + (f' ({", ".join(model.ablations)})' if model.ablations else '')

@@ -1,4 +1,4 @@
-"""Local response normalisation, across maps and within a map (paper section 3.3)."""
+"""Local response normalization, across maps and within a map (paper section 3.3)."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ def local_response_norm(
   k: float = 2.0,
   groups: int = 1,
 ) -> jax.Array:
-  """Divides each activity by a power of the energy of its neighbours in other maps.
+  """Divides each activity by a power of the energy of its neighbors in other maps.
 
   b_i = a_i / (k + alpha * sum_j a_j^2)^beta over maps j from i - size//2 to i - size//2 + size - 1,
   clipped to the tower that i is in (cuda-convnet `cmrnorm`).

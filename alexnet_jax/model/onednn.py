@@ -8,7 +8,7 @@ while nothing in them makes such calls; here they are written down as XLA's own 
 
 That is no interface anybody promises to keep, and a configuration misread would give wrong numbers
 or end the process: so another process tries it first (`available`).  Nor can jaxlib write compiled
-programs with such calls to disk: they are compiled anew at every start (`kept` of `Devices.map`).
+programs with such calls to disk: they are compiled anew at every start (`cache` of `Devices.pmap`).
 """
 
 import contextlib

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.fusion import apart
+from alexnet_jax.model.fusion import no_fusion
 
 
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
@@ -38,7 +38,7 @@ def _max_pool(x, window, stride, shape):
 def _max_pool_forward(x, window, stride, shape):
   del shape
   # Which pixel won takes a byte; to keep x and the result instead would take 20 times the memory.
-  return apart(partial(_maxima, window=window, stride=stride), x)
+  return no_fusion(partial(_maxima, window=window, stride=stride), x)
 
 
 def _max_pool_backward(window, stride, shape, winners, gradient):
@@ -149,7 +149,7 @@ def _spread(gradient, winners, shape, window, stride):
         total += jnp.where(mine, windows_before(gradient, down, right), 0)
     return total.astype(dtype)
 
-  pixels = apart(phases, gradient, *([] if winners is None else [winners]))
+  pixels = no_fusion(phases, gradient, *([] if winners is None else [winners]))
   return pixels.reshape(batch, tall * stride, wide * stride, channels)[:, :height, :width]
 
 

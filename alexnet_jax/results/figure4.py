@@ -49,19 +49,19 @@ def guesses(shown: Sequence[Guesses], path: str | os.PathLike, title: str) -> No
   for place, each in enumerate(shown):
     left, top = page.cell(place)
     page.picture(each.picture, left, top, _SIDE)
-    text, colour = (each.truth, _INK) if each.truth else (each.caption, _FAINT)
-    page.text(text, left + _SIDE / 2, top + _SIDE + _CAPTION / 2, _SIDE, colour, align='center')
+    text, color = (each.truth, _INK) if each.truth else (each.caption, _FAINT)
+    page.text(text, left + _SIDE / 2, top + _SIDE + _CAPTION / 2, _SIDE, color, align='center')
     top += _SIDE + _CAPTION
     for row, (name, share) in enumerate(zip(each.classes, each.probabilities, strict=True)):
-      colour = _TRUE if name == each.truth else _BAR
-      page.bar(left, top + row * _LINE, share * _SIDE, colour)
+      color = _TRUE if name == each.truth else _BAR
+      page.bar(left, top + row * _LINE, share * _SIDE, color)
       middle = top + (row + 0.46) * _LINE
       page.text(name, left + 0.05, middle, _SIDE - 0.45, _INK)
       page.text(f'{100 * share:.0f}%', left + _SIDE, middle, 0.4, _FAINT, align='right')
   figures.save(page.figure, path)
 
 
-def neighbours(
+def neighbors(
   queries: Sequence[tuple[np.ndarray, str]],
   found: Sequence[Sequence[tuple[np.ndarray, str]]],
   path: str | os.PathLike,
@@ -71,7 +71,7 @@ def neighbours(
 
   Args:
     queries: (picture uint8 (S, S, 3), caption).
-    found: for each query the same of its neighbours, nearest first.
+    found: for each query the same of its neighbors, nearest first.
     path: where to put the PNG.
     title: a line above.
   """
@@ -120,16 +120,16 @@ class _Page:
     axes.imshow(pixels, interpolation='nearest' if small else 'antialiased')
     axes.set_axis_off()
 
-  def bar(self, left, top, length, colour) -> None:
+  def bar(self, left, top, length, color) -> None:
     from matplotlib.patches import Rectangle
 
     box = self._box(left, top, length, _LINE * 0.86)
     transform = self.figure.transFigure
-    self.figure.add_artist(Rectangle(box[:2], *box[2:], color=colour, lw=0, transform=transform))
+    self.figure.add_artist(Rectangle(box[:2], *box[2:], color=color, lw=0, transform=transform))
 
-  def text(self, text, left, middle, width, colour, align='left', size=8.5) -> None:
+  def text(self, text, left, middle, width, color, align='left', size=8.5) -> None:
     """Writes a line, cut where it would be longer than `width`."""
     x, y, _, _ = self._box(left, middle, 0, 0)
     most = max(int(width * 72 / (0.56 * size)), 3)
     style = fonts.label(fonts.shortened(text, most))
-    self.figure.text(x, y, **style, fontsize=size, color=colour, ha=align, va='center')
+    self.figure.text(x, y, **style, fontsize=size, color=color, ha=align, va='center')

@@ -18,7 +18,7 @@ from alexnet_jax.results import fonts
 _DPI = 160
 _INK, _FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'
 _GREY, _RED, _BLUE = '#7b8794', '#c2412d', '#2b6cb0'
-_PANELS = (  # heading, factor, {metric: (label, colour)}
+_PANELS = (  # heading, factor, {metric: (label, color)}
   ('Loss', 1, {'train/loss': ('train', _GREY), 'eval/loss': ('validation', _RED)}),
   (
     'Error, %',
@@ -41,7 +41,7 @@ def learning_curves(
   """Draws loss and error against epochs, for a handful of records or many thousands.
 
   Many noisy training points are shown faintly, under their running mean. The loss axis is
-  logarithmic when the loss falls by more than a factor of ten. Each curve is labelled with its last
+  logarithmic when the loss falls by more than a factor of ten. Each curve is labeled with its last
   value; up to eight drops of the learning rate are marked with the new rate.
 
   Args:
@@ -60,8 +60,8 @@ def learning_curves(
   for left, (heading, factor, metrics) in zip((0.045, 0.54), _PANELS, strict=True):
     axes = figure.add_axes((left, 0.115, 0.355, 0.66), facecolor='white')
     curves = [
-      (label, colour, _series(records, epochs, name) * (1, factor))
-      for name, (label, colour) in metrics.items()
+      (label, color, _series(records, epochs, name) * (1, factor))
+      for name, (label, color) in metrics.items()
     ]
     curves = [curve for curve in curves if len(curve[2])]
     _panel(axes, heading, factor, curves)
@@ -76,7 +76,7 @@ def filter_grid(
 ) -> None:
   """Draws each kernel of a first layer as a picture, as in Figure 3 of the paper.
 
-  Each kernel is scaled by itself: zero is mid-grey, and its largest absolute weight, of all places
+  Each kernel is scaled by itself: zero is mid-gray, and its largest absolute weight, of all places
   and channels, is 0 or 255 in that channel. Weights are magnified to squares, not interpolated.
 
   Args:
@@ -146,19 +146,19 @@ def _running_mean(points: np.ndarray) -> np.ndarray:
 
 
 def _panel(axes, heading: str, usual_top: float, curves: list) -> None:
-  """Fills `axes` with `curves` of (label, colour, points); `usual_top` is for want of any."""
+  """Fills `axes` with `curves` of (label, color, points); `usual_top` is for want of any."""
   ends, tops, lows = [], [0.0], []
-  for label, colour, points in curves:
+  for label, color, points in curves:
     line = points
     if label.startswith('train') and len(points) > _MANY:
       line = _running_mean(points)
-      axes.plot(*points.T, color=colour, linewidth=0.6, alpha=0.35, zorder=2)
+      axes.plot(*points.T, color=color, linewidth=0.6, alpha=0.35, zorder=2)
     marker = 'o' if len(line) <= 30 else None
     front = 3 if label.startswith('train') else 4
     axes.plot(
-      *line.T, color=colour, linewidth=1.8, marker=marker, markersize=4, zorder=front, clip_on=False
+      *line.T, color=color, linewidth=1.8, marker=marker, markersize=4, zorder=front, clip_on=False
     )
-    ends.append((line[-1, 1], label, colour))
+    ends.append((line[-1, 1], label, color))
     tops += [line[:, 1].max(), np.quantile(points[:, 1], 0.995)]
     lows.append(line[:, 1].min())
   _style(axes)
@@ -171,7 +171,7 @@ def _panel(axes, heading: str, usual_top: float, curves: list) -> None:
 
 
 def _style(axes) -> None:
-  """Quiet axes: no box, faint horizontal rules, small grey figures."""
+  """Quiet axes: no box, faint horizontal rules, small gray figures."""
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
   axes.spines['bottom'].set_color(_FAINT)
@@ -199,15 +199,15 @@ def _label_ends(axes, ends: list, number: str) -> None:
   gap = 0.065  # of the axes' height: one line of text
   transform = axes.transData + axes.transAxes.inverted()
   placed = []
-  for value, label, colour in sorted(ends, key=lambda end: end[0]):
+  for value, label, color in sorted(ends, key=lambda end: end[0]):
     height = float(np.clip(transform.transform((0, value))[1], 0, 1))
-    placed.append([max(height, placed[-1][0] + gap) if placed else height, value, label, colour])
+    placed.append([max(height, placed[-1][0] + gap) if placed else height, value, label, color])
   above = 1 + gap
   for place in reversed(placed):
     above = place[0] = min(place[0], above - gap)
-  for height, value, label, colour in placed:
+  for height, value, label, color in placed:
     text = f'{label} {value:{number}}'
-    axes.text(1.02, height, text, transform=axes.transAxes, fontsize=10, color=colour, va='center')
+    axes.text(1.02, height, text, transform=axes.transAxes, fontsize=10, color=color, va='center')
 
 
 def _mark_rates(axes, rates: np.ndarray) -> None:
@@ -233,7 +233,7 @@ def _mark_rates(axes, rates: np.ndarray) -> None:
 
 
 def _tiles(kernel: np.ndarray) -> np.ndarray:
-  """Kernels (h, w, c, n) as pictures, uint8 (n, h * s, w * s, 3), zero at mid-grey."""
+  """Kernels (h, w, c, n) as pictures, uint8 (n, h * s, w * s, 3), zero at mid-gray."""
   largest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
   levels = np.rint(127.5 + 127.5 * kernel / np.where(largest > 0, largest, 1))
   pictures = np.moveaxis(levels.astype(np.uint8), 3, 0)
@@ -257,16 +257,16 @@ def _grid(tiles: np.ndarray) -> np.ndarray:
 
 
 def _save_pixels(canvas: np.ndarray, left: int, texts: list, path: str | os.PathLike) -> None:
-  """Saves `canvas` as it is, with `texts` of (baseline, text, weight, size, colour) on it."""
+  """Saves `canvas` as it is, with `texts` of (baseline, text, weight, size, color) on it."""
   from matplotlib.figure import Figure
 
   height, width = canvas.shape[:2]
   # Half a pixel more, because Matplotlib rounds the product of inches and dots per inch down.
   figure = Figure(figsize=((width + 0.5) / _DPI, (height + 0.5) / _DPI), dpi=_DPI)
   figure.figimage(canvas, origin='upper')
-  for baseline, text, weight, size, colour in texts:
+  for baseline, text, weight, size, color in texts:
     x, y = left / width, 1 - baseline / height
-    figure.text(x, y, **fonts.label(text), fontweight=weight, fontsize=size, color=colour)
+    figure.text(x, y, **fonts.label(text), fontweight=weight, fontsize=size, color=color)
   save(figure, path)
 
 

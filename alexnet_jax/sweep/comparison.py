@@ -116,7 +116,7 @@ def _base(groups: list[list[FinishedRun]]) -> list[FinishedRun]:
 
   def distance(group):
     others = [_differing(group[0], other[0]) for other in groups]
-    return bool(group[0].config['model']['edits']), sum(map(len, others))
+    return bool(group[0].config['model']['ablations']), sum(map(len, others))
 
   def unnamed(group):
     return sum(
@@ -157,10 +157,10 @@ def _named(
 ) -> tuple[tuple[str, ...], dict[str, tuple[Any, Any]]]:
   """Changes as names of ablations, and what is left of them."""
   rest = dict(changes)
-  names, ours, theirs = [], run.config['model']['edits'], base.config['model']['edits']
+  names, ours, theirs = [], run.config['model']['ablations'], base.config['model']['ablations']
   if ours != theirs and ours[: len(theirs)] == theirs:
     names = ours[len(theirs) :]
-    del rest['model.edits']
+    del rest['model.ablations']
   config = configs.from_json(base.config)
   recipes = [name for name, ablation in ablations.ABLATIONS.items() if ablation.fields]
   effects = {name: ablations.changes(config, name) or {} for name in recipes}

@@ -149,7 +149,7 @@ def _is_ilsvrc(row: Row, net: str) -> bool:
   return (
     not row.ablations
     and config['model']['net'] == net
-    and not config['model']['edits']
+    and not config['model']['ablations']
     and config['data']['source'] in ('tfds', 'folder')
     and config['data']['name'] == 'imagenet2012'
     and all(run.results.get('evaluated_images') == _VALIDATION_IMAGES for run in row.runs)

@@ -1,6 +1,6 @@
 """From stored uint8 images to the float views a net sees: pure functions of keys and images.
 
-Training draws, per image: a crop, a mirror, a colour shift (paper section 4.1; CHM convdata.py and
+Training draws, per image: a crop, a mirror, a color shift (paper section 4.1; CHM convdata.py and
 convdata_jpeg.py).  Testing takes fixed views.  Unlike the 2012 code, which shared one crop and
 mirror among 32 consecutive images, every image has draws of its own, from a key that depends on
 (seed, step, place in the global batch) alone.
@@ -14,8 +14,8 @@ import numpy as np
 
 # cuda-convnet2 make-data/input_meta, `color_pca` of the ILSVRC-2012 training set on 0-255 RGB:
 # standard deviations (not eigenvalues) and, as columns, the eigenvectors they belong to.
-COLOUR_STDEVS_2012 = (19.7208, 37.0939, 121.7801)
-COLOUR_EIGENVECTORS_2012 = (
+COLOR_STDEVS_2012 = (19.7208, 37.0939, 121.7801)
+COLOR_EIGENVECTORS_2012 = (
   (0.417955, -0.712579, -0.563510),
   (-0.816981, -0.023542, -0.576184),
   (0.397311, 0.701196, -0.592003),
@@ -25,14 +25,14 @@ COLOUR_EIGENVECTORS_2012 = (
 TORCHVISION_MEAN = tuple(255 * x for x in (0.485, 0.456, 0.406))
 TORCHVISION_STD = tuple(255 * x for x in (0.229, 0.224, 0.225))
 
-CENTRE_VIEW = ((0.5, 0.5, 0),)
-_CORNERS_AND_CENTRE = ((0, 0), (0, 1), (0.5, 0.5), (1, 0), (1, 1))
+CENTER_VIEW = ((0.5, 0.5, 0),)
+_CORNERS_AND_CENTER = ((0, 0), (0, 1), (0.5, 0.5), (1, 0), (1, 1))
 # The ten views of paper section 4.1 and the nine of the cropped CIFAR nets (cuda-convnet
 # convdata.py), as (row, column, mirrored) with places in fractions of the free border.
 VIEWS = {
-  1: CENTRE_VIEW,
+  1: CENTER_VIEW,
   9: tuple((y, x, 0) for y in (0, 0.5, 1) for x in (0, 0.5, 1)),
-  10: tuple((y, x, mirrored) for mirrored in (0, 1) for y, x in _CORNERS_AND_CENTRE),
+  10: tuple((y, x, mirrored) for mirrored in (0, 1) for y, x in _CORNERS_AND_CENTER),
 }
 
 
@@ -44,10 +44,10 @@ class Preprocessing:
     crop: side of the view in pixels.
     mean: float32, (crop, crop, 3) or (3,).  As in 2012 (convdata.py, data_mean_crop) the central
       crop of the mean image is subtracted wherever the view was cut.
-    scale: float32 (3,), applied after the colour noise.
+    scale: float32 (3,), applied after the color noise.
     resize_to: side to which stored images are enlarged (bilinear) first; 0 leaves them.
-    random_crop, mirror: whether training draws them.
-    colour_basis: float32 (3, 3); row i is the i-th principal component times its standard
+    random_crop, random_flip: whether training draws them.
+    color_basis: float32 (3, 3); row i is the i-th principal component times its standard
       deviation.
     upright: whether photos are turned as their EXIF orientation says before they are resized; see
       `store.is_upright`.
@@ -56,24 +56,22 @@ class Preprocessing:
   crop: int
   mean: np.ndarray
   scale: np.ndarray
-  colour_basis: np.ndarray
+  color_basis: np.ndarray
   resize_to: int = 0
   random_crop: bool = True
-  mirror: bool = True
+  random_flip: bool = True
   upright: bool = False
 
   def _enlarged(self, images: jax.Array) -> jax.Array:
     return enlarge(images, self.resize_to) if self.resize_to else images
 
-  def training_views(
-    self, images: jax.Array, keys: jax.Array, colour_noise: jax.Array
-  ) -> jax.Array:
+  def training_views(self, images: jax.Array, keys: jax.Array, color_noise: jax.Array) -> jax.Array:
     """Random views.
 
     Args:
       images: uint8 (N, S, S, 3).
       keys: one PRNG key per image, (N,).
-      colour_noise: scalar, standard deviation of the colour noise in units of the components'
+      color_noise: scalar, standard deviation of the color noise in units of the components'
         own (0.1 in the paper); 0 switches it off.
 
     Returns:
@@ -89,13 +87,13 @@ class Preprocessing:
     else:
       offsets = jnp.full((len(images), 2), border // 2, jnp.int32)
     views = jax.vmap(self._cut)(images, offsets)
-    if self.mirror:
+    if self.random_flip:
       mirrored = jax.vmap(jax.random.bernoulli)(mirror_keys)
       views = jnp.where(mirrored[:, None, None, None], views[:, :, ::-1], views)
-    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(noise_keys) @ self.colour_basis
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(noise_keys) @ self.color_basis
     # The 2012 code shrinks image plus noise so that its size stays that of a test image.
-    shifted = views.astype(jnp.float32) - self.mean + colour_noise * noise[:, None, None]
-    return shifted * (self.scale / (1 + colour_noise))
+    shifted = views.astype(jnp.float32) - self.mean + color_noise * noise[:, None, None]
+    return shifted * (self.scale / (1 + color_noise))
 
   def _cut(self, image: jax.Array, offset: jax.Array) -> jax.Array:
     start = (*offset, jnp.int32(0))

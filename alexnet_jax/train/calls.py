@@ -81,9 +81,11 @@ def prepare_calls(
   }
   if config.steps_per_call == 1:
     batches = feed.train_batches(split, start_step=start, **settings)
-    return batches, devices.train_step(step, layout.axes, kept=not experiment.model.onednn), layout
+    return batches, devices.train_step(step, layout.axes, cache=not experiment.model.onednn), layout
   examples = devices.replicate({'image': feed.all_images(split), 'label': split.labels})
-  train = devices.train_steps(make_train_steps(step), layout.axes, kept=not experiment.model.onednn)
+  train = devices.train_steps(
+    make_train_steps(step), layout.axes, cache=not experiment.model.onednn
+  )
   batches = feed.train_rows(len(split), calls=steps, most=config.steps_per_call, **settings)
   return batches, lambda state, batch: train(state, examples, batch), layout
 

@@ -78,7 +78,7 @@ def one_batch_experiment(
 ) -> Experiment:
   """The run of `config` without what would hide whether a net can learn a single batch.
 
-  Central crops, no mirror, no colour noise, no label smoothing; batch-norm moments of the whole
+  Central crops, no mirror, no color noise, no label smoothing; batch-norm moments of the whole
   batch; `single_batch_rate` throughout.  Dropout passes its mean, so that the loss is free of noise
   and units keep the size for which the rate was chosen.  Weight decay, momentum and the biases' own
   rate stay.
@@ -93,17 +93,17 @@ def one_batch_experiment(
   config.optimizer.learning_rate = single_batch_rate(config, batch_size, len(store.classes))
   config.optimizer.base_batch_size = 0
   config.batch_size = batch_size
-  config.micro_batches = 1
+  config.grad_accum_steps = 1
   config.label_smoothing = 0.0
   config.ema_decay = 0.0
   config.model.ghost_batch = 0
   config.input.random_crop = False
-  config.input.mirror = False
-  config.input.colour_noise = 0.0
+  config.input.random_flip = False
+  config.input.color_noise = 0.0
   config.optimizer.warmup_epochs = 0.0
   config.optimizer.schedule.kind = 'constant'
   config.optimizer.bias_schedule.kind = 'constant'
-  config.optimizer.layer_factors = {}
+  config.optimizer.layer_lr_factors = {}
   experiment = make_experiment(config, store, AXIS, weights, Devices.single().platform)
   return with_table(experiment, experiment.table)
 
@@ -149,7 +149,7 @@ def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -
 
   @jax.jit
   def outputs(params, batch_stats, images):
-    views = experiment.recipe.preprocessing.test_view(images, np.array(augment.CENTRE_VIEW[0]))
+    views = experiment.recipe.preprocessing.test_view(images, np.array(augment.CENTER_VIEW[0]))
     _, found = model.apply(
       {'params': params, 'batch_stats': batch_stats},
       views,
@@ -219,7 +219,7 @@ def has_diverged(seen: Step, classes: int) -> bool:
   return not seen.loss < DIVERGED * math.log(classes)
 
 
-def blind_loss(labels: np.ndarray) -> float:
+def label_entropy(labels: np.ndarray) -> float:
   """The least loss, in nats, of a net that knows how often a label occurs but sees no image."""
   shares = np.unique(labels, return_counts=True)[1] / len(labels)
   return float(-(shares * np.log(shares)).sum())
@@ -231,7 +231,7 @@ def verdict(course: list[Step], classes: int, blind: float) -> tuple[str, str]:
   Args:
     course: all that it yielded.
     classes: number of classes.
-    blind: see `blind_loss`.
+    blind: see `label_entropy`.
 
   Returns:
     'learned', 'plateau', 'unfinished' or 'diverged', and a sentence.

@@ -10,7 +10,7 @@ from alexnet_jax.results import figures, scores
 from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
 from alexnet_jax.results.console import results_table
 from alexnet_jax.results.metrics import read_metrics
-from alexnet_jax.train.evaluation import VIEW_NAMES, Predictions, write_predictions
+from alexnet_jax.train.evaluation import VIEW_NAMES, SplitProbabilities, write_predictions
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.parallel import to_host
 from alexnet_jax.train.step import TrainState
@@ -19,7 +19,11 @@ _GRAY = 1e-3  # gray levels: of images without color, the variation across gray 
 
 
 def finish(
-  experiment: Experiment, store: Store, state: TrainState, predictions: Predictions, workdir: Path
+  experiment: Experiment,
+  store: Store,
+  state: TrainState,
+  predictions: SplitProbabilities,
+  workdir: Path,
 ) -> dict:
   """Writes the predictions and sums the run up.
 
@@ -67,7 +71,11 @@ def summary(results: dict, workdir: Path) -> str:
 
 
 def draw_figures(
-  experiment: Experiment, store: Store, state: TrainState, predictions: Predictions, workdir: Path
+  experiment: Experiment,
+  store: Store,
+  state: TrainState,
+  predictions: SplitProbabilities,
+  workdir: Path,
 ) -> list[str]:
   """Draws the figures of a run in WORKDIR/figures.
 
@@ -83,7 +91,7 @@ def draw_figures(
     figures.learning_curves(read_metrics(workdir), path, title=f'{name}: {net}')
 
   def first_layer_kernels(path: Path) -> None:
-    # The towers of 2012: conv1 itself sees all colours, the grouping begins with conv2.
+    # The towers of 2012: conv1 itself sees all colors, the grouping begins with conv2.
     groups = [row.groups for row in experiment.table if isinstance(row, layers.Conv)]
     kernel, note = _first_kernel(experiment, store, to_host(state.params)[first]['kernel'])
     title = f'{name}: kernels of {first}{note}'
@@ -114,8 +122,8 @@ def _first_kernel(experiment: Experiment, store: Store, kernel: np.ndarray):
   noise of the first step, and the response is that of their sum.
   """
   settings = experiment.config.input
-  gray = store.colour_stdevs[1] < _GRAY and experiment.weights is None
-  if not gray or (settings.colour_noise and settings.colour_statistics == '2012'):
+  gray = store.color_stdevs[1] < _GRAY and experiment.weights is None
+  if not gray or (settings.color_noise and settings.color_statistics == '2012'):
     return kernel, ''
   scale = experiment.recipe.preprocessing.scale  # of the channels, before the kernel
   return (kernel * scale[:, None]).sum(2, keepdims=True), ' on gray images'

@@ -16,18 +16,18 @@ from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import make_score, make_view_probabilities
 
-VIEW_NAMES = {1: 'centre view', 9: 'nine views', 10: 'ten views'}
+VIEW_NAMES = {1: 'center view', 9: 'nine views', 10: 'ten views'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
+class SplitProbabilities:
   """What a net says of a split: label int32 (n,), probabilities float32 (n, classes)."""
 
   label: np.ndarray
   probabilities: np.ndarray
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path, predictions: SplitProbabilities) -> None:
   """Writes an .npz with `label` and `probabilities`, row i being the i-th held-out image."""
   buffer = io.BytesIO()
   np.savez(buffer, label=predictions.label, probabilities=predictions.probabilities)
@@ -47,7 +47,7 @@ class Evaluator:
     self._batch_size = experiment.config.eval.batch_size
     self._view_probabilities = devices.view_probabilities(
       make_view_probabilities(experiment.model, experiment.recipe.preprocessing),
-      kept=not experiment.model.onednn,
+      cache=not experiment.model.onednn,
     )
     self._score = devices.score(make_score(AXIS))
 
@@ -90,7 +90,7 @@ class Evaluator:
     batch_stats: dict,
     views: int,
     advance: Callable[[int], None] = lambda images: None,
-  ) -> Predictions:
+  ) -> SplitProbabilities:
     """The probabilities of every image, in the order of the split's rows; arguments as above."""
     found = []
     for batch, probabilities in self._probabilities(params, batch_stats, views):
@@ -101,7 +101,7 @@ class Evaluator:
     row, label, probabilities = (array[whole[0] >= 0] for array in whole)  # -1: padding
     self._check_count(len(np.unique(row)))
     order = np.argsort(row)
-    return Predictions(label[order], probabilities[order])
+    return SplitProbabilities(label[order], probabilities[order])
 
   def _probabilities(self, params, batch_stats, views: int):
     """Yields (batch, mean probabilities over the views) with a device axis."""

@@ -72,7 +72,7 @@ class Experiment:
   def train_step(self, devices: Devices, state: TrainState) -> tuple[Callable, Layout]:
     """As `step_and_layout`, the step mapped."""
     step, layout = self.step_and_layout(devices, state)
-    return devices.train_step(step, layout.axes, kept=not self.model.onednn), layout
+    return devices.train_step(step, layout.axes, cache=not self.model.onednn), layout
 
   def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
     """The newest good state of a run without changing anything there, and its step.
@@ -143,24 +143,24 @@ def make_experiment(
   recipe = Recipe(
     seed=config.seed,
     preprocessing=make_preprocessing(config, store, weights),
-    colour_noise=make_colour_noise(config.input, calendar),
+    color_noise=make_color_noise(config.input, calendar),
     rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
     optimizer=make_optimizer(config, shapes),
     label_smoothing=config.label_smoothing,
     ema_decay=config.ema_decay,
-    micro_batches=config.micro_batches,
+    grad_accum_steps=config.grad_accum_steps,
   )
   return Experiment(
     config, store.classes, table, model, recipe, calendar, plateau, weights, new_layer
   )
 
 
-def make_colour_noise(settings, calendar: Calendar):
-  """step -> colour noise; the 2012 runs switched it off for their last 25 epochs."""
-  if settings.colour_noise and settings.colour_noise_epochs:
-    end = calendar.step_of(settings.colour_noise_epochs)
-    return lambda step: jnp.where(step < end, settings.colour_noise, 0.0)
-  return lambda step: jnp.float32(settings.colour_noise)
+def make_color_noise(settings, calendar: Calendar):
+  """step -> color noise; the 2012 runs switched it off for their last 25 epochs."""
+  if settings.color_noise and settings.color_noise_epochs:
+    end = calendar.step_of(settings.color_noise_epochs)
+    return lambda step: jnp.where(step < end, settings.color_noise, 0.0)
+  return lambda step: jnp.float32(settings.color_noise)
 
 
 def make_preprocessing(
@@ -190,21 +190,21 @@ def make_preprocessing(
     case 'weights':
       mean, scale = transfer.normalization(weights, settings.crop)
   if settings.normalization == 'standardize':
-    covariance = store.colour_eigenvectors * store.colour_stdevs**2 @ store.colour_eigenvectors.T
+    covariance = store.color_eigenvectors * store.color_stdevs**2 @ store.color_eigenvectors.T
     scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))
-  if settings.colour_statistics == '2012':
-    stdevs = np.array(augment.COLOUR_STDEVS_2012)
-    eigenvectors = np.array(augment.COLOUR_EIGENVECTORS_2012)
+  if settings.color_statistics == '2012':
+    stdevs = np.array(augment.COLOR_STDEVS_2012)
+    eigenvectors = np.array(augment.COLOR_EIGENVECTORS_2012)
   else:
-    stdevs, eigenvectors = store.colour_stdevs, store.colour_eigenvectors
+    stdevs, eigenvectors = store.color_stdevs, store.color_eigenvectors
   return augment.Preprocessing(
     crop=settings.crop,
     mean=np.asarray(mean, np.float32),
     scale=np.asarray(scale * settings.scale, np.float32),
-    colour_basis=np.asarray((eigenvectors * stdevs).T, np.float32),
+    color_basis=np.asarray((eigenvectors * stdevs).T, np.float32),
     resize_to=settings.resize_to,
     random_crop=settings.random_crop,
-    mirror=settings.mirror,
+    random_flip=settings.random_flip,
     upright=store is not None and store.upright,
   )
 
@@ -212,7 +212,7 @@ def make_preprocessing(
 def needs_statistics(settings) -> bool:
   """Whether config.input asks for statistics of the training images."""
   own = settings.normalization in ('mean_image', 'mean_pixel', 'mean_scalar', 'standardize')
-  return own or settings.colour_statistics == 'data'
+  return own or settings.color_statistics == 'data'
 
 
 def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:

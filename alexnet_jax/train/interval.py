@@ -48,7 +48,7 @@ class Interval:
     }
     seconds, wait = time.monotonic() - self._start, self._feed.wait_seconds - self._wait
     self.restart()
-    skipped = metrics['skipped_steps']
+    skipped = metrics['nonfinite_steps']
     applied = skipped == 0 if (skipped == 0).any() else np.full(len(skipped), True)
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
     means['learning_rate'] = float(metrics['learning_rate'][-1])

@@ -22,7 +22,7 @@ from alexnet_jax.train import processes
 from alexnet_jax.train.calls import calls, check_room, prepare_calls
 from alexnet_jax.train.checkpoint import Checkpoints
 from alexnet_jax.train.ending import draw_figures, finish, summary
-from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, Predictions
+from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, SplitProbabilities
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.interval import Interval
 from alexnet_jax.train.parallel import AXIS, Devices, to_host
@@ -86,7 +86,7 @@ def train(
   if processes.from_first(np.array(results is not None)):
     if results:
       print(f'{workdir} is finished:\n{summary(results, workdir)}')
-    processes.part('finished')
+    processes.shutdown_together('finished')
     return results or {}
 
   # Data, net, recipe.
@@ -103,7 +103,9 @@ def train(
       claim_workdir(workdir, config, experiment.recipe.preprocessing, devices, changes)
 
     # State: the newest good checkpoint, or the beginning.
-    checkpoints = Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep, primary=primary)
+    checkpoints = Checkpoints(
+      workdir / 'checkpoints', keep=config.checkpoint.max_to_keep, primary=primary
+    )
     stack.callback(checkpoints.close)
     start, evaluated, state = resume(checkpoints, experiment)
     console = stack.enter_context(
@@ -141,7 +143,7 @@ def train(
         worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
         console.message(class_table(worst) + '\n')
       console.message(summary(results, workdir))
-    processes.part('the end of the run')
+    processes.shutdown_together('the end of the run')
   return results
 
 
@@ -201,7 +203,7 @@ class Run:
     self.start = start
     config, calendar = experiment.config, experiment.calendar
     self.evaluate = Evaluator(experiment, store.eval, devices)
-    self.predictions: Predictions | None = None  # of the last state
+    self.predictions: SplitProbabilities | None = None  # of the last state
     self.primary = devices.process_index == 0
     self.stop = StopSignal(quiet=not self.primary)
     self.agreed = processes.Agreement(devices)
@@ -283,14 +285,14 @@ class Run:
     """
     self.checkpoints.wait()
     saved = not self.primary or step in self.checkpoints.steps()
-    processes.part('stopping')
+    processes.shutdown_together('stopping')
     raise Interrupted(
       f'stopped by {self.stop.requested or "another process"} at step {step:,}, which is'
       f' {"saved" if saved else "not saved for want of room"}; the same command goes on from'
       f' {"there" if saved else "the last that is"}'
     )
 
-  def final_predictions(self, state: TrainState) -> Predictions:
+  def final_predictions(self, state: TrainState) -> SplitProbabilities:
     """Those of the last state, whole on every device, with the run's final views.
 
     Raises:
@@ -336,7 +338,7 @@ class Run:
       images_per_second=speed,
       data_wait=None if speed is None else wait / seconds,
     )
-    if skipped >= config.guard.skipped_steps:
+    if skipped >= config.guard.max_nonfinite_steps:
       self.metrics.close()
       raise Diverged(
         f'{skipped} steps in a row up to step {step:,} had a loss or gradient that is not finite;'
@@ -400,7 +402,7 @@ class Run:
     }
     self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)
 
-  def _predict(self, state: TrainState) -> Predictions:
+  def _predict(self, state: TrainState) -> SplitProbabilities:
     views = self.experiment.config.eval.final_views
     place = (state.eval_params, state.batch_stats, views)
     return self.evaluate.predictions(*place, self._check_stop)

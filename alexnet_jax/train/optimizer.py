@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alexnet_jax.model.fusion import apart
+from alexnet_jax.model.fusion import no_fusion
 
 
 def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTransformation:
@@ -38,7 +38,7 @@ def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTr
     def new_velocity(v, gradient, w, moves, rate, decay):
       # If XLA:CPU computed it in the update of w as well, each would need the other's old value,
       # and all weights and velocities be copied: up to a quarter of a step of 32 images.
-      return apart(partial(step, decay), v, gradient, w, moves, rate)
+      return no_fusion(partial(step, decay), v, gradient, w, moves, rate)
 
     moves = jax.tree.map(lambda rate: (rate > 0) & finite, rates)
     velocity = jax.tree.map(new_velocity, velocity, gradients, params, moves, rates, weight_decay)

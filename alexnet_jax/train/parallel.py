@@ -79,17 +79,17 @@ class Devices:
       config: of the run.
       begun: it has made steps, so that only the devices can change.
     """
-    images = config.batch_size // config.micro_batches
+    images = config.batch_size // config.grad_accum_steps
     if begun and images % self.global_count:
       fitting = max(n for n in range(1, self.global_count) if images % n == 0)
       raise UserError(
         f'batch_size={config.batch_size} of this run is not divisible by {self.global_count}'
         f' devices: go on with a number that divides it, such as {fitting}'
       )
-    self.check_batch('batch_size', config.batch_size, config.micro_batches)
-    images = config.batch_size // (self.global_count * config.micro_batches)
+    self.check_batch('batch_size', config.batch_size, config.grad_accum_steps)
+    images = config.batch_size // (self.global_count * config.grad_accum_steps)
     ghost_batch = config.model.ghost_batch
-    whole = config.micro_batches > 1
+    whole = config.grad_accum_steps > 1
     if ghost_batch and (images != ghost_batch if whole else images % ghost_batch):
       part = f'{images} images of a {"micro-" * whole}batch on a device'
       raise UserError(
@@ -139,42 +139,42 @@ class Devices:
     """Host arrays as arrays that are whole on every device."""
     return jax.device_put(jax.tree.map(np.asarray, tree), self._whole)
 
-  def train_step(self, step, axes=None, kept: bool = True):
+  def train_step(self, step, axes=None, cache: bool = True):
     """Maps (state, batch) -> (state, metrics) over the devices; the state is donated.
 
-    `axes` is that of the state's `Layout`; None: all of it is whole on every device.  `kept`: see
-    `map`.
+    `axes` is that of the state's `Layout`; None: all of it is whole on every device.  `cache`: see
+    `pmap`.
     """
-    return self.map(step, kept=kept, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
+    return self.pmap(step, cache=cache, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
 
-  def train_steps(self, steps, axes=None, kept: bool = True):
+  def train_steps(self, steps, axes=None, cache: bool = True):
     """As `train_step`, for (state, examples, batch), the examples whole on every device."""
-    return self.map(
-      steps, kept=kept, in_axes=(axes, None, 0), out_axes=(axes, None), donate_argnums=0
+    return self.pmap(
+      steps, cache=cache, in_axes=(axes, None, 0), out_axes=(axes, None), donate_argnums=0
     )
 
-  def view_probabilities(self, function, kept: bool = True):
+  def view_probabilities(self, function, cache: bool = True):
     """Maps (params, batch_stats, images, view) -> probabilities with a device axis."""
-    return self.map(function, kept=kept, in_axes=(None, None, 0, None), out_axes=0)
+    return self.pmap(function, cache=cache, in_axes=(None, None, 0, None), out_axes=0)
 
   def score(self, function):
     """Maps (probabilities, label, mask) -> sums that are equal on all devices."""
-    return self.map(function, in_axes=(0, 0, 0), out_axes=None)
+    return self.pmap(function, in_axes=(0, 0, 0), out_axes=None)
 
-  def any(self, flag: bool) -> jax.Array:
+  def any_process(self, flag: bool) -> jax.Array:
     """Whether `flag` is set in any process, without waiting for the answer."""
-    return self._any(self.each(int(flag)))
+    return self._any(self.per_device(int(flag)))
 
-  def each(self, number: int) -> jax.Array:
+  def per_device(self, number: int) -> jax.Array:
     """int32 (local_count,): a number for every device."""
     return jax.device_put(np.full(self.local_count, number, np.int32), self._split)
 
   @functools.cached_property
   def _any(self):
-    return self.map(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
+    return self.pmap(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
 
-  def map(self, function, *, out_axes, kept: bool = True, **more):
-    """pmap over these devices; the program is not kept on disk unless `kept`.
+  def pmap(self, function, *, out_axes, cache: bool = True, **more):
+    """pmap over these devices; the program is not kept on disk unless `cache`.
 
     With several processes pmap hashes out_axes, which a tree with dicts does not allow: results
     pass through it as a tuple of what `out_axes` has an axis for.
@@ -190,7 +190,7 @@ class Devices:
 
     mapped = jax.pmap(parts, axis_name=AXIS, devices=self._given, out_axes=tuple(axes), **more)
 
-    keeping = contextlib.nullcontext if kept else compilation_cache.nothing_kept
+    keeping = contextlib.nullcontext if cache else compilation_cache.nothing_kept
 
     def call(*arguments):
       with keeping():
@@ -238,10 +238,10 @@ class Layout:
       return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(AXIS) * size, size, axis=-1)
 
     # The devices cut, because only they know their order.  Something mapped is what pmap asks for.
-    cut = self._devices.map(
+    cut = self._devices.pmap(
       lambda state, _: self._of_spread(part, state), in_axes=(None, 0), out_axes=self.axes
     )
-    return cut(whole, self._devices.each(0))
+    return cut(whole, self._devices.per_device(0))
 
   def shapes(self, state):
     """Shapes and types, as `put` would return them, of a whole state or of its shapes."""
@@ -262,7 +262,7 @@ class Layout:
     def together(leaf):
       return jax.lax.all_gather(leaf, AXIS, axis=leaf.ndim - 1, tiled=True)
 
-    return self._devices.map(
+    return self._devices.pmap(
       functools.partial(self._of_spread, together), in_axes=(self.axes,), out_axes=None
     )
 

@@ -74,7 +74,7 @@ def barrier(label: str, seconds: float = BARRIER_SECONDS) -> None:
     ) from error
 
 
-def part(label: str) -> None:
+def shutdown_together(label: str) -> None:
   """Ends the job when every process is here; afterwards nothing collective works any more.
 
   The end of process 0, which all others depend on, would else be taken for a failure by those that

@@ -103,30 +103,30 @@ class Rates:
 
   Attributes:
     learning_rate: initial rate of the kernels.
-    kernel, bias: curves of kernels and of biases; `bias_multiplier` scales the latter.
+    kernel, bias: curves of kernels and of biases; `bias_lr_multiplier` scales the latter.
     layers: extra factors: of 'conv1' on all parameters of that layer, of 'conv1/kernel' on one.
       Those of a parameter and of its layer multiply; 0 freezes.
     plateau_of_biases: whether the scale of a plateau schedule acts on biases too.
   """
 
   learning_rate: float
-  bias_multiplier: float
+  bias_lr_multiplier: float
   kernel: Curve
   bias: Curve
   layers: dict[str, Curve]
   plateau_of_biases: bool = True
 
-  def base(self, step: jax.Array) -> jax.Array:
+  def kernel_rate(self, step: jax.Array) -> jax.Array:
     """The rate of kernels that no layer factor touches, float32 scalar."""
     return self.learning_rate * self.kernel(step)
 
-  def tree(self, params: dict, step: jax.Array, scale: jax.Array) -> dict:
+  def per_parameter(self, params: dict, step: jax.Array, scale: jax.Array) -> dict:
     """Float32 scalars in the shape of `params`, {layer: {parameter: rate}}.
 
     `scale` is that of a plateau schedule.
     """
-    kernel_rate = scale * self.base(step)
-    bias_rate = self.learning_rate * self.bias_multiplier * self.bias(step)
+    kernel_rate = scale * self.kernel_rate(step)
+    bias_rate = self.learning_rate * self.bias_lr_multiplier * self.bias(step)
     if self.plateau_of_biases:
       bias_rate = scale * bias_rate
 
@@ -190,9 +190,9 @@ def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rat
     bias_schedule = optimizer.schedule
   return Rates(
     learning_rate=learning_rate,
-    bias_multiplier=optimizer.bias_multiplier,
+    bias_lr_multiplier=optimizer.bias_lr_multiplier,
     kernel=curve(optimizer.schedule),
     bias=curve(bias_schedule),
-    layers={name: layer_curve(changes) for name, changes in optimizer.layer_factors.items()},
+    layers={name: layer_curve(changes) for name, changes in optimizer.layer_lr_factors.items()},
     plateau_of_biases=optimizer.bias_schedule.kind == 'same',
   )

@@ -32,7 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: velocity or Adam moments.
     ema: moving average of the params, {} if none is kept.
     plateau: scalars of a plateau schedule, {} without one.
-    skipped_steps: int32 scalar, non-finite steps in a row that were not applied.
+    nonfinite_steps: int32 scalar, non-finite steps in a row that were not applied.
   """
 
   step: jax.Array
@@ -41,7 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: optax.OptState
   ema: dict
   plateau: dict
-  skipped_steps: jax.Array
+  nonfinite_steps: jax.Array
 
   @property
   def eval_params(self) -> dict:
@@ -56,22 +56,22 @@ class Recipe:
   Attributes:
     seed: of dropout and augmentation.
     preprocessing: how views are made.
-    colour_noise: step -> its standard deviation.
+    color_noise: step -> its standard deviation.
     rates: learning rates.
     optimizer: an optax transformation whose update takes `rates`.
     label_smoothing: share of the target spread evenly over the classes.
     ema_decay: of the moving average of the parameters; 0 keeps none.
-    micro_batches: parts of a device's batch that are processed one after the other.
+    grad_accum_steps: parts of a device's batch that are processed one after the other.
   """
 
   seed: int
   preprocessing: Preprocessing
-  colour_noise: Callable[[jax.Array], jax.Array]
+  color_noise: Callable[[jax.Array], jax.Array]
   rates: Rates
   optimizer: optax.GradientTransformationExtraArgs
   label_smoothing: float = 0.0
   ema_decay: float = 0.0
-  micro_batches: int = 1
+  grad_accum_steps: int = 1
 
 
 def init_variables(model: AlexNet, seed: int, crop: int) -> dict:
@@ -90,7 +90,7 @@ def init_state(variables: dict, recipe: Recipe, plateau: dict) -> TrainState:
     opt_state=jax.jit(recipe.optimizer.init)(variables['params']),  # not a program for each leaf
     ema=variables['params'] if recipe.ema_decay else {},
     plateau=plateau,
-    skipped_steps=jnp.int32(0),
+    nonfinite_steps=jnp.int32(0),
   )
 
 
@@ -107,7 +107,7 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
   Returns:
     (state, batch) -> (state, metrics).  `batch` has image uint8 (b, S, S, 3), label int32 (b,),
     position int32 (b,).  metrics are float32 scalars, equal on all devices: loss, top1_error,
-    gradient_norm, learning_rate, skipped_steps (non-finite steps in a row up to this one).
+    gradient_norm, learning_rate, nonfinite_steps (non-finite steps in a row up to this one).
   """
 
   sharded = layers.sharded(model.table, shards)
@@ -153,7 +153,7 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
 
   def accumulated(state, batch, noise):
     """As gradients_of, a micro-batch at a time, so that activations take less memory."""
-    parts = jax.tree.map(lambda x: x.reshape(recipe.micro_batches, -1, *x.shape[1:]), batch)
+    parts = jax.tree.map(lambda x: x.reshape(recipe.grad_accum_steps, -1, *x.shape[1:]), batch)
 
     def add(sums, part):
       return jax.tree.map(jnp.add, sums, gradients_of(state, part, noise)), None
@@ -168,15 +168,15 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
       cpu=lambda parts: lax.scan(add, zeros, parts, unroll=True)[0],
       default=lambda parts: lax.scan(add, zeros, parts)[0],
     )
-    return jax.tree.map(lambda x: x / recipe.micro_batches, sums)
+    return jax.tree.map(lambda x: x / recipe.grad_accum_steps, sums)
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    compute = gradients_of if recipe.micro_batches == 1 else accumulated
-    *averaged, batch_stats = compute(state, batch, recipe.colour_noise(state.step))
+    compute = gradients_of if recipe.grad_accum_steps == 1 else accumulated
+    *averaged, batch_stats = compute(state, batch, recipe.color_noise(state.step))
     gradients, loss, error = mean(*averaged)
     norm = jnp.sqrt(optax.tree.sum(squares(gradients)))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    rates = recipe.rates.tree(state.params, state.step, state.plateau.get('scale', 1.0))
+    rates = recipe.rates.per_parameter(state.params, state.step, state.plateau.get('scale', 1.0))
     updates, opt_state = recipe.optimizer.update(
       gradients, state.opt_state, state.params, rates=rates, finite=finite, squares=squares
     )
@@ -193,14 +193,14 @@ def make_train_step(model: AlexNet, recipe: Recipe, axis_name: str | None, shard
       ema=ema,
       batch_stats=jax.tree.map(partial(jnp.where, finite), batch_stats, state.batch_stats),
       opt_state=opt_state,
-      skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1),
+      nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
     )
     metrics = {
       'loss': loss,
       'top1_error': error,
       'gradient_norm': norm,
-      'learning_rate': recipe.rates.base(state.step) * state.plateau.get('scale', 1.0),
-      'skipped_steps': new_state.skipped_steps.astype(jnp.float32),
+      'learning_rate': recipe.rates.kernel_rate(state.step) * state.plateau.get('scale', 1.0),
+      'nonfinite_steps': new_state.nonfinite_steps.astype(jnp.float32),
     }
     return new_state, metrics
 

@@ -21,7 +21,7 @@ def check_fit(weights: 'Pretrained', config, shapes: dict, new_layer: str) -> No
     shapes: {layer: {parameter: shape}} of the run's net.
     new_layer: the layer that depends on the number of classes.
   """
-  if (weights.net, weights.edits) != (config.model.net, tuple(config.model.edits)):
+  if (weights.net, weights.ablations) != (config.model.net, tuple(config.model.ablations)):
     raise UserError(
       f'config.weights={config.weights} holds net {nets.title(weights)}, which does not'
       f' fit config.model.net={nets.title(config.model)}: use --config.model.net={weights.net} with'

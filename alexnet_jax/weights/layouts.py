@@ -14,8 +14,8 @@ import numpy as np
 from alexnet_jax.model import layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.train.augment import (
-  COLOUR_EIGENVECTORS_2012,
-  COLOUR_STDEVS_2012,
+  COLOR_EIGENVECTORS_2012,
+  COLOR_STDEVS_2012,
   TORCHVISION_MEAN,
   TORCHVISION_STD,
   Preprocessing,
@@ -42,17 +42,17 @@ Parameters = dict[str, dict[str, np.ndarray]]
 
 
 def torchvision_preprocessing() -> Preprocessing:
-  """References of torchvision: shorter side to 256, centre 224, [0, 1] standardized."""
+  """References of torchvision: shorter side to 256, center 224, [0, 1] standardized."""
   return _preprocessing(224, TORCHVISION_MEAN, 1 / np.array(TORCHVISION_STD))
 
 
 def caffe_preprocessing() -> Preprocessing:
-  """BVLC's: both sides to 256, centre 227, 0-255 minus the mean."""
+  """BVLC's: both sides to 256, center 227, 0-255 minus the mean."""
   return _preprocessing(227, CAFFE_MEAN, np.ones(3))
 
 
 def _preprocessing(crop: int, mean, scale) -> Preprocessing:
-  basis = (np.array(COLOUR_EIGENVECTORS_2012) * COLOUR_STDEVS_2012).T
+  basis = (np.array(COLOR_EIGENVECTORS_2012) * COLOR_STDEVS_2012).T
   arrays = (np.asarray(array, np.float32) for array in (mean, scale, basis))
   return Preprocessing(crop, *arrays)
 
@@ -203,8 +203,8 @@ def torchvision_state(pretrained: Pretrained) -> dict[str, np.ndarray]:
       "torchvision's files cannot say how the input is normalized, and this net wants it otherwise"
       f' than torchvision (crop {ours.crop}, scale {ours.scale.tolist()})'
     )
-  if pretrained.edits:
-    raise ValueError(f"torchvision's net has no edits such as {pretrained.edits[0]}")
+  if pretrained.ablations:
+    raise ValueError(f"torchvision's net has no edits such as {pretrained.ablations[0]}")
   state = {}
   for row, inputs, _ in layers.walk(pretrained.table, (ours.crop, ours.crop, 3)):
     if row.parameters(inputs):

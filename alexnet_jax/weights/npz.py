@@ -2,7 +2,7 @@
 
 - `params/<layer>/kernel`, `.../bias`: float32, in the layout of `AlexNet`;
 - `batch_stats/<layer>/mean`, `.../var`: float32, of nets with batch normalization;
-- `preprocessing/mean`, `scale`, `colour_basis`: float32;
+- `preprocessing/mean`, `scale`, `color_basis`: float32;
 - `metadata`: uint8, UTF-8 JSON of format, version, source, net, classes, image_size, resize, and
   what else the preprocessing consists of.
 """
@@ -23,8 +23,8 @@ from alexnet_jax.weights.pretrained import Pretrained
 
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096
-_ARRAYS = ('mean', 'scale', 'colour_basis')
-_SWITCHES = ('random_crop', 'mirror', 'upright')
+_ARRAYS = ('mean', 'scale', 'color_basis')
+_SWITCHES = ('random_crop', 'random_flip', 'upright')
 
 
 def write(pretrained: Pretrained) -> bytes:
@@ -34,7 +34,7 @@ def write(pretrained: Pretrained) -> bytes:
     'version': VERSION,
     'source': pretrained.source,
     'net': pretrained.net,
-    'edits': list(pretrained.edits),
+    'ablations': list(pretrained.ablations),
     'classes': list(pretrained.classes),
     'image_size': pretrained.image_size,
     'resize': pretrained.resize,
@@ -80,7 +80,7 @@ def read(files: archive.Members) -> Pretrained:
 
 def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
   sizes = {name: metadata[name] for name in ('image_size', 'crop', 'resize_to')}
-  classes, net, edits = metadata['classes'], metadata['net'], metadata['edits']
+  classes, net, edits = metadata['classes'], metadata['net'], metadata['ablations']
   valid = (
     type(net) is type(metadata['source']) is str
     and type(classes) is type(edits) is list
@@ -102,7 +102,7 @@ def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
   wanted |= {
     'preprocessing/mean': (crop, crop, 3) if whole_mean else (3,),
     'preprocessing/scale': (3,),
-    'preprocessing/colour_basis': (3, 3),
+    'preprocessing/color_basis': (3, 3),
   }
   for name in sorted(wanted.keys() ^ blobs.keys()):
     raise ValueError(f'it {"lacks" if name in wanted else "has an unknown"} array {name:.60}')
@@ -126,7 +126,7 @@ def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
       **{name: arrays[f'preprocessing/{name}'] for name in _ARRAYS},
       **{name: metadata[name] for name in _SWITCHES},
     ),
-    edits=tuple(edits),
+    ablations=tuple(edits),
   )
 
 

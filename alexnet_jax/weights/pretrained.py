@@ -23,7 +23,7 @@ class Pretrained:
     image_size: side of the square a picture is brought to before a view of it is cut.
     resize: how, 'crop' or 'warp', as in `data.images`.
     preprocessing: from that square to the net's input.
-    edits: ablations of the net, as in config.model.edits.
+    ablations: of the net, as in config.model.ablations.
   """
 
   source: str
@@ -33,13 +33,13 @@ class Pretrained:
   image_size: int
   resize: str
   preprocessing: Preprocessing
-  edits: tuple[str, ...] = ()
+  ablations: tuple[str, ...] = ()
 
   @property
   def table(self) -> layers.Table:
     """The rows of the net."""
     side = self.preprocessing.crop
-    return ablations.edited(NETS[self.net](len(self.classes)), self.edits, (side, side, 3))
+    return ablations.edited(NETS[self.net](len(self.classes)), self.ablations, (side, side, 3))
 
 
 def check_classes(path: Path | str, classes: tuple[str, ...], store) -> None:

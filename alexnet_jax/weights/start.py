@@ -48,7 +48,7 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
     config.input.crop = preprocessing.crop
     config.input.resize_to = config.input.resize_to or preprocessing.resize_to
   if not config.model.net:
-    config.model.net, config.model.edits = weights.net, weights.edits
+    config.model.net, config.model.ablations = weights.net, weights.ablations
   config.data.image_size = config.data.image_size or weights.image_size
   config.data.resize = config.data.resize or weights.resize
   *_, last = weights.table
@@ -57,5 +57,5 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
     layer, slash, parameter = name.partition('/')
     return (last.name if layer == configs.LAST else layer) + slash + parameter
 
-  factors = config.optimizer.layer_factors
-  config.optimizer.layer_factors = {concrete(name): factors[name] for name in factors}
+  factors = config.optimizer.layer_lr_factors
+  config.optimizer.layer_lr_factors = {concrete(name): factors[name] for name in factors}

@@ -51,7 +51,7 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
     image_size=config.data.image_size,
     resize=config.data.resize,
     preprocessing=read_preprocessing(workdir) or _older_preprocessing(workdir, config),
-    edits=tuple(config.model.edits),
+    ablations=tuple(config.model.ablations),
   )
 
 

@@ -36,13 +36,13 @@ def random_variables(net, classes, crop, seed=0):
 
 
 def preprocessing(crop=28, seed=0):
-  """With a mean image and a scale for each colour."""
+  """With a mean image and a scale for each color."""
   random = np.random.default_rng(seed)
   return Preprocessing(
     crop=crop,
     mean=random.uniform(90, 150, (crop, crop, 3)).astype(np.float32),
     scale=np.array([0.01, 0.02, 0.03], np.float32),
-    colour_basis=np.eye(3, dtype=np.float32),
+    color_basis=np.eye(3, dtype=np.float32),
   )
 
 

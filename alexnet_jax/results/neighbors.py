@@ -11,7 +11,7 @@ from alexnet_jax.results.answers import ImagePrediction
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
   """A picture of a gallery and the Euclidean distance of its features from those of a query."""
 
   name: str
@@ -37,7 +37,7 @@ def nearest(gallery: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndar
 
 def search(
   queries: Sequence[ImagePrediction], gallery: Sequence[ImagePrediction], count: int
-) -> list[list[Neighbour]]:
+) -> list[list[Neighbor]]:
   """For each query the nearest pictures of the gallery, itself left out.
 
   Args:
@@ -51,12 +51,12 @@ def search(
     order, distances = nearest(features, query.features, count + 1)
     own = Path(query.name).resolve()
     pairs = zip(order, distances, strict=True)
-    others = [Neighbour(gallery[row].name, float(d)) for row, d in pairs if files[row] != own]
+    others = [Neighbor(gallery[row].name, float(d)) for row, d in pairs if files[row] != own]
     found.append(others[:count])
   return found
 
 
-def text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbour]]) -> str:
+def text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbor]]) -> str:
   """A block for each query: distances and files, nearest first."""
   lines = []
   for query, others in zip(queries, found, strict=True):
@@ -66,13 +66,13 @@ def text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbour]
 
 
 def as_json(
-  queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbour]]
+  queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbor]]
 ) -> list[dict[str, Any]]:
-  """One object a query: file, and neighbours with their distance."""
+  """One object a query: file, and neighbors with their distance."""
   return [
     {
       'file': query.name,
-      'neighbours': [{'file': other.name, 'distance': other.distance} for other in others],
+      'neighbors': [{'file': other.name, 'distance': other.distance} for other in others],
     }
     for query, others in zip(queries, found, strict=True)
   ]
