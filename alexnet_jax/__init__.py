@@ -9,7 +9,7 @@ import pkgutil
 
 _EXPORTS = {
   'AlexNet': 'alexnet_jax.model.alexnet:AlexNet',
-  'Predictor': 'alexnet_jax.predictor:Predictor',
+  'Predictor': 'alexnet_jax.inference.predictor:Predictor',
   'nets': 'alexnet_jax.model.nets',
 }
 

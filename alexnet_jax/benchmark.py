@@ -1,7 +1,7 @@
 """Measures how fast this is, in the same run as what it is compared with.
 
   python -m alexnet_jax.benchmark                                  # everything
-  python -m alexnet_jax.benchmark feed --json=feed.json
+  python -m alexnet_jax.benchmark feed --json=time_feed.json
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --batch_sizes=32,128
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --peers= --profile=traces
   python -m alexnet_jax.benchmark step --python=~/venv/3.13/bin/python
@@ -37,10 +37,10 @@ from pathlib import Path
 import ml_collections
 from absl import flags
 
-from alexnet_jax import command, config_files
+from alexnet_jax import cli, config_files
 from alexnet_jax import config as configs
-from alexnet_jax.cores import usable_cores
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.cores import usable_cores
 
 _TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
@@ -57,7 +57,7 @@ _DEFAULTS = {
 }
 _ROUNDS_EACH = {'startup': 3}
 
-flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
+flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own."
 )
@@ -101,7 +101,7 @@ def main(words: list[str]) -> None:
   for result in _measure(targets):
     print(result.table(), end='\n\n', flush=True)
     finished.append(result)
-  record = {'command': command.command_line(), 'results': [result.to_json() for result in finished]}
+  record = {'command': cli.command_line(), 'results': [result.to_json() for result in finished]}
   if _JSON.value:
     _write(Path(_JSON.value), record)
   for result in finished:
@@ -123,26 +123,32 @@ def _targets(words: list[str]) -> tuple[str, ...]:
 def _measure(targets: tuple[str, ...]) -> Iterator:
   """Yields a Comparison or Figures for each target and config."""
   from alexnet_jax.benchmarks import (
-    checkpoint,
     compiled,
-    feed,
-    loop,
-    prepare,
-    startup,
-    step,
+    time_checkpoint,
+    time_feed,
+    time_loop,
+    time_prepare,
+    time_startup,
+    time_step,
   )
-  from alexnet_jax.benchmarks.comparison import Options
+  from alexnet_jax.benchmarks.rounds import Options
 
   peers = None if _PEERS.value is None else tuple(_PEERS.value)
   if peers:
-    sides = (step.PEERS, step.GPU_PEERS, loop.PEERS, feed.PEERS, prepare.PEERS)
+    sides = (
+      time_step.PEERS,
+      time_step.GPU_PEERS,
+      time_loop.PEERS,
+      time_feed.PEERS,
+      time_prepare.PEERS,
+    )
     _check_words('--peers: ', peers, tuple(itertools.chain(*sides)))
   profile = Path(_PROFILE.value) if _PROFILE.value else None
   of_configs = {
-    'step': step,
-    'loop': loop,
-    'checkpoint': checkpoint,
-    'startup': startup,
+    'step': time_step,
+    'loop': time_loop,
+    'checkpoint': time_checkpoint,
+    'startup': time_startup,
     'communication': compiled,
   }
   for target in targets:
@@ -152,10 +158,10 @@ def _measure(targets: tuple[str, ...]) -> Iterator:
       for name, config in _configs(target):
         yield of_configs[target].compare(name, config, options)
     if target == 'feed':
-      yield feed.compare(_FEED_IMAGES.value, options)
+      yield time_feed.compare(_FEED_IMAGES.value, options)
     if target == 'prepare':
       photos = Path(_PHOTOS.value) if _PHOTOS.value else None
-      yield prepare.compare(photos, _PREPARE_IMAGES.value, _WORKERS.value, options)
+      yield time_prepare.compare(photos, _PREPARE_IMAGES.value, _WORKERS.value, options)
 
 
 def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
@@ -163,7 +169,7 @@ def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
   if flags.FLAGS.config is None:
     chosen = [_default(target, *default) for default in _DEFAULTS[target]]
   else:
-    config, name = command.read_config()
+    config, name = cli.read_config()
     chosen = [(name, config)]
   result = []
   for name, config in chosen:
@@ -181,7 +187,7 @@ def _default(target: str, filename: str, batch_size: int | None):
   config.batch_size = batch_size or config.batch_size
   if target == 'loop':
     config.data.source = 'synthetic'
-  return command.experiment_name(filename, config.data.source), config
+  return cli.experiment_name(filename, config.data.source), config
 
 
 def _batch_sizes() -> list[int]:
@@ -213,4 +219,4 @@ def _write(path: Path, record: dict) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True))
+  sys.exit(cli.run(main, positional=True))

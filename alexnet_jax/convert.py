@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 
 _NET = flags.DEFINE_enum(
@@ -52,4 +52,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True, configured=False))
+  sys.exit(cli.run(main, positional=True, configured=False))

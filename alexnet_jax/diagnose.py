@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu, platforms
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import compilation_cache, cpu, platforms
 
 if TYPE_CHECKING:  # they import jax, which help and typos do not need
   from alexnet_jax.data.store import Store
   from alexnet_jax.train.diagnosis import Activations, Step
 
-flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
+flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images to look at.', lower_bound=2)
 _OVERFIT_STEPS = flags.DEFINE_integer(
   'overfit_steps', 100, 'Updates on the one batch, at most; 0 leaves that out.', lower_bound=0
@@ -44,15 +45,15 @@ _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 
 def main() -> None:
-  config, name = command.read_config()
+  config, name = cli.read_config()
   cpu.prepare_process()
   compilation_cache.prepare_process()
   platforms.prepare_process()
   from alexnet_jax import files
   from alexnet_jax.model import nets
+  from alexnet_jax.run.folder import environment
   from alexnet_jax.train import diagnosis
-  from alexnet_jax.train.parallel import Devices
-  from alexnet_jax.train.workdir import environment
+  from alexnet_jax.train.devices import Devices
   from alexnet_jax.weights.start import weights_of
 
   store, images, labels, what = choose_batch(config, _BATCH_SIZE.value, _IMAGES.value)
@@ -88,7 +89,7 @@ def main() -> None:
       'course': [dataclasses.asdict(step) for step in course],
     }
   if _JSON.value:
-    figures |= {'command': command.command_line(), **environment(Devices())}
+    figures |= {'command': cli.command_line(), **environment(Devices())}
     try:
       files.write_json(_JSON.value, figures)
     except OSError as error:
@@ -183,7 +184,7 @@ def photo_like_store(classes: int, count: int, image_size: int) -> 'Store':
     image_size: S, their side in pixels.
   """
   from alexnet_jax.data.store import Split, Store
-  from alexnet_jax.train.augment import COLOR_EIGENVECTORS_2012, COLOR_STDEVS_2012
+  from alexnet_jax.model.preprocessing import COLOR_EIGENVECTORS_2012, COLOR_STDEVS_2012
 
   stdevs, eigenvectors = np.array(COLOR_STDEVS_2012), np.array(COLOR_EIGENVECTORS_2012)
   # Amplitudes fall as 1 / frequency (Field, J. Opt. Soc. Am. A 4, 1987).
@@ -263,4 +264,4 @@ def interpretation(signal: float, classes: int) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(cli.run(main))

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu, distributed, platforms
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import compilation_cache, cpu, distributed, platforms
 
-flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
+flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _ENSEMBLE = flags.DEFINE_list('ensemble', [], 'Folders of runs whose probabilities are averaged.')
 _VIEWS = flags.DEFINE_enum(
@@ -49,9 +50,9 @@ def main() -> None:
     )
   config = None
   if _WEIGHTS.value:
-    config, _ = command.read_config()
+    config, _ = cli.read_config()
   else:
-    command.refuse_config('a run is evaluated with its own config')
+    cli.refuse_config('a run is evaluated with its own config')
   cpu.prepare_process()
   if not distributed.join(_DISTRIBUTED.value):
     compilation_cache.prepare_process()
@@ -96,7 +97,7 @@ def main() -> None:
 
 def _check_views(workdirs: list[Path]) -> None:
   """Raises UserError if the configs of an ensemble's members end with different views."""
-  from alexnet_jax.train.workdir import read_config
+  from alexnet_jax.run.folder import read_config
 
   views = {workdir: read_config(workdir).eval.final_views for workdir in workdirs}
   if len(set(views.values())) > 1:
@@ -111,10 +112,10 @@ def _predict(workdir: Path):
   """Name, predictions, classes and views of one run."""
   from alexnet_jax import config as configs
   from alexnet_jax.data.preparation import prepare_store
+  from alexnet_jax.run.folder import read_config
+  from alexnet_jax.train.devices import AXIS, Devices
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
-  from alexnet_jax.train.parallel import AXIS, Devices
-  from alexnet_jax.train.workdir import read_config
   from alexnet_jax.weights.start import weights_of
 
   config = read_config(workdir)
@@ -154,11 +155,11 @@ def _predictions(name: str, experiment, store, devices, views: int, params, batc
 def _predict_imported(path: Path, config):
   """As `_predict`, of weights that were trained elsewhere."""
   from alexnet_jax.data.preparation import prepare_store
+  from alexnet_jax.model.pretrained import check_classes
+  from alexnet_jax.train.devices import AXIS, Devices
   from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
-  from alexnet_jax.train.parallel import AXIS, Devices
   from alexnet_jax.weights.load import load
-  from alexnet_jax.weights.pretrained import check_classes
 
   weights = load(path, net=_NET.value, checkpoint=_CHECKPOINT.value)
   if _DATA_DIR.value:
@@ -212,10 +213,10 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   """Prints the table and the worst classes of the last row, and writes both files."""
   from alexnet_jax import files
   from alexnet_jax.results import scores
+  from alexnet_jax.run.folder import environment
   from alexnet_jax.train import processes
+  from alexnet_jax.train.devices import Devices
   from alexnet_jax.train.evaluation import SplitProbabilities, write_predictions
-  from alexnet_jax.train.parallel import Devices
-  from alexnet_jax.train.workdir import environment
 
   devices = Devices()
   if devices.process_index:
@@ -242,7 +243,7 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
   record = {
     'results': results,
     'evaluated_images': len(label),
-    'command': command.command_line(),
+    'command': cli.command_line(),
     **environment(devices),
   }
   try:
@@ -254,4 +255,4 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(cli.run(main))

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu, deterministic, distributed, platforms
+from alexnet_jax import cli
+from alexnet_jax.runtime import compilation_cache, cpu, deterministic, distributed, platforms
 
-flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
+flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>][-<ablation>] if not given.'
 )
@@ -30,7 +31,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 
 
 def main() -> None:
-  config, name = command.read_config(_WORKDIR.value)
+  config, name = cli.read_config(_WORKDIR.value)
   workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
   if config.deterministic and not _DRY_RUN.value:
@@ -39,12 +40,12 @@ def main() -> None:
   if not many:
     compilation_cache.prepare_process()
   platforms.prepare_process()
-  from alexnet_jax.train.parallel import Devices  # after the flags: help and typos need no jax
+  from alexnet_jax.train.devices import Devices  # after the flags: help and typos need no jax
 
   devices = Devices()
   print(devices.describe(config.model), file=sys.stderr, flush=True)
   if not many or devices.process_index == 0:
-    from alexnet_jax import plan
+    from alexnet_jax.train import plan
 
     plan.show(config, dry_run=_DRY_RUN.value)
   if _DRY_RUN.value:
@@ -55,11 +56,11 @@ def main() -> None:
   loop.train(
     config,
     workdir,
-    command=command.command_line(),
+    command=cli.command_line(),
     allowed=_ALLOW_CHANGE.value,
     weights=weights_of(config, workdir),
   )
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(cli.run(main))

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from alexnet_jax import command, compilation_cache, cpu, platforms
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import compilation_cache, cpu, platforms
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
-  from alexnet_jax.results.answers import ImagePrediction
+  from alexnet_jax.inference.image_predictions import ImagePrediction
 
 _SHOWN = 8  # pictures in a figure, as in the paper's
 
@@ -60,7 +61,7 @@ def main(words: list[str]) -> None:
   cpu.prepare_process()
   compilation_cache.prepare_process()
   platforms.prepare_process()
-  from alexnet_jax.predictor import Predictor
+  from alexnet_jax.inference.predictor import Predictor
   from alexnet_jax.weights.load import load
 
   path = Path(_WORKDIR.value or _WEIGHTS.value)
@@ -114,17 +115,20 @@ def _look(predictor, files, title: str, features: str | None) -> list['ImagePred
 
 
 def _show_predictions(predictor, files) -> None:
-  from alexnet_jax.results import answers
+  from alexnet_jax.inference import image_predictions
 
   found = _look(predictor, files, 'pictures', _FEATURES.value)
   classes = len(predictor.weights.classes)
-  _say(answers.text(found, classes))
-  _write_json(predictor, answers.errors(found, classes) | {'pictures': answers.as_json(found)})
+  _say(image_predictions.text(found, classes))
+  _write_json(
+    predictor,
+    image_predictions.errors(found, classes) | {'pictures': image_predictions.as_json(found)},
+  )
   readable = [each for each in found if not each.error]
   if _FEATURES.value:
     _write_features(readable)
   if _FIGURE.value:
-    from alexnet_jax.results import figure4
+    from alexnet_jax.inference import figure4
 
     shown = [
       figure4.Guesses(
@@ -140,7 +144,7 @@ def _show_predictions(predictor, files) -> None:
 
 
 def _show_neighbors(predictor, files, gallery) -> None:
-  from alexnet_jax.results import neighbors
+  from alexnet_jax.inference import neighbors
 
   layer = _FEATURES.value or predictor.last_hidden
   queries = _look(predictor, files, 'pictures', layer)
@@ -153,7 +157,7 @@ def _show_neighbors(predictor, files, gallery) -> None:
     _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')
   _write_json(predictor, {'layer': layer, 'pictures': neighbors.as_json(queries, found)})
   if _FIGURE.value:
-    from alexnet_jax.results import figure4
+    from alexnet_jax.inference import figure4
 
     def tile(each, note=''):
       caption = each.true_class or Path(each.name).stem
@@ -221,4 +225,4 @@ def _write(flag: str, path: str, write: Callable[[str], None]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True, configured=False))
+  sys.exit(cli.run(main, positional=True, configured=False))

@@ -12,10 +12,10 @@ import sys
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 
-flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
+flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKERS = flags.DEFINE_integer(
   'workers', 0, 'Processes that decode; 0: one a core.', lower_bound=0
 )
@@ -26,7 +26,7 @@ def main() -> None:
   from alexnet_jax.data import preparation, store
   from alexnet_jax.data.progress import Console
 
-  config, _ = command.read_config()
+  config, _ = cli.read_config()
   if config.data.source in ('digits', 'synthetic'):
     raise UserError(
       f'config.data.source={config.data.source} is made in memory: there is nothing to prepare'
@@ -46,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(cli.run(main))

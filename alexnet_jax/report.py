@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 
 _OUT = flags.DEFINE_string('out', None, 'Folder for the report; the first DIR if not given.')
@@ -24,9 +24,9 @@ def main(folders: list[str]) -> None:
   from alexnet_jax.sweep import report
 
   out = Path(_OUT.value or folders[0])
-  text = report.write([Path(folder) for folder in folders], out, command.command_line())
+  text = report.write([Path(folder) for folder in folders], out, cli.command_line())
   print(f'{text}\n{out / "report.html"}')
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, positional=True, configured=False))
+  sys.exit(cli.run(main, positional=True, configured=False))

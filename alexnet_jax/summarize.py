@@ -9,10 +9,10 @@ import sys
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.model import layers, nets
 
-flags.adopt_module_key_flags(command)  # --help shows --config and --ablation too
+flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 
 
 def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
@@ -53,7 +53,7 @@ def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
 
 
 def main() -> None:
-  config, name = command.read_config()
+  config, name = cli.read_config()
   classes = config.data.num_classes or 10
   side = config.input.crop
   note = '' if config.data.num_classes else ' (classes as an example: the data decides)'
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(cli.run(main))

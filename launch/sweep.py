@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.errors import RunsFailed, UserError
 
 _ABLATIONS = flags.DEFINE_list(
@@ -38,7 +38,7 @@ _TPU = flags.DEFINE_string('tpu', None, 'Print the commands for this TPU VM and 
 
 def main() -> None:
   _check_flags()
-  command.read_config()  # its mistakes are told before those of the runs
+  cli.read_config()  # its mistakes are told before those of the runs
   from alexnet_jax.sweep import runs as sweep
 
   workdir = Path(_WORKDIR.value)
@@ -114,4 +114,4 @@ def _config_words(words: list[str]) -> list[str]:
 if __name__ == '__main__':
   if '--' in sys.argv:  # what follows it are fields of the config, as anywhere
     sys.argv.remove('--')
-  sys.exit(command.run(main))
+  sys.exit(cli.run(main))

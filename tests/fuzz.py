@@ -200,7 +200,7 @@ def _images() -> Target:
 
 def _store(file: str) -> Target:
   from alexnet_jax.data import store
-  from alexnet_jax.data.folder import open_folder
+  from alexnet_jax.data.image_folder import open_folder
   from alexnet_jax.data.progress import Silent
   from alexnet_jax.data.writer import write_store
 

@@ -32,14 +32,14 @@ COMMAND = (
 
 # Where the process kills itself: a module, a function of it, and at which part of its work.
 MOMENTS = {
-  'compiling': ('alexnet_jax.train.parallel', 'Devices.train_step', 'after'),
-  'first and later steps': ('alexnet_jax.train.interval', 'Interval.add', 'before'),
-  'writing a metrics line': ('alexnet_jax.results.metrics', 'MetricWriter.write', 'before'),
-  'before a save': ('alexnet_jax.train.checkpoint', 'Checkpoints.save', 'before'),
-  'just after a save began': ('alexnet_jax.train.checkpoint', 'Checkpoints.save', 'after'),
-  'arrays being written': ('alexnet_jax.train.checkpoint_files', '_leaf_record', 'before'),
-  'saved, not yet named': ('alexnet_jax.train.checkpoint', '_publish', 'before'),
-  'named, old ones not yet deleted': ('alexnet_jax.train.checkpoint', '_publish', 'after'),
+  'compiling': ('alexnet_jax.train.devices', 'Devices.train_step', 'after'),
+  'first and later steps': ('alexnet_jax.train.throughput', 'Interval.add', 'before'),
+  'writing a metrics line': ('alexnet_jax.run.metrics', 'MetricWriter.write', 'before'),
+  'before a save': ('alexnet_jax.run.checkpoint', 'Checkpoints.save', 'before'),
+  'just after a save began': ('alexnet_jax.run.checkpoint', 'Checkpoints.save', 'after'),
+  'arrays being written': ('alexnet_jax.run.checkpoint_files', '_leaf_record', 'before'),
+  'saved, not yet named': ('alexnet_jax.run.checkpoint', '_publish', 'before'),
+  'named, old ones not yet deleted': ('alexnet_jax.run.checkpoint', '_publish', 'after'),
   'deleting an old step': ('shutil', 'rmtree', 'halfway'),
   'evaluating': ('alexnet_jax.train.evaluation', 'Evaluator._check_count', 'before'),
   'drawing figures': ('alexnet_jax.results.figures', 'filter_grid', 'before'),

@@ -17,15 +17,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import (
-  comparison,
-  roofline,
-  sides,
-  startup,
-  step,
-)
-from alexnet_jax.benchmarks.comparison import Comparison, Options
-from alexnet_jax.benchmarks.sides import LossAndGrads, Sample, Unavailable
+from alexnet_jax.benchmarks import contestants, roofline, rounds, time_startup, time_step
+from alexnet_jax.benchmarks.contestants import LossAndGrads, Sample, Unavailable
+from alexnet_jax.benchmarks.rounds import Comparison, Options
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
@@ -62,10 +56,10 @@ def ours():
 
   from alexnet_jax.model.alexnet import AlexNet
 
-  model = AlexNet(sides.without_dropout(EVERY_ROW))
+  model = AlexNet(contestants.without_dropout(EVERY_ROW))
   views, labels = examples()
   initial = jax.eval_shape(model.init, jax.random.key(0), views)['params']
-  weights = step.lively_weights(initial, last='fc5')
+  weights = time_step.lively_weights(initial, last='fc5')
 
   @jax.jit
   @jax.value_and_grad
@@ -101,7 +95,7 @@ def task(table, weights, **changes):
     'rates': rates,
     'decays': decays,
   }
-  return sides.Task(**arguments | changes)
+  return contestants.Task(**arguments | changes)
 
 
 def torch_step(table, weights, **changes):
@@ -122,7 +116,7 @@ def test_the_torch_net_computes_what_ours_does_for_every_row(ours):
       reference = expected.gradients[layer][name]
       assert gradient.shape == reference.shape
       assert np.linalg.norm(gradient - reference) < 1e-5 * np.linalg.norm(reference), (layer, name)
-  step.check_equal('torch', expected, actual)
+  time_step.check_equal('torch', expected, actual)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +135,7 @@ def test_another_net_is_refused(ours, other):
   table = [other if row.name == other.name else row for row in EVERY_ROW]
   actual = torch_step(table, weights).probe(weights)
   with pytest.raises(UserError, match='not the same computation'):
-    step.check_equal('torch', expected, actual)
+    time_step.check_equal('torch', expected, actual)
 
 
 def test_perturbed_weights_are_refused(ours):
@@ -152,7 +146,7 @@ def test_perturbed_weights_are_refused(ours):
       perturbed = {key: dict(leaves) for key, leaves in weights.items()}
       perturbed[layer][name] = weights[layer][name] * np.float32(1.1) + np.float32(0.02)
       with pytest.raises(UserError, match='not the same computation'):
-        step.check_equal('torch', expected, peer.probe(perturbed))
+        time_step.check_equal('torch', expected, peer.probe(perturbed))
 
 
 def changed(probe, layer, name, gradient):
@@ -164,23 +158,25 @@ def changed(probe, layer, name, gradient):
 def test_a_single_wrong_gradient_is_named(ours):
   _, expected = ours
   kernel = expected.gradients['conv2']['kernel']
-  close = step.check_equal('peer', expected, changed(expected, 'conv2', 'kernel', 1.001 * kernel))
+  close = time_step.check_equal(
+    'peer', expected, changed(expected, 'conv2', 'kernel', 1.001 * kernel)
+  )
   assert close.where == 'conv2/kernel'
   assert close.gradient_difference == pytest.approx(0.001, rel=1e-3)
   for wrong in (1.02 * kernel, -kernel, 0 * kernel, np.nan * kernel):
     with pytest.raises(UserError, match=r'peer .* conv2/kernel'):
-      step.check_equal('peer', expected, changed(expected, 'conv2', 'kernel', wrong))
+      time_step.check_equal('peer', expected, changed(expected, 'conv2', 'kernel', wrong))
   for loss in (expected.loss * 1.0001, math.nan, math.inf):
     with pytest.raises(UserError, match='its loss is'):
-      step.check_equal('peer', expected, expected._replace(loss=loss))
+      time_step.check_equal('peer', expected, expected._replace(loss=loss))
 
 
 def test_a_gradient_of_zero_is_equal_to_zero(ours):
   _, expected = ours
   zero = changed(expected, 'fc4', 'bias', np.zeros(20, np.float32))
-  assert step.check_equal('peer', zero, zero).gradient_difference == 0
+  assert time_step.check_equal('peer', zero, zero).gradient_difference == 0
   with pytest.raises(UserError, match='fc4/bias'):
-    step.check_equal('peer', zero, expected)
+    time_step.check_equal('peer', zero, expected)
 
 
 def test_the_torch_update_is_that_of_2012(ours):
@@ -218,9 +214,9 @@ def test_images_may_lie_with_channels_last(ours):
   from alexnet_jax.benchmarks.torch_step import TorchStep
 
   weights, expected = ours
-  work = task(sides.without_dropout(EVERY_ROW), weights)
+  work = task(contestants.without_dropout(EVERY_ROW), weights)
   peers = [TorchStep(work, channels_last=last, compiled=False) for last in (False, True)]
-  step.check_equal('channels_last', expected, peers[1].probe(weights))
+  time_step.check_equal('channels_last', expected, peers[1].probe(weights))
   assert [peer.run(3) for peer in peers] == [18, 18]
   assert peers[1].loss() == pytest.approx(peers[0].loss(), rel=1e-5)
   assert peers[1].loss() != pytest.approx(expected.loss, rel=1e-3)
@@ -257,7 +253,7 @@ def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
 FAKE = """
 import os
 import numpy as np
-from alexnet_jax.benchmarks.sides import LossAndGrads, Side, Task, Unavailable
+from alexnet_jax.benchmarks.contestants import LossAndGrads, Side, Task, Unavailable
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 
@@ -327,7 +323,7 @@ def test_the_death_of_a_worker_is_reported(fake):
 
 def test_sides_take_turns_there_and_back(fake, tmp_path):
   with fake('a').start() as a, fake('b').start() as b:
-    samples, facts = comparison.take_turns({'a': a, 'b': b}, OPTIONS)
+    samples, facts = rounds.take_turns({'a': a, 'b': b}, OPTIONS)
   # Two runs to prepare, then one that warms up before each that counts.
   assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
   assert {name: len(turns) for name, turns in samples.items()} == {'a': 2, 'b': 2}
@@ -336,9 +332,9 @@ def test_sides_take_turns_there_and_back(fake, tmp_path):
 
 
 def compare(monkeypatch, ours, **peers):
-  monkeypatch.setattr(step, '_OURS', ours)
-  monkeypatch.setattr(step, 'PEERS', peers)
-  return step.compare('digits', configs.default(), OPTIONS)
+  monkeypatch.setattr(time_step, '_OURS', ours)
+  monkeypatch.setattr(time_step, 'PEERS', peers)
+  return time_step.compare('digits', configs.default(), OPTIONS)
 
 
 def test_compare_measures_peers_that_agree(fake, monkeypatch):
@@ -368,7 +364,7 @@ def test_a_python_without_our_packages_is_refused(tmp_path):
   python.chmod(0o755)
   options = dataclasses.replace(OPTIONS, peers=(), pythons=(str(python),))
   with pytest.raises(UserError, match=f'--python={python} cannot run our side .*No module named'):
-    step.compare('digits', configs.default(), options)
+    time_step.compare('digits', configs.default(), options)
 
 
 # The report.
@@ -422,7 +418,7 @@ def test_the_table_is_aligned():
 
 
 def test_the_spread_of_one_value():
-  assert comparison.spread([3.0]) == {'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
+  assert rounds.spread([3.0]) == {'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
 
 
 def test_the_roofline_in_words_and_numbers():
@@ -448,7 +444,7 @@ import importlib.util, pickle, runpy, sys
 from alexnet_jax.benchmarks import step
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)
-step._OURS = pickle.load(open(sys.argv.pop(1), 'rb'))
+time_step._OURS = pickle.load(open(sys.argv.pop(1), 'rb'))
 runpy.run_module('alexnet_jax.benchmark', run_name='__main__', alter_sys=True)
 """
 
@@ -547,7 +543,7 @@ def test_a_start_that_fails_says_why():
   config = configs.default()
   config.data.source, config.model.net, config.data.num_classes = 'digits', 'digits', 3
   with pytest.raises(UserError, match='no training step within .* error: .*3'):
-    startup.compare('digits', config, Options(rounds=1, turn_seconds=0.0, peers=None))
+    time_startup.compare('digits', config, Options(rounds=1, turn_seconds=0.0, peers=None))
 
 
 @pytest.mark.slow

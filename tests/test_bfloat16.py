@@ -12,7 +12,7 @@ from alexnet_jax.model.alexnet import AlexNet, Weighted, dropout
 from alexnet_jax.model.batch_norm import BatchNormalization
 from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
 from alexnet_jax.model.pooling import avg_pool, max_pool
-from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
 from alexnet_jax.train.schedules import make_rates
 from alexnet_jax.train.step import Recipe, init_state, make_train_step

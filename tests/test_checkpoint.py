@@ -17,9 +17,9 @@ import pytest
 from helpers.commands import run
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.train import checkpoint as checkpoint_module
-from alexnet_jax.train import checkpoint_files
-from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.run import checkpoint as checkpoint_module
+from alexnet_jax.run import checkpoint_files
+from alexnet_jax.run.checkpoint import Checkpoints
 
 
 def state_at(step):
@@ -414,7 +414,7 @@ def test_a_folder_that_cannot_be_is_refused_in_one_line(tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 import numpy as np
-from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.run.checkpoint import Checkpoints
 
 def state_at(step):
   return {'a': np.random.default_rng(step).standard_normal(200_000), 'step': np.int64(step)}
@@ -478,7 +478,7 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
   checkpoints.close()
   last = tmp_path / 'checkpoints' / 'last'
   shutil.copytree(pristine / 'last', last, dirs_exist_ok=True)
-  assert run('alexnet_jax.checkpoint', f'--workdir={tmp_path}', '--verify').returncode == 0
+  assert run('alexnet_jax.checkpoints', f'--workdir={tmp_path}', '--verify').returncode == 0
   shutil.copytree(last / '10', last / 'damaged-5')
   shutil.copytree(last / '10', last / '.saving-30')
   data = max((last / '20').rglob('*'), key=lambda path: path.stat().st_size)
@@ -488,7 +488,7 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
     lines = [line for line in done.stdout.splitlines() if '│' in line]
     return [tuple(cell.strip() for cell in line.split('│')[1:-1]) for line in lines]
 
-  found = rows(run('alexnet_jax.checkpoint', f'--workdir={tmp_path}'))
+  found = rows(run('alexnet_jax.checkpoints', f'--workdir={tmp_path}'))
   assert [(kind, step, health) for kind, step, _, _, health in found] == [
     ('last', '5', 'damaged, set aside'),
     ('last', '10', 'complete'),
@@ -497,11 +497,11 @@ def test_describe_lists_sizes_metrics_and_health(opened, pristine, tmp_path):
     ('best', '3', 'complete'),
   ]
   assert found[-1][3] == 'eval/top1_error 0.5' and float(found[1][2]) >= 0.1
-  damaged = run('alexnet_jax.checkpoint', f'--workdir={tmp_path}', '--verify', COLUMNS='300')
+  damaged = run('alexnet_jax.checkpoints', f'--workdir={tmp_path}', '--verify', COLUMNS='300')
   health = [row[4].split(':')[0] for row in rows(damaged)]
   assert health[1:] == ['ok', 'damaged', 'unfinished', 'ok']
   assert damaged.returncode == 2 and damaged.stderr.count('\n') == 1
-  assert run('alexnet_jax.checkpoint', f'--workdir={tmp_path / "none"}').returncode == 2
+  assert run('alexnet_jax.checkpoints', f'--workdir={tmp_path / "none"}').returncode == 2
   assert json.loads((last / '10' / 'meta.json').read_text())['checkpoint']['meta'] == {
     'config': {'seed': 10}
   }

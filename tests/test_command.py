@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.train.workdir import with_workdir
+from alexnet_jax.run.folder import with_workdir
 
 
 def run(*words, **environment):
@@ -29,7 +29,7 @@ def test_help_is_what_was_asked_for(flag):
 
 
 def test_a_home_is_expanded(tmp_path):
-  done = run('-m', 'alexnet_jax.checkpoint', '--workdir=~/run', HOME=str(tmp_path))
+  done = run('-m', 'alexnet_jax.checkpoints', '--workdir=~/run', HOME=str(tmp_path))
   assert done.returncode == 2 and f' {tmp_path}/run/checkpoints: ' in done.stderr
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import compilation_cache
+from alexnet_jax.runtime import compilation_cache
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ settings.batch_size = 8
 side = OurStep(config.to_json(settings))
 side.run(2)
 import jax
-from alexnet_jax.train.parallel import to_host
+from alexnet_jax.train.devices import to_host
 leaves = jax.tree.leaves((to_host(side._state), to_host(side._metrics)))
 print([zlib.crc32(leaf.tobytes()) for leaf in leaves])
 """

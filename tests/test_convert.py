@@ -16,9 +16,9 @@ from helpers.commands import ROOT, run
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.model.preprocessing import Preprocessing
+from alexnet_jax.model.pretrained import Pretrained, check_classes
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.pretrained import Pretrained, check_classes
 from alexnet_jax.weights.save import save
 
 

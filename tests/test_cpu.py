@@ -8,7 +8,7 @@ from pathlib import Path
 import jaxlib
 import pytest
 
-from alexnet_jax import cpu
+from alexnet_jax.runtime import cpu
 
 FLAG = '--xla_cpu_experimental_ynn_fusion_type'
 

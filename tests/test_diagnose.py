@@ -10,10 +10,11 @@ from helpers.commands import run
 from PIL import Image
 
 from alexnet_jax import config as configs
-from alexnet_jax import cpu, diagnose
+from alexnet_jax import diagnose
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets, onednn
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.runtime import cpu
 from alexnet_jax.train import diagnosis
 from alexnet_jax.train.diagnosis import Step
 

@@ -114,7 +114,7 @@ def test_evaluate_where_nothing_can_be_written(digits, tmp_path):
 
 def test_checkpoints_are_healthy(digits):
   workdir, _ = digits
-  finished = run('alexnet_jax.checkpoint', f'--workdir={workdir}', '--verify')
+  finished = run('alexnet_jax.checkpoints', f'--workdir={workdir}', '--verify')
   assert finished.returncode == 0, finished.stderr
   assert 'last' in finished.stdout and 'best' in finished.stdout
 

@@ -13,7 +13,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.results import fonts
 from alexnet_jax.results.confusion import confusion_matrix
 from alexnet_jax.results.figures import filter_grid, learning_curves
-from alexnet_jax.train import ending, loop
+from alexnet_jax.train import loop, summary
 from alexnet_jax.weights.load import load
 
 
@@ -191,7 +191,7 @@ def test_figures_come_last(tmp_path, monkeypatch):
     assert {'results.json', 'predictions-last-1.npz'} <= {file.name for file in workdir.iterdir()}
     raise RuntimeError('two\nlines')
 
-  monkeypatch.setattr(ending, 'confusion_matrix', fail)
+  monkeypatch.setattr(summary, 'confusion_matrix', fail)
   config = runpy.run_path('configs/digits.py')['get_config']()
   config.epochs = 0.2
   loop.train(config, workdir, command='test')

@@ -14,12 +14,12 @@ from PIL import Image
 from alexnet_jax import config as configs
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import UserError
-from alexnet_jax.predictor import Predictor
+from alexnet_jax.inference.predictor import Predictor
 from alexnet_jax.results import scores
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.schedules import make_rates
 from alexnet_jax.weights import start
-from alexnet_jax.weights.workdir import load_workdir
+from alexnet_jax.weights.run_folder import load_workdir
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from test_images import pillow_crop
 
 from alexnet_jax.data import imagenet, images, tfds_prepare, tfds_source
-from alexnet_jax.data.folder import open_folder
+from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.sources import open_source

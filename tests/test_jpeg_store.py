@@ -13,7 +13,7 @@ from PIL import Image
 
 from alexnet_jax import config as configs
 from alexnet_jax.data import feed, jpeg_images, order, store
-from alexnet_jax.data.folder import open_folder
+from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.store import open_store, verify_store

@@ -17,8 +17,8 @@ import pytest
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results.console import Console, duration, results_table
-from alexnet_jax.results.metrics import MetricWriter, read_metrics
+from alexnet_jax.run.metrics import MetricWriter, read_metrics
+from alexnet_jax.train.console import Console, duration, results_table
 
 
 def _write_run(workdir, first, last, start_step):
@@ -178,7 +178,7 @@ def test_csv_grows_with_new_names_and_is_whole_after_each_evaluation(tmp_path):
 def test_kill_loses_no_line_that_was_written(tmp_path):
   code = """
 import itertools, sys
-from alexnet_jax.results.metrics import MetricWriter
+from alexnet_jax.run.metrics import MetricWriter
 writer = MetricWriter(sys.argv[1])
 for step in itertools.count(1):
   writer.write(step, {'train/loss': 1.0})
@@ -267,8 +267,8 @@ def test_writing_and_reading_import_no_other_framework(tmp_path):
   code = """
 import sys
 from pathlib import Path
-import alexnet_jax.results.console, alexnet_jax.results.figures
-from alexnet_jax.results.metrics import MetricWriter
+import alexnet_jax.train.console, alexnet_jax.results.figures
+from alexnet_jax.run.metrics import MetricWriter
 writer = MetricWriter(sys.argv[1])
 writer.write(1, {'eval/loss': 1.0})
 writer.close()

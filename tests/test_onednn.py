@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import compilation_cache, cpu
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
+from alexnet_jax.runtime import compilation_cache, cpu
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason='this jaxlib does not call oneDNN')
 
@@ -147,7 +147,7 @@ import sys
 import jax, jax.numpy as jnp
 from alexnet_jax import compilation_cache
 from alexnet_jax.model import onednn
-from alexnet_jax.train.parallel import Devices
+from alexnet_jax.train.devices import Devices
 compilation_cache.prepare_process()
 one = jnp.ones((1, 4, 8, 8, 3)), jnp.ones((3, 3, 3, 8))
 conv = lambda x, k: onednn.conv(x, k, jnp.ones(8))

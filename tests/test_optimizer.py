@@ -11,8 +11,8 @@ from helpers.commands import get_config
 
 from alexnet_jax import config as configs
 from alexnet_jax.train import schedules
-from alexnet_jax.train.calendar import Calendar
 from alexnet_jax.train.optimizer import adam, krizhevsky_momentum, make_optimizer, weight_decay_tree
+from alexnet_jax.train.schedules import Calendar
 
 SHAPES = {'conv1': {'kernel': (3, 4), 'bias': (4,)}, 'fc2': {'kernel': (4, 2), 'bias': (2,)}}
 LEAVES = [(layer, name) for layer, leaves in SHAPES.items() for name in leaves]

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import platforms
-from alexnet_jax.train.augment import Preprocessing, example_keys
+from alexnet_jax.model.preprocessing import Preprocessing, example_keys
+from alexnet_jax.runtime import platforms
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,10 +14,10 @@ from alexnet_jax import config as configs
 from alexnet_jax.errors import DiskFailed, Interrupted, UserError
 from alexnet_jax.model import nets
 from alexnet_jax.model.layers import Conv, Dense, Relu
-from alexnet_jax.results.metrics import MetricWriter, read_metrics
+from alexnet_jax.run.metrics import MetricWriter, read_metrics
 from alexnet_jax.train import loop
+from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.evaluation import Evaluator
-from alexnet_jax.train.parallel import Devices
 from alexnet_jax.train.preemption import StopSignal
 
 pytestmark = pytest.mark.slow

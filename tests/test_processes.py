@@ -15,10 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers.same_ends import assert_same_ends
 
-from alexnet_jax import distributed
 from alexnet_jax.errors import UserError
-from alexnet_jax.results.metrics import read_metrics
-from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.metrics import read_metrics
+from alexnet_jax.runtime import distributed
 
 COMMAND = [
   sys.executable,

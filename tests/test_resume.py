@@ -11,7 +11,7 @@ from helpers.same_ends import assert_same_ends, final
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from alexnet_jax.results.metrics import read_metrics
+from alexnet_jax.run.metrics import read_metrics
 from alexnet_jax.train import loop
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ from alexnet_jax.benchmarks import compiled
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.train import optimizer, schedules
-from alexnet_jax.train.augment import Preprocessing
-from alexnet_jax.train.parallel import AXIS, Devices, Layout, to_host
+from alexnet_jax.train.devices import AXIS, Devices, Layout, to_host
 from alexnet_jax.train.step import Recipe, init_state, make_train_step
 
 BATCH, SIDE, CROP, CLASSES, STEPS = 32, 14, 12, 7, 4

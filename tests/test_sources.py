@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
 
-from alexnet_jax.data import folder, generated, images, preparation, tfds_prepare, tfds_source
+from alexnet_jax.data import generated, image_folder, images, preparation, tfds_prepare, tfds_source
 from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.sources import data_directory, open_source
 from alexnet_jax.errors import UserError
@@ -125,13 +125,13 @@ def test_other_names_of_the_validation_folder(tmp_path, name):
 def test_folder_without_validation_holds_out_of_every_class(tmp_path):
   for seed, (name, count) in enumerate({'b': 8, 'a': 20, 'c': 2}.items()):
     write_images(tmp_path / name, count, seed=seed)
-  source = folder.open_folder(tmp_path, 0.25)
+  source = image_folder.open_folder(tmp_path, 0.25)
   assert source.classes == ('a', 'b', 'c')
   assert np.bincount(source.train.labels).tolist() == [15, 6, 1]
   assert np.bincount(source.eval.labels).tolist() == [5, 2, 1]
   assert not set(source.train.files) & set(source.eval.files)
   shutil.rmtree(tmp_path / 'a')  # the other classes keep their parts
-  assert folder.open_folder(tmp_path, 0.25).eval.files == source.eval.files[5:]
+  assert image_folder.open_folder(tmp_path, 0.25).eval.files == source.eval.files[5:]
 
 
 def test_every_image_is_found_and_the_rest_is_told(tmp_path):

@@ -17,10 +17,10 @@ from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.train import evaluation, schedules
-from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import Recipe, init_state, make_score, make_train_step
 
 BATCH, SIDE, CROP, CLASSES = 32, 14, 12, 7

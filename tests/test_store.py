@@ -22,15 +22,15 @@ from PIL import Image
 from alexnet_jax import config, files
 from alexnet_jax.data import images, merge, order, pictures, preparation, raw_images, store
 from alexnet_jax.data.examples import Example, Source
-from alexnet_jax.data.folder import open_folder
+from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.progress import Console, Silent
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import in_memory_store, open_store, verify_store
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.errors import UserError
+from alexnet_jax.run.preprocessing_file import read_preprocessing, write_preprocessing
 from alexnet_jax.train.experiment import make_preprocessing
-from alexnet_jax.train.preprocessing_file import read_preprocessing, write_preprocessing
 
 SIZE = 16
 
@@ -185,7 +185,7 @@ def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, referenc
 def test_kill_9(insects, source, tmp_path, reference):
   script = textwrap.dedent(f"""
     import os, pathlib, time
-    from alexnet_jax.data import folder, writer
+    from alexnet_jax.data import image_folder, writer
 
     class Held:
       # Goes no further than some parts while the process that began them lives.
@@ -201,7 +201,7 @@ def test_kill_9(insects, source, tmp_path, reference):
 
     if __name__ == '__main__':
       import dataclasses
-      source = folder.open_folder(pathlib.Path({str(insects)!r}), 0.25)
+      source = image_folder.open_folder(pathlib.Path({str(insects)!r}), 0.25)
       source = dataclasses.replace(source, train=Held(source.train), eval=Held(source.eval))
       writer.write_store(source, {str(tmp_path / 'store')!r}, image_size={SIZE}, resize='crop',
                          workers=2, rows_per_part=8)

@@ -190,7 +190,7 @@ def test_a_run_that_another_process_still_saves_is_waited_for(tmp_path):
   (found,) = programs(tmp_path, a='sys.exit(9)')
   code = """import time
 from pathlib import Path
-from alexnet_jax.train.workdir import lock_workdir
+from alexnet_jax.run.folder import lock_workdir
 with lock_workdir(Path('.')):
   open('locked', 'w'); time.sleep(0.7); open('results.json', 'w').write('{}')"""
   found.workdir.mkdir()

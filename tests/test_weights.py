@@ -19,9 +19,9 @@ from helpers import weight_files as files
 from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights import caffe, npz, safetensors, torch_file
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.pretrained import Pretrained
 
 CENTER = np.array([0.5, 0.5, 0])
 GENERATIONS = [(form, double) for form in ('new', 'v1', 'v0') for double in (False, True)]

@@ -20,13 +20,13 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax import cpu
-from alexnet_jax.benchmarks.comparison import Figures, Options, aligned, say
 from alexnet_jax.benchmarks.our_step import make_up
+from alexnet_jax.benchmarks.rounds import Figures, Options, aligned, say
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.model import layers, nets
-from alexnet_jax.train.parallel import Devices
-from alexnet_jax.train.workdir import environment
+from alexnet_jax.run.folder import environment
+from alexnet_jax.runtime import cpu
+from alexnet_jax.train.devices import Devices
 
 DEVICES = 8
 PLAIN, SHARDED = 'plain', 'dense layers sharded'

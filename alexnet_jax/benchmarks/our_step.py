@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax import cpu
 from alexnet_jax.benchmarks import roofline
-from alexnet_jax.benchmarks.sides import LossAndGrads, Side, Task, without_dropout
+from alexnet_jax.benchmarks.contestants import LossAndGrads, Side, Task, without_dropout
 from alexnet_jax.data.store import Split, Store
+from alexnet_jax.model.preprocessing import CENTER_VIEW
+from alexnet_jax.run.folder import environment
+from alexnet_jax.runtime import cpu
 from alexnet_jax.train import schedules
-from alexnet_jax.train.augment import CENTER_VIEW
+from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.workdir import environment
 from alexnet_jax.weights.start import weights_of
 
 # Far more examples than a benchmark sees: the schedules stay at their beginning.

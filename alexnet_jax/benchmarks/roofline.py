@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.model import layers
-from alexnet_jax.train.parallel import Devices
+from alexnet_jax.train.devices import Devices
 
 # On an accelerator small sizes would time the launch of the program.
 _SIDES = {'cpu': 2048}

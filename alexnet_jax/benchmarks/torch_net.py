@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from alexnet_jax.benchmarks.sides import Unavailable
+from alexnet_jax.benchmarks.contestants import Unavailable
 from alexnet_jax.model import layers
 
 

@@ -5,7 +5,13 @@ import collections
 import torch
 from torch.nn import functional
 
-from alexnet_jax.benchmarks.sides import LossAndGrads, Side, Task, Unavailable, without_dropout
+from alexnet_jax.benchmarks.contestants import (
+  LossAndGrads,
+  Side,
+  Task,
+  Unavailable,
+  without_dropout,
+)
 from alexnet_jax.benchmarks.torch_net import TorchNet
 
 

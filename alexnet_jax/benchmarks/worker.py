@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.benchmarks.sides import Unavailable
+from alexnet_jax.benchmarks.contestants import Unavailable
 from alexnet_jax.errors import UserError
 
 _GRACE_SECONDS = 10

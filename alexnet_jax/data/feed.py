@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import order
 from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.cores import usable_cores
 
 READERS = 4
 PAGE = 4096

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import images
 from alexnet_jax.data.listing import list_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
+from alexnet_jax.runtime.cores import usable_cores
 
 # Few enough to share out evenly, enough that handing them over costs nothing: single small files
 # keep threads waiting for each other.

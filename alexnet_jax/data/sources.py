@@ -39,9 +39,11 @@ def open_source(data_config: Any) -> Source:
         data_config.eval_split,
       )
     case 'folder':
-      from alexnet_jax.data import folder
+      from alexnet_jax.data import image_folder
 
-      source = folder.open_folder(data_directory(data_config), data_config.validation_fraction)
+      source = image_folder.open_folder(
+        data_directory(data_config), data_config.validation_fraction
+      )
     case 'digits':
       from alexnet_jax.data import generated
 

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from alexnet_jax.cores import usable_cores
 from alexnet_jax.data import merge, store
 from alexnet_jax.data.examples import Source
 from alexnet_jax.data.images import RESIZES
 from alexnet_jax.data.job import Job, Part
 from alexnet_jax.data.progress import Progress, Silent
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.cores import usable_cores
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose
 UNREADABLE = ('error', 'skip')

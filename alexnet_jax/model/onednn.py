@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxlib.version import __version__ as jaxlib_version
 
-from alexnet_jax import compilation_cache, cpu
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import convolution
 from alexnet_jax.model.convolution import Padding
+from alexnet_jax.runtime import compilation_cache, cpu
 
 _TRIAL_SECONDS = 120  # a few are enough
 

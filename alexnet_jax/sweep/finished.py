@@ -13,8 +13,8 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import scores
-from alexnet_jax.results.metrics import read_metrics
-from alexnet_jax.train.workdir import CONFIG, ENVIRONMENT, RESULTS, read_json
+from alexnet_jax.run.folder import CONFIG, ENVIRONMENT, RESULTS, read_json
+from alexnet_jax.run.metrics import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

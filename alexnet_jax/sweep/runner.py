@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 
 from alexnet_jax.errors import Interrupted, UserError
+from alexnet_jax.run.folder import finished_results, lock_workdir
 from alexnet_jax.runtime.child_processes import signal_on_parent_death
 from alexnet_jax.sweep.runs import PlannedRun
-from alexnet_jax.train.workdir import finished_results, lock_workdir
 
 LOG = 'output.log'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

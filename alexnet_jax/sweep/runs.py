@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from alexnet_jax import ablations, config_files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from alexnet_jax.train.workdir import CONFIG, finished_results, read_json
+from alexnet_jax.run.folder import CONFIG, finished_results, read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,15 +15,14 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.data.store import Store
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.train import augment
+from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import TrainState
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.weights.pretrained import Pretrained
+  from alexnet_jax.model.pretrained import Pretrained
 
 # A batch is learned when no image of it is mistaken and the loss is below this share of
 # ln(classes); training has diverged where it is above this multiple.
@@ -149,7 +148,9 @@ def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -
 
   @jax.jit
   def outputs(params, batch_stats, images):
-    views = experiment.recipe.preprocessing.test_view(images, np.array(augment.CENTER_VIEW[0]))
+    views = experiment.recipe.preprocessing.test_view(
+      images, np.array(preprocessing.CENTER_VIEW[0])
+    )
     _, found = model.apply(
       {'params': params, 'batch_stats': batch_stats},
       views,

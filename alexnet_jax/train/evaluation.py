@@ -11,9 +11,10 @@ import numpy as np
 from alexnet_jax import files
 from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
-from alexnet_jax.train import augment, processes
+from alexnet_jax.model import preprocessing
+from alexnet_jax.train import processes
+from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
 from alexnet_jax.train.step import make_score, make_view_probabilities
 
 VIEW_NAMES = {1: 'center view', 9: 'nine views', 10: 'ten views'}
@@ -62,7 +63,7 @@ class Evaluator:
 
     Args:
       params, batch_stats: of the net, replicated over the devices.
-      views: a key of `augment.VIEWS`.
+      views: a key of `preprocessing.VIEWS`.
       advance: told the number of images just done, to show progress.
 
     Returns:
@@ -105,7 +106,7 @@ class Evaluator:
 
   def _probabilities(self, params, batch_stats, views: int):
     """Yields (batch, mean probabilities over the views) with a device axis."""
-    places = jnp.asarray(augment.VIEWS[views], jnp.float32)
+    places = jnp.asarray(preprocessing.VIEWS[views], jnp.float32)
     batches = eval_batches(
       self._split,
       batch_size=self._batch_size,

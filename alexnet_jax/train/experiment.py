@@ -12,18 +12,18 @@ import numpy as np
 
 from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers, onednn
+from alexnet_jax.model import layers, onednn, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import table_of
-from alexnet_jax.train import augment, schedules, transfer
-from alexnet_jax.train.calendar import Calendar
-from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.train import schedules, transfer
+from alexnet_jax.train.devices import AXIS, Devices, Layout
 from alexnet_jax.train.optimizer import make_optimizer
-from alexnet_jax.train.parallel import AXIS, Devices, Layout
+from alexnet_jax.train.schedules import Calendar
 from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables, make_train_step
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.weights.pretrained import Pretrained
+  from alexnet_jax.model.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +165,12 @@ def make_color_noise(settings, calendar: Calendar):
 
 def make_preprocessing(
   config, store: Store | None, weights: 'Pretrained | None' = None
-) -> augment.Preprocessing:
+) -> preprocessing.Preprocessing:
   """The preprocessing that config.input describes.
 
   Args:
     config: validated.
-    store: for the statistics of the training images; see `needs_statistics`.
+    store: for the statistics of the training images.
     weights: for `input.normalization=weights`.
 
   Raises:
@@ -186,18 +186,18 @@ def make_preprocessing(
     case 'mean_scalar':  # one number, of all pixels and channels
       mean = np.full(3, store.mean_image.mean(dtype=np.float64))
     case 'torchvision':
-      mean, scale = augment.TORCHVISION_MEAN, 1 / np.array(augment.TORCHVISION_STD)
+      mean, scale = preprocessing.TORCHVISION_MEAN, 1 / np.array(preprocessing.TORCHVISION_STD)
     case 'weights':
       mean, scale = transfer.normalization(weights, settings.crop)
   if settings.normalization == 'standardize':
     covariance = store.color_eigenvectors * store.color_stdevs**2 @ store.color_eigenvectors.T
     scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))
   if settings.color_statistics == '2012':
-    stdevs = np.array(augment.COLOR_STDEVS_2012)
-    eigenvectors = np.array(augment.COLOR_EIGENVECTORS_2012)
+    stdevs = np.array(preprocessing.COLOR_STDEVS_2012)
+    eigenvectors = np.array(preprocessing.COLOR_EIGENVECTORS_2012)
   else:
     stdevs, eigenvectors = store.color_stdevs, store.color_eigenvectors
-  return augment.Preprocessing(
+  return preprocessing.Preprocessing(
     crop=settings.crop,
     mean=np.asarray(mean, np.float32),
     scale=np.asarray(scale * settings.scale, np.float32),
@@ -209,14 +209,8 @@ def make_preprocessing(
   )
 
 
-def needs_statistics(settings) -> bool:
-  """Whether config.input asks for statistics of the training images."""
-  own = settings.normalization in ('mean_image', 'mean_pixel', 'mean_scalar', 'standardize')
-  return own or settings.color_statistics == 'data'
-
-
 def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:
   """The central crop of the mean image, enlarged first where the images are."""
   if settings.resize_to:
-    mean_image = np.asarray(augment.enlarge(mean_image[None], settings.resize_to)[0])
-  return augment.central(mean_image, settings.crop)
+    mean_image = np.asarray(preprocessing.enlarge(mean_image[None], settings.resize_to)[0])
+  return preprocessing.central(mean_image, settings.crop)

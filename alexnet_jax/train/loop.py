@@ -13,22 +13,10 @@ import numpy as np
 from alexnet_jax import files
 from alexnet_jax.config import to_json
 from alexnet_jax.data.preparation import prepare_store
-from alexnet_jax.deterministic import promise
 from alexnet_jax.errors import Diverged, Interrupted, UserError
 from alexnet_jax.results import scores
-from alexnet_jax.results.console import Console, class_table
-from alexnet_jax.results.metrics import MetricWriter, NoMetrics, read_metrics
-from alexnet_jax.train import processes
-from alexnet_jax.train.calls import calls, check_room, prepare_calls
-from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.ending import draw_figures, finish, summary
-from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, SplitProbabilities
-from alexnet_jax.train.experiment import Experiment, make_experiment
-from alexnet_jax.train.interval import Interval
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.preemption import StopSignal
-from alexnet_jax.train.step import TrainState
-from alexnet_jax.train.workdir import (
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.folder import (
   CONFIG,
   RESULTS,
   check_workdir,
@@ -38,9 +26,21 @@ from alexnet_jax.train.workdir import (
   finished_results,
   lock_workdir,
 )
+from alexnet_jax.run.metrics import MetricWriter, NoMetrics, read_metrics
+from alexnet_jax.runtime.deterministic import promise
+from alexnet_jax.train import processes
+from alexnet_jax.train.console import Console, class_table
+from alexnet_jax.train.devices import AXIS, Devices, to_host
+from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, SplitProbabilities
+from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.train.multi_step import calls, check_room, prepare_calls
+from alexnet_jax.train.preemption import StopSignal
+from alexnet_jax.train.step import TrainState
+from alexnet_jax.train.summary import draw_figures, finish, summary
+from alexnet_jax.train.throughput import Interval
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.weights.pretrained import Pretrained
+  from alexnet_jax.model.pretrained import Pretrained
 
 # github.com/jax-ml/jax/issues/12868
 _SLOW_LOOPS = (

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.train.parallel import Devices
+from alexnet_jax.train.devices import Devices
 
 BARRIER_SECONDS = 600
 

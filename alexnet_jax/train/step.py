@@ -17,8 +17,8 @@ from jax import lax
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.preprocessing import Preprocessing, example_keys
 from alexnet_jax.train import optimizer
-from alexnet_jax.train.augment import Preprocessing, example_keys
 from alexnet_jax.train.schedules import Rates
 
 

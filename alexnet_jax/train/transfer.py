@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import nets
-from alexnet_jax.train import augment
+from alexnet_jax.model import nets, preprocessing
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.weights.pretrained import Pretrained
+  from alexnet_jax.model.pretrained import Pretrained
 
 
 def check_fit(weights: 'Pretrained', config, shapes: dict, new_layer: str) -> None:
@@ -70,5 +69,5 @@ def normalization(weights: 'Pretrained', crop: int) -> tuple[np.ndarray, np.ndar
         f'config.input.crop={crop}: the mean image of the weights has {len(mean)} pixels on a side;'
         f' use at most that'
       )
-    mean = augment.central(mean, crop)
+    mean = preprocessing.central(mean, crop)
   return mean, weights.preprocessing.scale

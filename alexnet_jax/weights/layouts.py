@@ -13,15 +13,15 @@ import numpy as np
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.train.augment import (
+from alexnet_jax.model.preprocessing import (
   COLOR_EIGENVECTORS_2012,
   COLOR_STDEVS_2012,
   TORCHVISION_MEAN,
   TORCHVISION_STD,
   Preprocessing,
 )
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights.lazy_array import LazyArray, Shape, show
-from alexnet_jax.weights.pretrained import Pretrained
 
 TORCHVISION_LAYERS = {
   'conv1': 'features.0',

@@ -16,10 +16,10 @@ from pathlib import Path
 from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights import archive, caffe, layouts, npy, npz, safetensors, torch_file
 from alexnet_jax.weights.lazy_array import LazyArray
 from alexnet_jax.weights.other_files import describe, describe_zip
-from alexnet_jax.weights.pretrained import Pretrained
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
 _MAX_REASON = 400  # characters; pickletools quotes whatever it cannot decode
@@ -71,7 +71,7 @@ def load(
 
 
 def _load_folder(path: Path, checkpoint: str) -> Pretrained:
-  from alexnet_jax.weights.workdir import load_workdir  # compiles a net, which files need not
+  from alexnet_jax.weights.run_folder import load_workdir  # compiles a net, which files need not
 
   try:
     return load_workdir(path, checkpoint)

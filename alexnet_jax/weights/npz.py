@@ -15,11 +15,11 @@ import numpy as np
 from alexnet_jax.data.images import RESIZES
 from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.model.preprocessing import Preprocessing
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights import archive, npy
 from alexnet_jax.weights.layouts import MAX_CLASSES, checked
 from alexnet_jax.weights.lazy_array import LazyArray, Shape
-from alexnet_jax.weights.pretrained import Pretrained
 
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights import layouts, npz, safetensors, stablehlo, torch_file
-from alexnet_jax.weights.pretrained import Pretrained
 
 FORMS = {
   '.npz': npz.write,

@@ -11,7 +11,7 @@ from jax import export
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.weights.pretrained import Pretrained
+from alexnet_jax.model.pretrained import Pretrained
 
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
 

@@ -6,10 +6,10 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.model.pretrained import Pretrained
+from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.pretrained import Pretrained
-from alexnet_jax.weights.workdir import load_workdir
+from alexnet_jax.weights.run_folder import load_workdir
 
 
 def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Pretrained | None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 
-from alexnet_jax.data import folder, writer
+from alexnet_jax.data import image_folder, writer
 
 KILLS = 10
 
@@ -40,7 +40,7 @@ def start(images, path, workers, encoding):
   """Begins to write a store in a process of its own; returns its id."""
   if process := os.fork():
     return process
-  source = folder.open_folder(images, 0.25)
+  source = image_folder.open_folder(images, 0.25)
   seconds = 0.006 * workers**2  # as long in all as starting takes, which with workers is longer
   source = dataclasses.replace(
     source, train=Slow(source.train, seconds), eval=Slow(source.eval, seconds)

@@ -3,7 +3,7 @@
 import numpy as np
 import orbax.checkpoint as ocp
 
-from alexnet_jax.train.checkpoint import Checkpoints
+from alexnet_jax.run.checkpoint import Checkpoints
 
 
 def final(workdir) -> dict[str, np.ndarray]:

@@ -8,10 +8,10 @@ from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.train.augment import Preprocessing
-from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.workdir import CONFIG, claim_workdir
-from alexnet_jax.weights.pretrained import Pretrained
+from alexnet_jax.model.preprocessing import Preprocessing
+from alexnet_jax.model.pretrained import Pretrained
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.folder import CONFIG, claim_workdir
 
 CLASSES = ('ant', 'bee', 'cat', 'dog', 'elk', 'fox', 'gnu')
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.results.answers import ImagePrediction
+from alexnet_jax.inference.image_predictions import ImagePrediction
 
 
 @dataclasses.dataclass(frozen=True)

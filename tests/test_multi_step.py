@@ -15,11 +15,11 @@ from alexnet_jax.errors import Diverged, Interrupted, UserError
 from alexnet_jax.model import nets
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.layers import BatchNorm, Conv, Dense, Dropout, MaxPool, Relu
-from alexnet_jax.results.metrics import read_metrics
+from alexnet_jax.run.metrics import read_metrics
 from alexnet_jax.train import loop
-from alexnet_jax.train.calls import calls
-from alexnet_jax.train.interval import Interval
-from alexnet_jax.train.parallel import Devices
+from alexnet_jax.train.devices import Devices
+from alexnet_jax.train.multi_step import calls
+from alexnet_jax.train.throughput import Interval
 
 EXAMPLES, BATCH, STEPS = 40, 16, 10  # four epochs whose ends lie within batches
 
@@ -204,7 +204,7 @@ def test_the_device_with_the_least_memory_counts(monkeypatch):
 
 
 @pytest.mark.parametrize('most', [1, 3, 100])
-def test_calls_hold_every_step_once_and_end_at_milestones(most):
+def test_multi_step_hold_every_step_once_and_end_at_milestones(most):
   found = list(calls(5, 40, most, {7, 8, 20}.__contains__))
   assert [step for call in found for step in call] == list(range(5, 40))
   assert {7, 8, 20, 40} <= {call.stop for call in found}

@@ -8,11 +8,11 @@ from alexnet_jax.data.store import Store
 from alexnet_jax.model import layers, nets
 from alexnet_jax.results import figures, scores
 from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
-from alexnet_jax.results.console import results_table
-from alexnet_jax.results.metrics import read_metrics
+from alexnet_jax.run.metrics import read_metrics
+from alexnet_jax.train.console import results_table
+from alexnet_jax.train.devices import to_host
 from alexnet_jax.train.evaluation import VIEW_NAMES, SplitProbabilities, write_predictions
 from alexnet_jax.train.experiment import Experiment
-from alexnet_jax.train.parallel import to_host
 from alexnet_jax.train.step import TrainState
 
 _GRAY = 1e-3  # gray levels: of images without color, the variation across gray is rounding

@@ -7,17 +7,17 @@ import jax
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax import cpu
-from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
-from alexnet_jax.benchmarks.sides import Sample, Side
+from alexnet_jax.benchmarks.contestants import Sample, Side
+from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
-from alexnet_jax.train.calls import check_room, prepare_calls
+from alexnet_jax.run.folder import environment
+from alexnet_jax.runtime import cpu
+from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import make_experiment
-from alexnet_jax.train.parallel import AXIS, Devices, to_host
-from alexnet_jax.train.workdir import environment
+from alexnet_jax.train.multi_step import check_room, prepare_calls
 
-_LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.loop:OurLoop')
+_LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLoop')
 PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
 
 

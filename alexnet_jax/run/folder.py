@@ -17,10 +17,10 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
-from alexnet_jax.cores import usable_cores
 from alexnet_jax.errors import DiskFailed, UserError
-from alexnet_jax.train.augment import Preprocessing
-from alexnet_jax.train.preprocessing_file import write_preprocessing
+from alexnet_jax.model.preprocessing import Preprocessing
+from alexnet_jax.run.preprocessing_file import write_preprocessing
+from alexnet_jax.runtime.cores import usable_cores
 
 CONFIG = 'config.json'
 ENVIRONMENT = 'env.json'

@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.comparison import Figures, Options, say, seconds_table
+from alexnet_jax.benchmarks.rounds import Figures, Options, say, seconds_table
 from alexnet_jax.data import sources, writer
 from alexnet_jax.data.preparation import encoding
 from alexnet_jax.errors import UserError

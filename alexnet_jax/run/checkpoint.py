@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.train import checkpoint_files
-from alexnet_jax.train.checkpoint_files import DamagedError
+from alexnet_jax.run import checkpoint_files
+from alexnet_jax.run.checkpoint_files import DamagedError
 
 KINDS = ('last', 'best')
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from jax import lax
 from alexnet_jax.data import feed
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.train.devices import Devices, Layout
 from alexnet_jax.train.experiment import Experiment
-from alexnet_jax.train.parallel import Devices, Layout
 from alexnet_jax.train.step import TrainState
 
 

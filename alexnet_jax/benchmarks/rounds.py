@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.benchmarks.sides import Sample
+from alexnet_jax.benchmarks.contestants import Sample
 from alexnet_jax.benchmarks.worker import Worker
 
 OURS = 'alexnet_jax'

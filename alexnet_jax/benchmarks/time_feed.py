@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
-from alexnet_jax.benchmarks.sides import Side, Unavailable
+from alexnet_jax.benchmarks.contestants import Side, Unavailable
+from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
-from alexnet_jax.cores import usable_cores
-from alexnet_jax.cpu import prepare_process
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.cpu import prepare_process
 
 BATCH_SIZE = 128
 IMAGE_SIZE = 256
 GOAL = 40_000  # images per core-second
 
-_MODULE = 'alexnet_jax.benchmarks.feed'
+_MODULE = 'alexnet_jax.benchmarks.time_feed'
 _OURS = Contestant(OURS, f'{_MODULE}:OurFeed')
 PEERS = {
   'tf_data': Contestant(
@@ -101,8 +101,8 @@ class OurFeed(Side):
     self._step = 0
 
   def environment(self) -> dict:
-    from alexnet_jax.train.parallel import Devices  # only after measuring: feeding needs no jax
-    from alexnet_jax.train.workdir import environment
+    from alexnet_jax.run.folder import environment
+    from alexnet_jax.train.devices import Devices  # only after measuring: feeding needs no jax
 
     return environment(Devices())
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.model.preprocessing import Preprocessing
 
 PREPROCESSING = 'preprocessing.npz'
 
@@ -21,15 +21,15 @@ def write_preprocessing(workdir: Path, preprocessing: Preprocessing) -> None:
   files.write_bytes(workdir / PREPROCESSING, buffer.getvalue())
 
 
-def read_preprocessing(workdir: Path) -> Preprocessing | None:
-  """The preprocessing that a run keeps; None in a folder of a version that kept none.
+def read_preprocessing(workdir: Path) -> Preprocessing:
+  """The preprocessing that a run keeps.
 
   Raises:
-    UserError: the file is damaged.
+    UserError: the file is missing or damaged.
   """
   path = workdir / PREPROCESSING
   if not path.exists():
-    return None
+    raise UserError(f'{workdir} has lost its {PREPROCESSING}: restore it from a copy')
   try:
     # From memory, since np.load leaves a damaged file open.
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:

@@ -12,14 +12,14 @@ from helpers.commands import get_config
 from scipy import stats
 
 from alexnet_jax.data.store import Split, Store
-from alexnet_jax.train import augment
-from alexnet_jax.train.calendar import Calendar
+from alexnet_jax.model.preprocessing import VIEWS, Preprocessing, central, example_keys
 from alexnet_jax.train.experiment import make_color_noise, make_preprocessing
+from alexnet_jax.train.schedules import Calendar
 
 
 def preprocessing(crop, **changes):
   """Cuts and mirrors alone: no mean, no scale."""
-  plain = augment.Preprocessing(
+  plain = Preprocessing(
     crop=crop,
     mean=np.zeros(3, np.float32),
     scale=np.ones(3, np.float32),
@@ -29,7 +29,7 @@ def preprocessing(crop, **changes):
 
 
 def keys_of(count, seed=0, step=0):
-  return augment.example_keys(seed, jnp.int32(step), jnp.arange(count))
+  return example_keys(seed, jnp.int32(step), jnp.arange(count))
 
 
 def training_views(prepare, images, keys, noise=0.0):
@@ -109,14 +109,14 @@ def test_a_crop_as_large_as_the_image_is_the_image():
 
 def test_the_central_crop_of_the_mean_is_subtracted_wherever_the_view_was_cut():
   mean_image = np.random.default_rng(1).uniform(0, 255, (16, 16, 3)).astype(np.float32)
-  mean = augment.central(mean_image, 10)
+  mean = central(mean_image, 10)
   np.testing.assert_array_equal(mean, mean_image[3:13, 3:13])
   scale = np.array([1, 0.5, 2], np.float32)
   prepare = preprocessing(10, mean=mean, scale=scale)
   images = np.full((30, 16, 16, 3), 100, np.uint8)
   expected = np.broadcast_to((100 - mean) * scale, (30, 10, 10, 3))
   np.testing.assert_allclose(training_views(prepare, images, keys_of(30)), expected, rtol=1e-6)
-  for view in fixed_views(prepare, images, augment.VIEWS[10]):
+  for view in fixed_views(prepare, images, VIEWS[10]):
     np.testing.assert_allclose(view, expected, rtol=1e-6)
 
 
@@ -253,7 +253,7 @@ def test_normalizations(store):
   }
   for kind, views in expected.items():
     prepare = make_preprocessing(config_of(normalization=kind, scale=0.25), store)
-    (found,) = fixed_views(prepare, images, augment.VIEWS[1])
+    (found,) = fixed_views(prepare, images, VIEWS[1])
     np.testing.assert_allclose(found, 0.25 * views, rtol=1e-4, atol=1e-4, err_msg=kind)
 
 
@@ -262,7 +262,7 @@ def test_normalizations(store):
 
 def test_ten_views_are_the_corners_and_the_center_and_their_mirrors():
   images = random_images(3, 256)
-  found = fixed_views(preprocessing(224), images, augment.VIEWS[10])
+  found = fixed_views(preprocessing(224), images, VIEWS[10])
   offsets = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]  # CHM convdata.py
   straight = [images[:, r : r + 224, c : c + 224] for r, c in offsets]
   expected = straight + [view[:, :, ::-1] for view in straight]
@@ -286,7 +286,7 @@ def test_ten_views_are_the_corners_and_the_center_and_their_mirrors():
 
 def test_nine_views_are_a_grid_without_mirrors():
   images = random_images(3, 32)
-  found = fixed_views(preprocessing(24), images, augment.VIEWS[9])
+  found = fixed_views(preprocessing(24), images, VIEWS[9])
   expected = [images[:, r : r + 24, c : c + 24] for r in (0, 4, 8) for c in (0, 4, 8)]
   np.testing.assert_array_equal(found, expected)
 
@@ -296,7 +296,7 @@ def test_nine_views_are_a_grid_without_mirrors():
 )
 def test_one_view_is_the_center(side, crop, start):
   images = random_images(2, side)
-  (view,) = fixed_views(preprocessing(crop), images, augment.VIEWS[1])
+  (view,) = fixed_views(preprocessing(crop), images, VIEWS[1])
   np.testing.assert_array_equal(view, images[:, start : start + crop, start : start + crop])
 
 
@@ -305,16 +305,16 @@ def test_one_view_is_the_center(side, crop, start):
 
 def test_keys_depend_on_seed_step_and_position_alone():
   positions = jnp.array([5, 0, 900])
-  keys = augment.example_keys(3, jnp.int32(7), positions)
+  keys = example_keys(3, jnp.int32(7), positions)
   for i, position in enumerate(positions):
-    alone = augment.example_keys(3, 7, position[None])
+    alone = example_keys(3, 7, position[None])
     np.testing.assert_array_equal(jax.random.key_data(alone)[0], jax.random.key_data(keys)[i])
-  traced = jax.jit(augment.example_keys, static_argnums=0)(3, jnp.int32(7), positions)
+  traced = jax.jit(example_keys, static_argnums=0)(3, jnp.int32(7), positions)
   np.testing.assert_array_equal(jax.random.key_data(traced), jax.random.key_data(keys))
 
 
 def test_no_two_examples_share_a_key():
-  place = jax.jit(augment.example_keys, static_argnums=0)
+  place = jax.jit(example_keys, static_argnums=0)
   data = [
     tuple(key)
     for seed in (0, 1)

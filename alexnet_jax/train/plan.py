@@ -8,7 +8,7 @@ from alexnet_jax.data import preparation
 from alexnet_jax.data.progress import Console
 from alexnet_jax.model import layers, nets
 from alexnet_jax.train import schedules
-from alexnet_jax.train.calendar import Calendar
+from alexnet_jax.train.schedules import Calendar
 
 
 def lines(

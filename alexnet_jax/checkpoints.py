@@ -1,6 +1,6 @@
 """Lists the checkpoints of a run.
 
-  python -m alexnet_jax.checkpoint --workdir=runs/digits [--verify]
+  python -m alexnet_jax.checkpoints --workdir=runs/digits [--verify]
 
 Exit codes: 0 all are well, 2 one is not or there is none.
 """
@@ -16,10 +16,10 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from alexnet_jax import command
+from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.train.checkpoint import KINDS
-from alexnet_jax.train.checkpoint_files import DamagedError, read_leaves, read_record
+from alexnet_jax.run.checkpoint import KINDS
+from alexnet_jax.run.checkpoint_files import DamagedError, read_leaves, read_record
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Read all and check every checksum.')
@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main, configured=False))
+  sys.exit(cli.run(main, configured=False))

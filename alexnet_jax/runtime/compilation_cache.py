@@ -21,7 +21,7 @@ import platform
 import sys
 from pathlib import Path
 
-from alexnet_jax.cores import usable_cores
+from alexnet_jax.runtime.cores import usable_cores
 
 # Also small programs, of which a start has dozens; the smallest are compiled faster than read.
 _MIN_COMPILE_SECONDS = 0.1

@@ -12,15 +12,15 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax import cpu
-from alexnet_jax.benchmarks.comparison import Figures, Options, say, seconds_table
 from alexnet_jax.benchmarks.our_step import make_up
+from alexnet_jax.benchmarks.rounds import Figures, Options, say, seconds_table
 from alexnet_jax.benchmarks.worker import Contestant
-from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.parallel import Devices, to_host
-from alexnet_jax.train.workdir import environment
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.folder import environment
+from alexnet_jax.runtime import cpu
+from alexnet_jax.train.devices import Devices, to_host
 
-_OURS = Contestant('training that saves', 'alexnet_jax.benchmarks.checkpoint:SavingTraining')
+_OURS = Contestant('training that saves', 'alexnet_jax.benchmarks.time_checkpoint:SavingTraining')
 _STEPS_ALONE = 3
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from alexnet_jax.data import imagenet, images, pictures
 from alexnet_jax.errors import UserError
+from alexnet_jax.inference.image_predictions import ImagePrediction
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.results.answers import ImagePrediction
-from alexnet_jax.train import augment
+from alexnet_jax.model.preprocessing import VIEWS
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.pretrained import Pretrained
 
 _BATCH_SIZE = 128
 
@@ -53,13 +53,13 @@ class Predictor:
     Raises:
       UserError: no such net or number of views, or all views would be the same.
     """
-    if views not in augment.VIEWS:
-      raise UserError(f'views={views!r}: must be one of {", ".join(map(str, augment.VIEWS))}')
+    if views not in VIEWS:
+      raise UserError(f'views={views!r}: must be one of {", ".join(map(str, VIEWS))}')
     self.weights = weights if isinstance(weights, Pretrained) else load(Path(weights))
     self.table = self.weights.table
     hidden = [row for row in self.table[:-1] if not isinstance(row, layers.Dropout)]
     self.last_hidden = hidden[-1].name
-    self._views = jnp.asarray(augment.VIEWS[views], jnp.float32)
+    self._views = jnp.asarray(VIEWS[views], jnp.float32)
     self._batch_size = batch_size
     self._variables = jax.device_put(self.weights.variables)
     preprocessing = self.weights.preprocessing

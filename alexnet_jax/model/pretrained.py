@@ -7,7 +7,7 @@ from typing import Any
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.train.augment import Preprocessing
+from alexnet_jax.model.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)

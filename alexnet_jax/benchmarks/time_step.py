@@ -13,14 +13,8 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.comparison import (
-  OURS,
-  Comparison,
-  Options,
-  say,
-  take_turns,
-)
-from alexnet_jax.benchmarks.sides import LossAndGrads, Task, Unavailable
+from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Unavailable
+from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, say, take_turns
 from alexnet_jax.benchmarks.worker import Contestant, Worker, python_path
 from alexnet_jax.errors import UserError
 

@@ -16,9 +16,10 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import ablations, config_files, distributed, files
+from alexnet_jax import ablations, config_files, files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import DiskFailed, Diverged, Interrupted, RunsFailed, UserError
+from alexnet_jax.runtime import distributed
 
 # Sections whose keys are layer names, which depend on the config file.
 _OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_lr_factors.')

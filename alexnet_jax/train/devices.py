@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alexnet_jax import compilation_cache, cpu, platforms
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets, onednn
+from alexnet_jax.runtime import compilation_cache, cpu, platforms
 
 AXIS = 'batch'
 

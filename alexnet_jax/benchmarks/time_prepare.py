@@ -10,8 +10,8 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from alexnet_jax.benchmarks.comparison import OURS, Comparison, Options, take_turns
-from alexnet_jax.benchmarks.sides import Side, Unavailable
+from alexnet_jax.benchmarks.contestants import Side, Unavailable
+from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.errors import UserError
 
@@ -19,7 +19,7 @@ IMAGE_SIZE = 256
 IMAGENET_IMAGES = 1_281_167 + 50_000
 GOAL_CORE_HOURS = 1.3
 
-_MODULE = 'alexnet_jax.benchmarks.prepare'
+_MODULE = 'alexnet_jax.benchmarks.time_prepare'
 _OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
 PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv', extra='peers')}
 
@@ -92,8 +92,8 @@ class OurWriter(Side):
     return {'pillow': PIL.__version__}
 
   def environment(self) -> dict:
-    from alexnet_jax.train.parallel import Devices  # only after measuring: preparing needs no jax
-    from alexnet_jax.train.workdir import environment
+    from alexnet_jax.run.folder import environment
+    from alexnet_jax.train.devices import Devices  # only after measuring: preparing needs no jax
 
     return environment(Devices())
 

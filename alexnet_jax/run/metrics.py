@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.results.events import EventWriter
+from alexnet_jax.run.events import EventWriter
 
 JSONL = 'metrics.jsonl'
 CSV = 'metrics.csv'

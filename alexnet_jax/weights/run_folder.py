@@ -1,0 +1,52 @@
+"""The folder of a run as a trained net."""
+
+from pathlib import Path
+
+import flax
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
+from alexnet_jax.model.pretrained import Pretrained
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.folder import read_config
+from alexnet_jax.run.preprocessing_file import read_preprocessing
+
+
+def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
+  """The net of a run, without its data.
+
+  Its weights are the moving average where the run kept one.  Nothing is changed in the folder, so
+  the run may be going on.
+
+  Args:
+    workdir: folder of the run.
+    checkpoint: 'best' or 'last'; a run without a best one yet gives its last.
+
+  Raises:
+    UserError: no run, no good checkpoint, or a run that has lost its preprocessing.
+  """
+  workdir = expand(workdir, 'workdir')
+  config = read_config(workdir)
+  checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
+  try:
+    kind = checkpoint if checkpoints.steps(checkpoint) else 'last'
+    found = checkpoints.newest(kind)
+  finally:
+    checkpoints.close()
+  if found is None:
+    raise UserError(f'{workdir} has no checkpoint yet: let the run reach its first one')
+  step, leaves, meta = found
+  state = flax.traverse_util.unflatten_dict(leaves, sep='/')
+  return Pretrained(
+    source=f'{workdir} ({config.model.net}, {kind} checkpoint, step {step:,})',
+    net=config.model.net,
+    variables={
+      'params': state.get('ema') or state['params'],
+      'batch_stats': state.get('batch_stats', {}),
+    },
+    classes=tuple(meta.get('class_names') or meta['classes']),
+    image_size=config.data.image_size,
+    resize=config.data.resize,
+    preprocessing=read_preprocessing(workdir),
+    ablations=tuple(config.model.ablations),
+  )

@@ -1,0 +1,40 @@
+"""Each room imports only from rooms above it in README's map, and no import goes in a circle."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import alexnet_jax
+
+ROOT = Path(alexnet_jax.__file__).parent
+ROOMS = (  # the order of README's map
+  'errors files config_files terminal runtime data model config ablations results run weights'
+  ' train inference sweep benchmarks cli'
+).split()
+
+
+def imports() -> dict[str, set[str]]:
+  """{module: modules that it imports, anywhere in its text}, without the package's name."""
+  modules = {'.'.join(p.relative_to(ROOT).with_suffix('').parts): p for p in ROOT.rglob('*.py')}
+  graph = {}
+  for name, path in modules.items():
+    nodes = ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+    found = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
+    full = {f'{n.module}.{alias.name}' for n in found for alias in n.names}
+    full = {word.removeprefix('alexnet_jax.') for word in full if word.startswith('alexnet_jax.')}
+    graph[name] = {word if word in modules else word.rpartition('.')[0] for word in full}
+  return graph
+
+
+def test_imports_point_one_way():
+  rank = {room: place for place, room in enumerate(ROOMS)}
+  for module, imported in imports().items():
+    here = module.split('.')[0]
+    for room in {name.split('.')[0] for name in imported} - {here, ''}:
+      # What is no room is a command: it imports from rooms, and nothing imports it.
+      assert room in rank, f'{module} imports {room}, a command'
+      assert rank[room] < rank.get(here, len(ROOMS)), f'{module} imports {room}, a room below'
+
+
+def test_no_module_imports_itself_through_others():
+  list(graphlib.TopologicalSorter(imports()).static_order())  # raises CycleError
