@@ -102,5 +102,5 @@ class Agreement:
     """To be called by every process after the same steps; `wanted`: this one wants to stop."""
     if self._devices.process_count == 1:
       return wanted
-    self._asked.append(self._devices.any(wanted))
+    self._asked.append(self._devices.any_process(wanted))
     return len(self._asked) > self.LAG and bool(self._asked.popleft())
