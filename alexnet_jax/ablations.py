@@ -11,7 +11,6 @@ where nothing else is said; #145 has 40.66 / 18.21, #170 (a later schedule) 40.5
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ import ml_collections
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets
+from alexnet_jax.terminal import did_you_mean
 
 BASELINE = 'baseline'
 
@@ -177,8 +177,8 @@ def changes(config: ml_collections.ConfigDict, name: str) -> dict[str, tuple[Any
 def _applied(config, name: str):
   """Raises ValueError with the reason if the ablation does not fit."""
   if name not in ABLATIONS:
-    near = difflib.get_close_matches(name, ABLATIONS, 1, 0.5)
-    raise ValueError('there is no such ablation' + (f', did you mean {near[0]}?' if near else ''))
+    hint = did_you_mean(name, ABLATIONS)
+    raise ValueError('there is no such ablation' + (hint and f', {hint}'))
   changed = config.copy_and_resolve_references()
   if fields := ABLATIONS[name].fields:
     changed.update_from_flattened_dict(fields)

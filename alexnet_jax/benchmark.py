@@ -27,7 +27,6 @@ Each side runs in a process of its own with the memory allocator's setting that 
 turns, so that only one computes at a time.  Goals, and how each is measured: docs/performance.md.
 """
 
-import difflib
 import itertools
 import runpy
 import sys
@@ -41,6 +40,7 @@ from alexnet_jax import cli, config_files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.terminal import did_you_mean
 
 _TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
@@ -202,8 +202,7 @@ def _batch_sizes() -> list[int]:
 def _check_words(what: str, words: list[str], allowed: tuple[str, ...]) -> None:
   for word in words:
     if word not in allowed:
-      near = difflib.get_close_matches(word, allowed, 1, 0.5)
-      hint = f'did you mean {near[0]}?' if near else f'choose from {", ".join(allowed)}'
+      hint = did_you_mean(word, allowed) or f'choose from {", ".join(allowed)}'
       raise UserError(f'{what}{word!r} is not known: {hint}')
 
 

@@ -1,10 +1,10 @@
 """Where --config finds its file: on disk, else among the configs that come with the package."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import did_you_mean
 
 _PACKAGE = Path(__file__).parent
 
@@ -31,8 +31,7 @@ def find(name: str) -> str:
   known = names()
   if folder in (Path(), Path('configs')) and stem in known:
     return f'{shipped() / stem}.py{colon}{variant}'
-  near = difflib.get_close_matches(stem, known, 1, 0.5)
-  hint = f'did you mean configs/{near[0]}.py?' if near else f'known are {", ".join(known)}'
+  hint = did_you_mean(stem, known) or f'choose from {", ".join(known)}'
   raise UserError(f'config file {path!r} does not exist: {hint}')
 
 

@@ -335,7 +335,7 @@ def test_a_stored_config_that_does_not_fit_is_refused(values):
       ['--config=configs/cifar10.py:17pct'],
       "no variant '17pct': choose one of 80sec, 19pct, 18pct, 13pct, 11pct",
     ),
-    (['--config=configs/cifar.py'], "'configs/cifar.py' does not exist: did you mean configs/cif"),
+    (['--config=configs/cifar.py'], "'configs/cifar.py' does not exist: did you mean cifar10?"),
     (
       ['--config=configs/imagenet.py', "--config.optimizer.layer_weight_decay={'fc9': 1.0}"],
       "no layer 'fc9' with a kernel in this net; it has conv1, .*, fc8",

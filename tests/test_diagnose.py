@@ -263,7 +263,7 @@ def test_the_command_diagnoses_digits(tmp_path):
   'flags, message',
   [
     ((), '--config is missing'),
-    (('--config=configs/digit.py',), 'did you mean configs/digits.py'),
+    (('--config=configs/digit.py',), 'did you mean digits?'),
     (('--config=configs/digits.py', '--config.input.crop=33'), 'input.crop=33'),
     (('--config=configs/digits.py', '--overfit_steps=-1'), 'overfit_steps'),
     (('--config=configs/digits.py', '--batch_size=1'), 'batch_size'),

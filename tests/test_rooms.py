@@ -8,7 +8,7 @@ import alexnet_jax
 
 ROOT = Path(alexnet_jax.__file__).parent
 ROOMS = (  # the order of README's map
-  'errors files config_files terminal runtime data model config ablations results run weights'
+  'errors files terminal config_files runtime data model config ablations results run weights'
   ' train inference sweep benchmarks cli'
 ).split()
 

@@ -7,7 +7,6 @@ for prediction in predictor(['a.png', 'b.png']):
 """
 
 import collections
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.preprocessing import VIEWS
 from alexnet_jax.model.pretrained import Pretrained
+from alexnet_jax.terminal import did_you_mean
 from alexnet_jax.weights.load import load
 
 _BATCH_SIZE = 128
@@ -191,6 +191,5 @@ class Predictor:
   def _check_layer(self, name: str) -> None:
     known = [row.name for row in self.table]
     if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}'
+      hint = did_you_mean(name, known) or f'it has {", ".join(known)}'
       raise UserError(f'net {self.weights.net} has no layer {name!r}: {hint}')
