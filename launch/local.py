@@ -4,16 +4,14 @@
   python launch/local.py -n 2 -- --config=configs/digits.py --workdir=runs/digits-2
   python launch/local.py -n 1 -- --config=configs/imagenet.py --workdir=runs/imagenet
 
-What follows `--` goes to each `python -m alexnet_jax.main`. With -n 1 the process is left to find
-out by itself whether it belongs to a larger job. Each process writes to
-`<workdir>/logs/process-<i>.log` (`runs/local/logs` without --workdir), appended at each start; what
-process 0 writes is shown as well. SIGTERM, SIGINT and SIGUSR1 go to all processes, which save and
-end.
+What follows `--` goes to each `python -m alexnet_jax.main`; --workdir is required. Each process
+appends to `<workdir>/logs/process-<i>.log`; what process 0 writes is shown as well. SIGTERM, SIGINT
+and SIGUSR1 go to all processes, which save and end.
 
 If a process crashes, is killed, or ends with 75 unasked, the others are ended and all start again
 from the last checkpoint, after 1, 2, 4, ... at most 60 seconds. The job is given up after `--tries`
-starts in a row that left no new checkpoint in --workdir, so a run that gets on is never given up.
-Processes die with this program, however it ends, and a second one on the same logs is refused.
+starts in a row that left no new checkpoint, so a run that gets on is never given up. On Linux the
+processes die with this program, however it ends.
 
 Exit codes: 0 done, 1 given up, 2 bad input, 3 diverged, 75 asked to stop and saved.
 """
@@ -29,7 +27,7 @@ import time
 from pathlib import Path
 
 try:
-  import fcntl
+  import fcntl  # noqa: F401
 except ImportError:
   print('error: this system has no fcntl: use Linux, macOS, or WSL', file=sys.stderr)
   sys.exit(2)
@@ -41,95 +39,84 @@ from alexnet_jax.runtime.child_processes import signal_on_parent_death
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE = 15.0  # seconds from SIGTERM to SIGKILL for processes that lost a peer
-_LOCK_WAIT = 10.0  # seconds that processes of a killed supervisor may take to vanish
 
 
 class Supervisor:
-  """The processes of a job, one start after another."""
+  """The processes of a job, one start after another.
+
+  Attributes:
+    asked: whether a signal asked to stop.
+  """
 
   def __init__(self, environments: list[dict[str, str]], words: list[str], logs: Path):
-    """Takes each process's own variables, and the flags of all.
-
-    Raises:
-      SystemExit: another job holds the lock in `logs`.
-    """
+    """Takes the variables of each process, the flags of all, and the folder of their logs."""
     self._environments = environments
     self._words = words
     self._logs = [logs / f'process-{index}.log' for index, _ in enumerate(environments)]
-    self._lock = _locked(logs / 'lock')
     self._processes: list[subprocess.Popen] = []
-    self._shown = 0
     self.asked = False
 
-  def forward(self, number: int, frame) -> None:
+  def forward(self, number: int, frame=None) -> None:
     """A signal handler: gives the signal to all processes."""
     del frame
     self.asked = True
-    for process in self._processes:
-      process.send_signal(number)
+    self._send(number)
 
   def run(self) -> list[int]:
-    """Starts all processes and waits for their ends; returns their exit codes."""
-    port = _free_port()
-    self._shown = self._logs[0].stat().st_size if self._logs[0].exists() else 0
-    self._processes = []
-    for log, environment in zip(self._logs, self._environments, strict=True):
-      self._processes.append(self._start(log, environment, port))
-    if self.asked:  # before all had started
-      self._send(signal.SIGTERM)
-    deadline = None
-    while any(code is None for code in self._codes()):
-      self._show()
-      time.sleep(0.1)
-      failed = any(code not in (None, DONE) for code in self._codes())
-      # A process that was asked to stop ends with 75 while another may still be saving.
-      broken = failed and not (self.asked and set(self._codes()) <= {None, DONE, RESUME})
-      if broken and deadline is None:
-        deadline = time.monotonic() + _GRACE
+    """Starts all processes and waits for them to end; returns their exit codes."""
+    with open(self._logs[0], 'ab+') as shown:
+      address = {}
+      if len(self._logs) > 1:
+        address = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}'}
+      self._processes = []
+      for log, environment in zip(self._logs, self._environments, strict=True):
+        self._processes.append(self._start(log, os.environ | environment | address))
+      if self.asked:  # before all had started
         self._send(signal.SIGTERM)
-      elif deadline and time.monotonic() > deadline:
-        self._send(signal.SIGKILL)
-    self._show()
-    return self._codes()
+      deadline = None
+      while None in (codes := [process.poll() for process in self._processes]):
+        _show(shown)
+        time.sleep(0.1)
+        # Processes that were asked to stop end with 75 while another may still be saving.
+        good = {None, DONE, RESUME} if self.asked else {None, DONE}
+        if deadline is None and not set(codes) <= good:
+          deadline = time.monotonic() + _GRACE
+          self._send(signal.SIGTERM)
+        elif deadline and time.monotonic() > deadline:
+          self._send(signal.SIGKILL)
+      _show(shown)
+    return codes
 
   def pause(self, seconds: float) -> None:
-    """Sleeps, but not on when a signal comes."""
+    """Sleeps until a signal comes."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not self.asked:
       time.sleep(0.1)
-
-  def _codes(self) -> list[int | None]:
-    return [process.poll() for process in self._processes]
 
   def _send(self, number: int) -> None:
     for process in self._processes:
       process.send_signal(number)
 
-  def _start(self, log: Path, environment: dict[str, str], port: int) -> subprocess.Popen:
-    address = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}'} if len(self._logs) > 1 else {}
+  def _start(self, log: Path, environment: dict[str, str]) -> subprocess.Popen:
     with open(log, 'ab') as file:
       return subprocess.Popen(
         [sys.executable, '-m', 'alexnet_jax.main', *self._words],
-        env=os.environ | environment | address,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=file,
         start_new_session=True,  # Ctrl-C reaches them through `forward` only, once
         preexec_fn=signal_on_parent_death(signal.SIGKILL),
-        pass_fds=[self._lock],
       )
 
-  def _show(self) -> None:
-    with open(self._logs[0], 'rb') as log:
-      log.seek(self._shown)
-      text = log.read()
-    self._shown += len(text)
-    sys.stdout.buffer.write(text)
-    sys.stdout.flush()
+
+def _show(log) -> None:
+  sys.stdout.buffer.write(log.read())
+  sys.stdout.flush()
 
 
 def _environments(count: int, devices: int | None) -> list[dict[str, str]]:
-  """What tells each process which one it is, and which devices are its own."""
+  """Variables that tell each process its number and its devices."""
   gpus = _gpus()
   share = devices or max(1, len(gpus) // count)
   if gpus and count * share > len(gpus):
@@ -167,21 +154,6 @@ def _free_port() -> int:
     return listener.getsockname()[1]
 
 
-def _locked(path: Path) -> int:
-  """A locked file's descriptor, for the children to inherit; waits for those of a dead parent."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-  end = time.monotonic() + _LOCK_WAIT
-  while True:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      return descriptor
-    except BlockingIOError:
-      if time.monotonic() > end:
-        _fail(f'another job writes to {path.parent}: stop it, or give another --workdir')
-      time.sleep(0.1)
-
-
 def _fail(message: str):
   print(f'error: {message}', file=sys.stderr)
   sys.exit(BAD_INPUT)
@@ -191,12 +163,12 @@ def _note(message: str) -> None:
   print(f'local: {message}', file=sys.stderr, flush=True)
 
 
-def _newest_checkpoint(workdir: Path | None) -> int:
-  steps = [path.name for path in (workdir / 'checkpoints/last').glob('*')] if workdir else []
+def _newest_checkpoint(workdir: Path) -> int:
+  steps = [path.name for path in (workdir / 'checkpoints/last').glob('*')]
   return max((int(step) for step in steps if step.isdecimal()), default=-1)
 
 
-def _verdict(codes: list[int], asked: bool) -> int | None:
+def _exit_code(codes: list[int], asked: bool) -> int | None:
   """The exit code of the job, or None if it should start again."""
   for final in (BAD_INPUT, DIVERGED):
     if final in codes:
@@ -217,14 +189,14 @@ def positive_int(text: str) -> int:
   return number
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> tuple[argparse.Namespace, Path]:
+  """This program's flags, and --workdir among those of `main`."""
   parser = argparse.ArgumentParser(
     prog='launch/local.py',
     usage='%(prog)s -n PROCESSES [--tries=3] [--devices_per_process=K] -- FLAGS OF main',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.error = lambda message: _fail(f'{message}; see launch/local.py --help')
   parser.add_argument('-n', type=positive_int, required=True, help='number of processes')
   parser.add_argument(
     '--tries', type=positive_int, default=3, help='starts without a new checkpoint'
@@ -233,39 +205,34 @@ def _parse(words: list[str]) -> argparse.Namespace:
     '--devices_per_process', type=positive_int, help='GPUs, or virtual CPU devices, of each process'
   )
   parser.add_argument('flags', nargs='+', help='flags of alexnet_jax.main, such as --config=FILE')
-  return parser.parse_args(words)
-
-
-def _workdir(flags: list[str]) -> Path | None:
-  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  parser.error = _fail
-  parser.add_argument('--workdir', '-workdir')
-  workdir = parser.parse_known_args(flags)[0].workdir
+  of_main = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  of_main.add_argument('--workdir', '-workdir', required=True)
+  for each in (parser, of_main):
+    each.error = lambda message: _fail(f'{message}; see launch/local.py --help')
+  options = parser.parse_args(words)
   try:
-    return files.expand(workdir, '--workdir') if workdir else None
+    return options, files.expand(of_main.parse_known_args(options.flags)[0].workdir, '--workdir')
   except UserError as error:
     _fail(str(error))
 
 
 def main() -> int:
-  options = _parse(sys.argv[1:])
-  workdir = _workdir(options.flags)
-  logs = (workdir or Path('runs/local')) / 'logs'
+  options, workdir = _parse(sys.argv[1:])
   environments = _environments(options.n, options.devices_per_process)
-  job = Supervisor(environments, options.flags, logs)
+  (workdir / 'logs').mkdir(parents=True, exist_ok=True)
+  job = Supervisor(environments, options.flags, workdir / 'logs')
   for number in _SIGNALS:
     signal.signal(number, job.forward)
   failures = 0
   while not job.asked:
     before = _newest_checkpoint(workdir)
     codes = job.run()
-    verdict = _verdict(codes, job.asked)
-    if verdict is not None:
-      return verdict
+    if (code := _exit_code(codes, job.asked)) is not None:
+      return code
     failures = 0 if _newest_checkpoint(workdir) > before else failures + 1
     ends = ', '.join(f'process {index}: {_end(code)}' for index, code in enumerate(codes))
     if failures >= options.tries:
-      _note(f'{ends}; no new checkpoint in {failures} starts, giving up: see {logs}')
+      _note(f'{ends}; no new checkpoint in {failures} starts, giving up: see {workdir}/logs')
       return GIVEN_UP
     seconds = min(60, 2 ** max(0, failures - 1))
     _note(f'{ends}; all start again in {seconds} s')

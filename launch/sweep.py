@@ -1,16 +1,16 @@
-"""Ablations x seeds x values of fields, here or on a cluster.
+"""Trains ablations x seeds x values of config fields, here or on a cluster.
 
   python launch/sweep.py --config=configs/cifar10.py --ablations=baseline,no_lrn,tanh --seeds=3
   python launch/sweep.py --config=configs/digits.py --grid=optimizer.learning_rate=0.02,0.05 \\
     --jobs=2 -- --config.epochs=5
-  python launch/sweep.py --config=configs/imagenet.py --ablations=baseline,one_tower --slurm \\
-    --slurm_options='--gres=gpu:1 --time=24:00:00' --submit
-  python launch/sweep.py --config=configs/imagenet.py --seeds=2 --tpu=my-tpu  # prints commands
+  python launch/sweep.py --config=configs/imagenet.py --ablations=baseline,one_tower \\
+    --launcher='sbatch --gpus-per-node=1 --time=24:00:00 launch/slurm.sbatch' | sh
+  python launch/sweep.py --config=configs/imagenet.py --launcher='TPU=my-tpu launch/tpu_vm.sh run'
 
 Each run has its folder WORKDIR/<ablation>/seed<k>[/<field>=<value>]; `a+b` is both ablations at
-once.  The same command skips what is done and resumes the rest; then
-`python -m alexnet_jax.report WORKDIR` compares.  Exit codes: 0 all done, 1 runs failed,
-2 bad input, 75 interrupted and saved.
+once.  With --launcher the commands that start the unfinished runs are printed, one a line.  The
+same command skips finished runs and resumes the others; then `python -m alexnet_jax.report WORKDIR`
+compares them.  Exit codes: 0 all done, 1 runs failed, 2 bad input, 75 interrupted and saved.
 """
 
 import shlex
@@ -30,15 +30,17 @@ _GRID = flags.DEFINE_multi_string('grid', [], 'FIELD=VALUE,VALUE,...; may be giv
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/sweep', 'Folder of the sweep.')
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and stop.')
-_SLURM = flags.DEFINE_bool('slurm', False, 'Write a Slurm job array instead of running here.')
-_SLURM_OPTIONS = flags.DEFINE_string('slurm_options', '', 'Options of sbatch for each run.')
-_SUBMIT = flags.DEFINE_bool('submit', False, 'With --slurm: submit it.')
-_TPU = flags.DEFINE_string('tpu', None, 'Print the commands for this TPU VM and stop.')
+_LAUNCHER = flags.DEFINE_string(
+  'launcher', None, 'Print this before the flags of each unfinished run, and stop.'
+)
 
 
 def main() -> None:
-  _check_flags()
-  cli.read_config()  # its mistakes are told before those of the runs
+  if flags.FLAGS.ablation:
+    raise UserError(
+      f'--ablation={",".join(flags.FLAGS.ablation)} is for one run: a sweep takes --ablations'
+    )
+  cli.read_config()  # reports mistakes in it before those in the grid
   from alexnet_jax.sweep import runs as sweep
 
   workdir = Path(_WORKDIR.value)
@@ -49,14 +51,12 @@ def main() -> None:
     sweep.parse_grid(_GRID.value),
     workdir,
   )
-  unfinished = [run for run in found if not run.finished]
   if _DRY_RUN.value:
     print(sweep.listing(found))
-  elif _TPU.value:
-    for run in unfinished:
-      print(f'TPU={shlex.quote(_TPU.value)} launch/tpu_vm.sh run {shlex.join(run.words)}')
-  elif _SLURM.value:
-    _slurm(unfinished, workdir)
+  elif _LAUNCHER.value:
+    for run in found:
+      if not run.finished:
+        print(f'{_LAUNCHER.value} {shlex.join(run.words)}')
   else:
     _run(found, workdir)
 
@@ -72,27 +72,6 @@ def _run(found, workdir: Path) -> None:
       f' tries them again{listed}'
     )
   print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
-
-
-def _slurm(unfinished, workdir: Path) -> None:
-  from alexnet_jax.sweep import slurm
-
-  if not unfinished:
-    print('all runs are done')
-    return
-  script = slurm.write(unfinished, _JOBS.value, workdir, _SLURM_OPTIONS.value)
-  print(slurm.submit(script) if _SUBMIT.value else f'{len(unfinished)} runs: sbatch {script}')
-
-
-def _check_flags() -> None:
-  if flags.FLAGS.ablation:
-    raise UserError(
-      f'--ablation={",".join(flags.FLAGS.ablation)} is for one run: a sweep takes --ablations'
-    )
-  if _SLURM.value and _TPU.value:
-    raise UserError('give either --slurm or --tpu, not both')
-  if not _SLURM.value and (_SUBMIT.value or _SLURM_OPTIONS.value):
-    raise UserError('--submit and --slurm_options need --slurm')
 
 
 def _config_words(words: list[str]) -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import feed, order
+from alexnet_jax.data.examples import Part
 from alexnet_jax.data.jpeg_images import PLACES, JpegImages, JpegRows
-from alexnet_jax.data.parts import Part
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 

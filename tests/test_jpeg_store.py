@@ -1,6 +1,5 @@
 """Stores of JPEG: near the pixels of raw ones, whole or refused, with the same promises."""
 
-import json
 import os
 import pathlib
 import pickle
@@ -12,7 +11,7 @@ from helpers.tiny_data import data_config, encoded
 from PIL import Image
 
 from alexnet_jax import config as configs
-from alexnet_jax.data import feed, jpeg_images, order, store
+from alexnet_jax.data import feed, jpeg_images, order
 from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.progress import Silent
@@ -217,11 +216,3 @@ def test_what_a_configuration_may_not_say(changes, match):
   config.data.update(changes)
   with pytest.raises(UserError, match=match):
     configs.validate(config)
-
-
-def test_stores_from_before_the_choice_are_raw(stores):
-  meta = json.loads((stores[0].path / 'meta.json').read_text())
-  del meta['encoding'], meta['class_names']
-  (stores[0].path / 'meta.json').write_text(json.dumps(meta))
-  again = open_store(stores[0].path)
-  assert again.meta['encoding'] == store.RAW and again.class_names == ('ant', 'bee')

@@ -260,7 +260,7 @@ def test_interrupted_publishing(source, tmp_path, reference, monkeypatch, step):
   def publish(job, path):
     with monkeypatch.context() as patch:
       if step == 'cut':
-        patch.setattr(raw_images.RawImages, '_set_rows', fail)
+        patch.setattr(raw_images.RawImages, 'set_rows', fail)
       else:
         patch.setattr(shutil, 'rmtree', fail)
       real(job, path)
@@ -459,13 +459,6 @@ def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'fsync', fail)
   with pytest.raises(UserError, match='No space left on device; run again to go on from here'):
     write(source, tmp_path / 'store')
-
-
-def test_unknown_options(source, tmp_path):
-  with pytest.raises(UserError, match="data.resize='squash' is unknown: choose one of crop, warp"):
-    write(source, tmp_path / 'store', resize='squash')
-  with pytest.raises(UserError, match="data.unreadable='ignore'"):
-    write(source, tmp_path / 'store', unreadable='ignore')
 
 
 def test_a_store_of_something_else_is_refused(source, tmp_path):

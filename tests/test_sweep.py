@@ -15,7 +15,6 @@ import pytest
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import Interrupted, UserError
-from alexnet_jax.sweep import slurm
 from alexnet_jax.sweep.runner import run_all
 from alexnet_jax.sweep.runs import PlannedRun, parse_grid, parse_seeds, plan
 
@@ -106,7 +105,6 @@ def test_a_mistake_is_refused(ablations, grid, seeds, message, tmp_path):
   [
     (['--grid=optimizer.learning_rate=0.1,0'], 'learning_rate=0.0: must be more than 0'),
     (['--ablation=tanh'], 'a sweep takes --ablations'),
-    (['--submit'], '--submit and --slurm_options need --slurm'),
   ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(words, message, tmp_path):
@@ -227,51 +225,18 @@ def test_the_second_interrupt_kills(tmp_path, capsys):
   assert 'a  killed by SIGKILL' in capsys.readouterr().err
 
 
-# Other machines.
-
-
 @pytest.mark.slow
-def test_a_slurm_array_runs_each_unfinished_run_once_and_requeues_it(tmp_path):
-  """The script with stand-ins for Slurm's own programs."""
-  found = plan(DIGITS, ['baseline', 'tanh'], [0, 1], [], tmp_path / 'a sweep')
-  script = slurm.write(found, 3, tmp_path / 'a sweep', '--gres=gpu:1 --time=8:00:00')
-  text = script.read_text()
-  assert '#SBATCH --array=1-4%3\n' in text and '\n#SBATCH --gres=gpu:1\n' in text
-  programs = tmp_path / 'bin'
-  programs.mkdir()
-  (programs / 'srun').write_text('#!/bin/bash\nprintf "%s\\n" "$@" > ran; exit 75\n')
-  (programs / 'scontrol').write_text('#!/bin/bash\necho "$@" > requeued\n')
-  for name in ('srun', 'scontrol'):
-    (programs / name).chmod(0o755)
-  task = {'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_JOB_ID': '17'}
-  environment = ENVIRONMENT | task | {'PATH': f'{programs}:{os.environ["PATH"]}'}
-  here = re.search(r'^cd (.*)$', text, re.M)[1]
-  moved = text.replace(f'cd {here}', f'cd {shlex.quote(str(tmp_path))}')
-  done = subprocess.run(['bash', '-c', moved], env=environment, check=False, capture_output=True)
-  assert done.returncode == 75
-  assert (tmp_path / 'ran').read_text().splitlines() == found[2].command(sys.executable)
-  assert (tmp_path / 'requeued').read_text() == 'requeue 17_3\n'
-
-
-@pytest.mark.slow
-def test_the_command_writes_submits_and_prints(tmp_path):
-  programs = tmp_path / 'bin'
-  programs.mkdir()
-  words = [*DIGITS, '--seeds=2', f'--workdir={tmp_path / "s"}']
-  written = run(*words, '--slurm')
-  assert written.stdout == f'2 runs: sbatch {tmp_path}/s/sweep.sbatch\n'
-  refused = run(*words, '--slurm', '--submit', PATH=str(programs))
-  assert refused.returncode == 2 and 'there is no sbatch here' in refused.stderr
-  (programs / 'sbatch').write_text('#!/bin/sh\necho Submitted $1\n')
-  (programs / 'sbatch').chmod(0o755)
-  submitted = run(*words, '--slurm', '--submit', PATH=f'{programs}:/usr/bin:/bin')
-  assert submitted.stdout == f'Submitted {tmp_path}/s/sweep.sbatch\n'
-  printed = run(*words, '--tpu=my-tpu').stdout.splitlines()
-  assert len(printed) == 2
-  assert printed[1].startswith('TPU=my-tpu launch/tpu_vm.sh run --config=')
-  assert printed[1].endswith(f'--config.seed=1 --workdir={tmp_path}/s/baseline/seed1')
+def test_the_commands_of_unfinished_runs_are_printed(tmp_path):
+  words = [*DIGITS, '--seeds=2', f'--workdir={tmp_path / "a sweep"}']
   listed = run(*words, '--dry_run').stdout.splitlines()
   assert [line.split()[:2] for line in listed] == [['to', 'do']] * 2
+  (tmp_path / 'a sweep/baseline/seed0').mkdir(parents=True)
+  (tmp_path / 'a sweep/baseline/seed0/results.json').write_text('{}')
+  (printed,) = run(*words, '--launcher=TPU=x launch/tpu_vm.sh run').stdout.splitlines()
+  assert shlex.split(printed) == [
+    *('TPU=x', 'launch/tpu_vm.sh', 'run', *DIGITS, '--config.seed=1'),
+    f'--workdir={tmp_path}/a sweep/baseline/seed1',
+  ]
 
 
 # The whole, with real training.

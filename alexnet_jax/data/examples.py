@@ -1,4 +1,4 @@
-"""What passes from data sets to the store: labeled images, by index."""
+"""What passes from data sets to the store: labeled images by index, and parts of a split."""
 
 import dataclasses
 from typing import Protocol
@@ -50,3 +50,19 @@ class Source:
   fingerprint: str
   class_names: tuple[str, ...] = ()
   found: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Rows `start` to `stop` of a split, which one process writes at a time."""
+
+  split: str
+  number: int
+  start: int
+  stop: int
+
+  def __len__(self) -> int:
+    return self.stop - self.start
+
+
+Record = dict[str, np.ndarray]  # what was found out about a part as it was written

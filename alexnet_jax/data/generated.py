@@ -1,4 +1,4 @@
-"""Data sets that need no download: scikit-learn's digits, and generated images."""
+"""Data sets that need no download: scikit-learn's digits, and synthetic images."""
 
 import dataclasses
 import importlib.util
@@ -37,13 +37,12 @@ def digits(image_size: int, validation_fraction: float) -> Source:
 
   Args:
     image_size: side of the images in pixels.
-    validation_fraction: part held out, in (0, 1); always the same examples.
+    validation_fraction: held-out share, in (0, 1); always the same examples.
   """
   if importlib.util.find_spec('sklearn') is None:
     raise UserError('data.source=digits needs scikit-learn: pip install scikit-learn')
   from sklearn import datasets
 
-  check_fraction(validation_fraction)
   raw = datasets.load_digits()
   images = np.rint(raw.images * (255 / 16)).astype(np.uint8)
   held_out = round(len(images) * validation_fraction)
@@ -59,14 +58,6 @@ def digits(image_size: int, validation_fraction: float) -> Source:
     eval=split(np.sort(shuffled[:held_out])),
     fingerprint=f'digits, {held_out} of {len(images)} held out',
   )
-
-
-def check_fraction(validation_fraction: float) -> None:
-  """Raises UserError unless some, and not all, examples are to be held out."""
-  if not 0 < validation_fraction < 1:
-    raise UserError(
-      f'data.validation_fraction={validation_fraction} must lie between 0 and 1 (for example 0.2)'
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +96,7 @@ class SyntheticSplit:
 
 
 def synthetic(classes: int, examples: int, image_size: int) -> Source:
-  """Generated images for trying things out: `examples` to train on, an eighth as many held out.
-
-  Args:
-    classes: number of classes; labels go round.
-    examples: number of training examples; the held-out part has max(classes, examples // 8).
-    image_size: side of the images in pixels.
-  """
-  if examples < 1:
-    raise UserError(f'data.synthetic_examples={examples} must be at least 1')
+  """Synthetic images: `examples` for training, max(classes, examples // 8) held out."""
   return Source(
     name='synthetic',
     classes=tuple(f'class{label:04}' for label in range(classes)),

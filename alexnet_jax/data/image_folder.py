@@ -16,7 +16,6 @@ import zlib
 
 from alexnet_jax.data import imagenet, layout, order
 from alexnet_jax.data.examples import Example, Source
-from alexnet_jax.data.generated import check_fraction
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import Listing, list_images
 from alexnet_jax.errors import UserError
@@ -88,7 +87,6 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
         f'the first is {strangers[0]!r}: add it there or remove it'
       )
   else:
-    check_fraction(validation_fraction)
     pairs = {name: _hold_out(name, train[name], validation_fraction) for name in classes}
     train = {name: pair[0] for name, pair in pairs.items()}
     held_out = {name: pair[1] for name, pair in pairs.items()}

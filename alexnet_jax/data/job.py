@@ -1,8 +1,8 @@
-"""The writing of one store, in parts that can be done by any process in any order, or done again.
+"""Writes a store in parts, which any process can write in any order, and again.
 
-A part is a range of a split's rows: whoever does it writes its images (see `raw_images` and
-`jpeg_images`), syncs, and publishes a small record (labels, sums, checksum, unreadable images) by a
-rename. Parts that have a record are never redone.
+A part is a range of a split's rows. Its images are written (see `raw_images` and `jpeg_images`) and
+synced, then a small record of it is published by a rename: labels, sums, checksum, unreadable
+images. Parts that have a record are never written again.
 """
 
 import dataclasses
@@ -17,10 +17,9 @@ import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.data import statistics, store
-from alexnet_jax.data.examples import Source
+from alexnet_jax.data.examples import Part, Record, Source
 from alexnet_jax.data.images import UnreadableImage
 from alexnet_jax.data.jpeg_images import JpegImages
-from alexnet_jax.data.parts import Part, Record
 from alexnet_jax.data.raw_images import RawImages
 from alexnet_jax.errors import UserError
 
@@ -29,11 +28,11 @@ ROWS_PER_WRITE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """The writing of `source` to a store, in `folder`; picklable.
+  """Writes `source` to a store; picklable.
 
   Attributes:
     source: labeled images.
-    folder: where everything is until the store is complete.
+    folder: holds everything until the store is complete.
     image_size: S, side of the images in pixels.
     resize: 'crop' or 'warp'.
     rows_per_part: rows of a part.
@@ -86,28 +85,24 @@ class Job:
       return dict(file)
 
   def describe(self) -> dict[str, Any]:
-    """What the job is; another one cannot go on where this one stopped."""
+    """What job.json says: only a job with the same description can continue this one."""
     description = store.describe(self.source, self.image_size, self.resize, self.encoding)
     return description | {'rows_per_part': self.rows_per_part}
 
   def is_described_by(self, name: str) -> bool:
-    """Whether the JSON file `name` in the folder is of this very job."""
+    """Whether the JSON file `name` in the folder describes this job."""
     try:
       found = json.loads((self.folder / name).read_text())
     except (OSError, ValueError):
       return False
     return self.describe().items() <= found.items()
 
-  def missing_bytes(self) -> int:
-    """What remains to be written."""
+  def check_disk_space(self) -> None:
+    """Raises UserError unless what remains to be written fits the disk."""
     images = sum(self.images(split).bytes_for(len(rows)) for split, rows in self.indices.items())
     records = sum(len(self.parts(split)) for split in store.SPLITS) * self.image_size**2 * 3 * 4
-    there = sum(file.stat().st_blocks * 512 for file in self.folder.rglob('*'))
-    return images + records - there
-
-  def check_room(self) -> None:
-    """Raises UserError unless what remains to be written fits the disk."""
-    needed, free = self.missing_bytes(), shutil.disk_usage(self.folder.parent).free
+    written = sum(file.stat().st_blocks * 512 for file in self.folder.rglob('*'))
+    needed, free = images + records - written, shutil.disk_usage(self.folder.parent).free
     if needed > free:
       raise UserError(
         f'{self.folder.parent} has {free:,} bytes free, the store needs {needed:,} more: free '
@@ -115,14 +110,14 @@ class Job:
       )
 
   def begin(self) -> None:
-    """Makes the folder ready, unless an interrupted run of the same job did."""
+    """Makes the folder, unless an interrupted run of the same job did."""
     if self.is_described_by('job.json'):
       return
     shutil.rmtree(self.folder, ignore_errors=True)
     (self.folder / 'parts').mkdir(parents=True)
     for split, indices in self.indices.items():
       (self.folder / split).mkdir()
-      self.images(split).begin(len(indices))
+      self.images(split).set_rows(len(indices))
     files.write_json(self.folder / 'job.json', self.describe())
 
   def write_part(self, part: Part, advance: Callable[[int], object]) -> None:

@@ -1,5 +1,5 @@
-"""The images of a split as JPEG, for small disks: one file a part, `images-00017.jpegs`, in which
-they lie one after another, and `places.npy`, which says where.
+"""The images of a split as JPEG, for small disks: a file for each part, `images-00017.jpegs`, of
+concatenated JPEG files, and `places.npy`, which says where each begins.
 
 ImageNet at 256x256 takes 262 GB raw, about 27 GB at quality 90 and 38 GB at quality 95 (4:2:0; 20.1
 and 28.6 kB an image on photos of it). The price: pixels are off by 2.6 and 2.0 gray levels on
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax import files
-from alexnet_jax.data.parts import Moves, Part, Record
+from alexnet_jax.data.examples import Part, Record
 
 try:
   import simplejpeg  # the same pixels as Pillow's to the bit, sooner
@@ -27,12 +27,12 @@ except ImportError:
   simplejpeg = None
 
 PLACES = 'places.npy'
-ROOM = 5  # pixels take at least so many times the room; 6 at quality 95, more at lower ones
+_COMPRESSION = 5  # at least; 6 at quality 95, more at lower ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JpegRows:
-  """Images that are decoded as they are asked for; a slice of it is one, too.
+  """Images that are decoded when they are read; slices decode later, as well.
 
   Attributes:
     folder: where the files are.
@@ -107,9 +107,9 @@ class JpegImages:
     self._quality = quality
 
   def bytes_for(self, rows: int) -> int:
-    return rows * self._size**2 * 3 // ROOM
+    return rows * self._size**2 * 3 // _COMPRESSION
 
-  def begin(self, rows: int) -> None:
+  def set_rows(self, rows: int) -> None:
     pass
 
   def write(self, part: Part, blocks: Iterable[np.ndarray]) -> Record:
@@ -124,7 +124,7 @@ class JpegImages:
     return {'checksum': np.uint32(checksum), 'sizes': np.array(sizes, np.int64)}
 
   def merge(
-    self, parts: list[Part], records: list[Record], rows: int, moves: Moves
+    self, parts: list[Part], records: list[Record], rows: int, moves: list[tuple[int, int]]
   ) -> dict[str, Any]:
     places = np.zeros((parts[-1].stop, 3), np.int64)
     for part, record in zip(parts, records, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data.parts import Moves, Part, Record
+from alexnet_jax.data.examples import Part, Record
 
 IMAGES = 'images.npy'
 
@@ -28,15 +28,11 @@ class RawImages:
     return self._folder / f'{IMAGES}.tmp'
 
   def bytes_for(self, rows: int) -> int:
-    """What so many rows take on disk."""
+    """Bytes of `rows` images on disk."""
     return rows * self._row_bytes
 
-  def begin(self, rows: int) -> None:
-    """Preallocates the file."""
-    self._set_rows(rows)
-
-  def _set_rows(self, rows: int) -> None:
-    """Makes the file one of so many rows, keeping what it has."""
+  def set_rows(self, rows: int) -> None:
+    """Makes the file one of so many rows, or cuts it to so many."""
     shape = (rows, self._size, self._size, 3)
     with open(self._unfinished, 'r+b' if self._unfinished.exists() else 'w+b') as stream:
       np.lib.format.write_array_header_1_0(
@@ -47,7 +43,7 @@ class RawImages:
       os.fsync(stream.fileno())
 
   def write(self, part: Part, blocks: Iterable[np.ndarray]) -> Record:
-    """Writes one part, given as uint8 (n, S, S, 3) one after another; returns its checksum."""
+    """Writes the images of a part, blocks of uint8 (n, S, S, 3); returns their checksum."""
     checksum = 0
     with open(self._unfinished, 'r+b') as file:
       np.lib.format.read_magic(file)
@@ -61,18 +57,18 @@ class RawImages:
     return {'checksum': np.uint32(checksum)}
 
   def merge(
-    self, parts: list[Part], records: list[Record], rows: int, moves: Moves
+    self, parts: list[Part], records: list[Record], rows: int, moves: list[tuple[int, int]]
   ) -> dict[str, Any]:
-    """Fills each hole with a later row.
+    """Replaces rows that are left out.
 
     Args:
       parts: all parts.
       records: what `write` returned for each.
-      rows: how many rows remain: the first ones.
-      moves: (hole, the row that takes its place).
+      rows: the first so many rows remain.
+      moves: (row left out, later row that takes its place).
 
     Returns:
-      Checksums by file name: a list with one for each part.
+      {file name: checksums of its parts}.
     """
     kept = [part for part in parts if part.start < rows]
     checksums = [int(record['checksum']) for record in records[: len(kept)]]
@@ -88,9 +84,9 @@ class RawImages:
     return {IMAGES: checksums}
 
   def publish(self, rows: int) -> None:
-    """Cuts the file to so many rows and gives it its name, unless that has been done."""
+    """Cuts the file to `rows` and renames it, unless that has been done."""
     if self._unfinished.exists():
-      self._set_rows(rows)
+      self.set_rows(rows)
       self._unfinished.rename(self._folder / IMAGES)
 
   def open(self, rows: int, checksums: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +103,7 @@ class RawImages:
     return {'images': pixels, 'file': file, 'offset': pixels.offset}
 
   def check(self, checksums: dict[str, Any], rows_per_part: int) -> Iterator[str | None]:
-    """For each part, None or what has changed since `checksums` were taken."""
+    """Yields for each part None, or what differs from `checksums`."""
     images = np.load(self._folder / IMAGES, mmap_mode='r', allow_pickle=False)
     for number, expected in enumerate(checksums[IMAGES]):
       rows = images[number * rows_per_part : (number + 1) * rows_per_part]

@@ -1,61 +1,43 @@
-"""Labelled images, by index, from wherever they are: the door between data sets and the store.
-
-Four kinds of source: a TensorFlow Datasets data set, a folder of class folders, scikit-learn's
-digits, and generated images. Each is imported only when it is asked for.
-"""
+"""Labeled images, by index, from wherever they are: the door between data sets and the store."""
 
 import os
 import pathlib
 from typing import Any
 
+from alexnet_jax.data import generated, image_folder
 from alexnet_jax.data.examples import Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
-KINDS = ('tfds', 'folder', 'digits', 'synthetic')
-
 
 def open_source(data_config: Any) -> Source:
-  """Opens the data set that a configuration's `data` section names.
+  """Opens the data set that a config names; never imports TensorFlow.
 
   Args:
-    data_config: fields `source`, `name`, `dir`, `train_split`, `eval_split`, `validation_fraction`,
-      `synthetic_examples`, `image_size`, `num_classes` (0: as many as there are).
-
-  Returns:
-    The source. TensorFlow is never imported.
+    data_config: `config.data`, of which the fields `source`, `name`, `dir`, `train_split`,
+      `eval_split`, `validation_fraction`, `synthetic_examples`, `image_size` and `num_classes` (0:
+      as many as there are) are read.
 
   Raises:
-    UserError: unknown kind, data absent or incomplete, or a number of classes that disagrees.
+    UserError: data absent or incomplete, or another number of classes.
   """
+  fraction = data_config.validation_fraction
   match data_config.source:
     case 'tfds':
-      from alexnet_jax.data import tfds_source
+      from alexnet_jax.data import tfds_source  # takes a second to import
 
-      source = tfds_source.open_tfds(
-        data_config.name,
-        data_directory(data_config),
-        data_config.train_split,
-        data_config.eval_split,
-      )
+      splits = data_config.train_split, data_config.eval_split
+      source = tfds_source.open_tfds(data_config.name, data_directory(data_config), *splits)
     case 'folder':
-      from alexnet_jax.data import image_folder
-
-      source = image_folder.open_folder(
-        data_directory(data_config), data_config.validation_fraction
-      )
+      source = image_folder.open_folder(data_directory(data_config), fraction)
     case 'digits':
-      from alexnet_jax.data import generated
-
-      source = generated.digits(data_config.image_size, data_config.validation_fraction)
+      source = generated.digits(data_config.image_size, fraction)
     case 'synthetic':
-      from alexnet_jax.data import generated
-
       source = generated.synthetic(
         data_config.num_classes or 10, data_config.synthetic_examples, data_config.image_size
       )
     case other:
-      raise UserError(f'data.source={other!r} is unknown: choose one of {", ".join(KINDS)}')
+      raise ValueError(f'unknown data.source {other!r}')
   check_classes(data_config, source.name, len(source.classes))
   return source
 

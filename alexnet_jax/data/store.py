@@ -56,7 +56,7 @@ class Split:
     return len(self.labels)
 
   def first(self, n: int) -> 'Split':
-    """The first `n` rows; of a training split they are a random subset."""
+    """The first `n` rows, of a training split a random subset."""
     return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])
 
 
@@ -96,10 +96,7 @@ class Store:
 
 
 def open_store(path: pathlib.Path | str) -> Store:
-  """Opens a store without reading its images.
-
-  Args:
-    path: folder of the store.
+  """Opens the store in a folder without reading its images.
 
   Raises:
     UserError: missing, of another version, or damaged (sizes, labels, mean image; `verify_store`
@@ -112,9 +109,7 @@ def open_store(path: pathlib.Path | str) -> Store:
       'and --config.data.store=FOLDER, a folder that does not exist yet'
     )
   try:
-    # The defaults are of stores that were written before there was a choice.
-    meta = {'encoding': RAW, 'class_names': [], 'orientation': STORED}
-    meta |= json.loads((path / 'meta.json').read_text())
+    meta = json.loads((path / 'meta.json').read_text())
     if meta['format_version'] != FORMAT_VERSION:
       raise UserError(
         f'{path} has store format {meta["format_version"]}, this program reads {FORMAT_VERSION}: '
@@ -149,7 +144,7 @@ def _open_split(path: pathlib.Path, name: str, meta: dict[str, Any]) -> Split:
 
 
 def image_files(folder: pathlib.Path, image_size: int, encoding: str) -> RawImages | JpegImages:
-  """The files of a split's images; `encoding` is 'raw', or 'jpeg 90' for quality 90."""
+  """Reader and writer of a split's images; `encoding` is 'raw', or 'jpeg 90' for quality 90."""
   if encoding == RAW:
     return RawImages(folder, image_size)
   return JpegImages(folder, image_size, int(encoding.removeprefix(JPEG)))
@@ -188,13 +183,7 @@ def verify_store(path: pathlib.Path | str, progress: Progress | None = None) -> 
 
 
 def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
-  """The store of a small source (digits, synthetic), never written to disk.
-
-  Args:
-    source: labeled images, all readable.
-    image_size: S, side of the images in pixels.
-    resize: 'crop' or 'warp'.
-  """
+  """The store of a small source, never written to disk; arguments as of `writer.write_store`."""
   splits, upright = {}, is_upright(source.classes)
   for name, indices in row_order(source).items():
     pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)

@@ -1,8 +1,4 @@
-"""TensorFlow Datasets as a source, read without TensorFlow.
-
-Prepared data sets (ArrayRecord files) are read by index through `tfds.data_source`, which needs no
-TensorFlow; `tfds_prepare` makes them.
-"""
+"""TensorFlow Datasets as a source, read by index without TensorFlow."""
 
 import dataclasses
 import pathlib
@@ -15,8 +11,8 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.errors import UserError
 
-# Published counts. An archive cut short is prepared without complaint: these tell. And a plan needs
-# them before there are any data.
+# Published counts. TFDS prepares a truncated archive without an error, which these reveal; and a
+# plan needs them before there are any data.
 EXPECTED_COUNTS = {
   'imagenet2012': {'train': 1_281_167, 'validation': 50_000},
   'cifar10': {'train': 50_000, 'test': 10_000},
@@ -77,9 +73,7 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
     raise UserError(
       f'{looked_for(builder)}: run python -m alexnet_jax.prepare with this --config, or {WITHOUT}'
     )
-  builder = as_prepared(builder)
-  check_format(builder)
-  check_counts(builder)
+  builder = _open_builder(builder.data_path)
   features = builder.info.features
   if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
     raise UserError(
@@ -161,19 +155,34 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   return (pathlib.Path(builder.data_path) / 'dataset_info.json').is_file()
 
 
-def as_prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
-  """The builder of the folder: unlike that of the name, it knows formats it was converted to.
+def _open_builder(data_path: str) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared data set's folder, whose formats and counts are checked.
 
   Raises:
-    UserError: the folder cannot be read.
+    UserError: it cannot be read by index, or has other counts than published.
   """
   try:
-    return tfds.builder_from_directory(builder.data_path)
+    builder = tfds.builder_from_directory(data_path)
   except ValueError as error:
     raise UserError(
-      f'{builder.data_path} is not a data set that this version of TFDS reads ({one_line(error)}): '
+      f'{data_path} is not a data set that this version of TFDS reads ({one_line(error)}): '
       'delete it and rerun'
     ) from error
+  formats = [builder.info.file_format, *builder.info.alternative_file_formats]
+  if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+    raise UserError(
+      f'{data_path} is in {formats[0].value} format, which cannot be read by index: {INSTALL} '
+      f'apache-beam mlcroissant, run tfds convert_format --dataset_version_dir={data_path} '
+      '--out_file_format=array_record, and rerun'
+    )
+  for split, expected in EXPECTED_COUNTS.get(builder.name, {}).items():
+    found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+    if found != expected:
+      raise UserError(
+        f'{data_path} has {found:,} {split} examples instead of {expected:,}: an archive was '
+        'missing or cut short when it was prepared; check it, delete this folder and rerun'
+      )
+  return builder
 
 
 def looked_for(builder: tfds.core.DatasetBuilder) -> str:
@@ -192,35 +201,3 @@ def left_overs(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
 def one_line(error: BaseException) -> str:
   """An exception of TFDS, which often has many lines, in one."""
   return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-
-
-def formats(builder: tfds.core.DatasetBuilder) -> list[str]:
-  """Names of the formats that a prepared data set is in."""
-  return [form.value for form in (builder.info.file_format, *builder.info.alternative_file_formats)]
-
-
-def convert_command(builder: tfds.core.DatasetBuilder) -> str:
-  """The command that adds the ArrayRecord format."""
-  return (
-    f'tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record'
-  )
-
-
-def check_format(builder: tfds.core.DatasetBuilder) -> None:
-  """Raises UserError unless a prepared data set can be read by index."""
-  if tfds.core.FileFormat.ARRAY_RECORD.value not in formats(builder):
-    raise UserError(
-      f'{builder.data_path} is in {formats(builder)[0]} format, which cannot be read by index: '
-      f'{INSTALL} apache-beam mlcroissant, run {convert_command(builder)}, and rerun'
-    )
-
-
-def check_counts(builder: tfds.core.DatasetBuilder) -> None:
-  """Raises UserError unless a prepared data set has as many examples as were published."""
-  for split, expected in EXPECTED_COUNTS.get(builder.name, {}).items():
-    found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
-    if found != expected:
-      raise UserError(
-        f'{builder.data_path} has {found:,} {split} examples instead of {expected:,}: an archive '
-        'was missing or cut short when it was prepared; check it, delete this folder and rerun'
-      )

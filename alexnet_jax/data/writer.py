@@ -17,14 +17,12 @@ from typing import TextIO
 
 from alexnet_jax.data import merge, store
 from alexnet_jax.data.examples import Source
-from alexnet_jax.data.images import RESIZES
 from alexnet_jax.data.job import Job, Part
 from alexnet_jax.data.progress import Progress, Silent
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.cores import usable_cores
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose
-UNREADABLE = ('error', 'skip')
 
 
 def write_store(
@@ -56,9 +54,6 @@ def write_store(
     UserError: the disk is too small, images are unreadable, a label is no class, a worker died, or
       another store is there.
   """
-  for name, value, allowed in (('resize', resize, RESIZES), ('unreadable', unreadable, UNREADABLE)):
-    if value not in allowed:
-      raise UserError(f'data.{name}={value!r} is unknown: choose one of {", ".join(allowed)}')
   path, progress = pathlib.Path(path), progress or Silent()
   folder = path.with_name(path.name + '.tmp')
   job = Job(source, folder, image_size, resize, rows_per_part, encoding)
@@ -67,7 +62,7 @@ def write_store(
     with lock(path, progress) as held:
       if not path.exists():
         if not job.is_described_by('meta.json'):
-          job.check_room()
+          job.check_disk_space()
           job.begin()
           _write_parts(job, workers, progress, held)
           merge.commit(job, unreadable)
