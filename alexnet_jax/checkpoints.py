@@ -20,6 +20,7 @@ from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.checkpoint import KINDS
 from alexnet_jax.run.checkpoint_files import DamagedError, read_leaves, read_record
+from alexnet_jax.run.folder import RunFolder
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Read all and check every checksum.')
@@ -108,7 +109,7 @@ def main() -> None:
     raise UserError('--workdir is missing: give the folder of a run')
   # A job may be training on the accelerator; reading does not need one.
   jax.config.update('jax_platforms', 'cpu')
-  folder = Path(_WORKDIR.value) / 'checkpoints'
+  folder = RunFolder(_WORKDIR.value).checkpoints
   rows = describe(folder, verify=_VERIFY.value)
   if not rows:
     raise UserError(f'no checkpoints in {folder}: the run has not saved yet')

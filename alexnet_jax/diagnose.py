@@ -51,7 +51,7 @@ def main() -> None:
   platforms.prepare_process()
   from alexnet_jax import files
   from alexnet_jax.model import nets
-  from alexnet_jax.run.folder import environment
+  from alexnet_jax.runtime.environment import environment
   from alexnet_jax.train import diagnosis
   from alexnet_jax.train.devices import Devices
   from alexnet_jax.weights.start import weights_of

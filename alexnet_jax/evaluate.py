@@ -63,7 +63,7 @@ def main() -> None:
     name, predictions, classes, views = _predict_imported(Path(_WEIGHTS.value), config)
     rows = {name: predictions.probabilities}
     folder = Path('runs', Path(_WEIGHTS.value).stem)
-    _report(rows, predictions.label, classes, folder, f'imported-{views}')
+    _report(rows, predictions.label, classes, folder, 'imported', views)
     return
   workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value]]
   resolved = [workdir.resolve() for workdir in workdirs]
@@ -85,21 +85,21 @@ def main() -> None:
         ' ensemble needs the same held-out data for all'
       )
   rows = {name: member.probabilities for name, member in zip(names, predictions, strict=True)}
-  tag = f'{_CHECKPOINT.value}-{views[0]}'
+  saved_as = _CHECKPOINT.value
   if len(workdirs) > 1:
     weights = _weights(list(rows.values()), label)
     shown = ', '.join(f'{weight:g}' for weight in weights)
     mixed = scores.mix(list(rows.values()), weights)
     rows[f'ensemble of {len(workdirs)} (weights {shown})'] = mixed
-    tag = f'ensemble-{tag}'
-  _report(rows, label, classes[0], workdirs[0], tag)
+    saved_as = f'ensemble-{saved_as}'
+  _report(rows, label, classes[0], workdirs[0], saved_as, views[0])
 
 
 def _check_views(workdirs: list[Path]) -> None:
   """Raises UserError if the configs of an ensemble's members end with different views."""
-  from alexnet_jax.run.folder import read_config
+  from alexnet_jax.run.claim import read_run_config
 
-  views = {workdir: read_config(workdir).eval.final_views for workdir in workdirs}
+  views = {workdir: read_run_config(workdir).eval.final_views for workdir in workdirs}
   if len(set(views.values())) > 1:
     found = ', '.join(f'{workdir} {count}' for workdir, count in views.items())
     raise UserError(
@@ -112,13 +112,13 @@ def _predict(workdir: Path):
   """Name, predictions, classes and views of one run."""
   from alexnet_jax import config as configs
   from alexnet_jax.data.preparation import prepare_store
-  from alexnet_jax.run.folder import read_config
+  from alexnet_jax.run.claim import read_run_config
+  from alexnet_jax.run.predictions import VIEW_NAMES
   from alexnet_jax.train.devices import AXIS, Devices
-  from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.weights.start import weights_of
 
-  config = read_config(workdir)
+  config = read_run_config(workdir)
   if _DATA_DIR.value:
     config.data.dir = _DATA_DIR.value
   views = config.eval.final_views = int(_VIEWS.value or config.eval.final_views)
@@ -143,7 +143,8 @@ def _predict(workdir: Path):
 
 def _predictions(name: str, experiment, store, devices, views: int, params, batch_stats):
   from alexnet_jax.data.progress import Console
-  from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator
+  from alexnet_jax.run.predictions import VIEW_NAMES
+  from alexnet_jax.train.evaluation import Evaluator
 
   evaluator = Evaluator(experiment, store.eval, devices)
   with Console().count(f'{name}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
@@ -156,8 +157,8 @@ def _predict_imported(path: Path, config):
   """As `_predict`, of weights that were trained elsewhere."""
   from alexnet_jax.data.preparation import prepare_store
   from alexnet_jax.model.pretrained import check_classes
+  from alexnet_jax.run.predictions import VIEW_NAMES
   from alexnet_jax.train.devices import AXIS, Devices
-  from alexnet_jax.train.evaluation import VIEW_NAMES
   from alexnet_jax.train.experiment import make_experiment
   from alexnet_jax.weights.load import load
 
@@ -209,14 +210,15 @@ def _weights(members, label) -> list[float]:
   return weights
 
 
-def _report(rows, label, classes, workdir: Path, tag: str) -> None:
+def _report(rows, label, classes, workdir: Path, saved_as: str, views: int) -> None:
   """Prints the table and the worst classes of the last row, and writes both files."""
   from alexnet_jax import files
   from alexnet_jax.results import scores
-  from alexnet_jax.run.folder import environment
+  from alexnet_jax.run.folder import RunFolder
+  from alexnet_jax.run.predictions import SplitProbabilities, write_predictions
+  from alexnet_jax.runtime.environment import environment
   from alexnet_jax.train import processes
   from alexnet_jax.train.devices import Devices
-  from alexnet_jax.train.evaluation import SplitProbabilities, write_predictions
 
   devices = Devices()
   if devices.process_index:
@@ -247,8 +249,9 @@ def _report(rows, label, classes, workdir: Path, tag: str) -> None:
     **environment(devices),
   }
   try:
-    files.write_json(workdir / f'evaluation-{tag}.json', record)
-    write_predictions(workdir / f'predictions-{tag}.npz', SplitProbabilities(label, probabilities))
+    folder, last = RunFolder(workdir), SplitProbabilities(label, probabilities)
+    files.write_json(folder.evaluation(saved_as, views), record)
+    write_predictions(folder.predictions(saved_as, views), last)
   except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
     print(f'warning: this is not kept in {workdir}: {error.strerror}', file=sys.stderr)
   processes.shutdown_together('the report')

@@ -76,11 +76,28 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Like `write_bytes`, of `value` as indented JSON; see `to_json`."""
-  write_text(path, to_json(value, indent=2) + '\n')
+  """Like `write_bytes`, of `value` as indented JSON; see `json_text`."""
+  write_text(path, json_text(value, indent=2) + '\n')
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a file that holds a JSON object.
+
+  Raises:
+    UserError: it holds something else.
+  """
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(value, dict):
+      raise ValueError('not an object')
+    return value
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f'{path} is damaged ({error}): restore it from a copy, or move the folder away to start anew'
+    ) from None
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
   """Strict JSON text: numbers that are not finite become null, arrays lists, paths strings.
 
   Bytes of file names that are no UTF-8 become JSON's own escapes, which readers turn back.

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from alexnet_jax import cli
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.runtime import compilation_cache, cpu, deterministic, distributed, platforms
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
@@ -35,7 +36,7 @@ def main() -> None:
   workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
   if config.deterministic and not _DRY_RUN.value:
-    deterministic.prepare_process(workdir)
+    deterministic.prepare_process(RunFolder(workdir).autotune)
   many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
   if not many:
     compilation_cache.prepare_process()

@@ -199,7 +199,7 @@ def _write_json(predictor, found: dict) -> None:
 
   value = {'weights': predictor.weights.source, 'views': int(_VIEWS.value), **found}
   if _JSON.value == '-':
-    print(files.to_json(value, indent=2))
+    print(files.json_text(value, indent=2))
   elif _JSON.value:
     _write('json', _JSON.value, lambda path: files.write_json(path, value))
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.run.folder import with_workdir
+from alexnet_jax.run.claim import with_workdir
 
 
 def run(*words, **environment):

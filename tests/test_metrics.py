@@ -87,7 +87,7 @@ def test_json_is_strict(tmp_path):
     'bytes': os.fsdecode(b'\xff'),
     3: (True, None),
   }
-  assert json.loads(files.to_json(value).encode()) == {
+  assert json.loads(files.json_text(value).encode()) == {
     'nan': None,
     'np': None,
     'f32': 0.5,
@@ -97,7 +97,7 @@ def test_json_is_strict(tmp_path):
     '3': [True, None],
   }
   with pytest.raises(TypeError, match='not JSON serializable'):
-    files.to_json(object())
+    files.json_text(object())
 
 
 # --- metrics.jsonl and metrics.csv ---

@@ -269,10 +269,11 @@ def test_a_run_gives_its_averaged_weights(tmp_path):
 def test_damaged_preprocessing_is_named(tmp_path):
   run = write_run(tmp_path / 'run', digits_config(), random_variables('digits', 7, 28))
   path = run / 'preprocessing.npz'
+  whole = path.read_bytes()
   path.unlink()
   with pytest.raises(UserError, match='has lost its preprocessing.npz'):
     load_workdir(run)
-  for damage in (path.read_bytes()[:100], b'', pickled()):
+  for damage in (whole[:100], b'', pickled()):
     path.write_bytes(damage)
     with pytest.raises(UserError, match='preprocessing.npz is damaged'):
       load_workdir(run)

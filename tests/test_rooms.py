@@ -5,6 +5,7 @@ import graphlib
 from pathlib import Path
 
 import alexnet_jax
+from alexnet_jax.run.folder import RunFolder
 
 ROOT = Path(alexnet_jax.__file__).parent
 ROOMS = (  # the order of README's map
@@ -38,3 +39,17 @@ def test_imports_point_one_way():
 
 def test_no_module_imports_itself_through_others():
   list(graphlib.TopologicalSorter(imports()).static_order())  # raises CycleError
+
+
+def test_only_run_spells_the_names_of_its_files():
+  """Every other module asks `RunFolder` for the files of a run."""
+  names = {path.name for path in vars(RunFolder('run')).values() if path.name != 'run'}
+  starts = ('predictions-', 'evaluation-', 'events.out', 'center view', 'nine view', 'ten view')
+  for path in sorted(set(ROOT.rglob('*.py')) - set((ROOT / 'run').iterdir())):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding='utf-8'))))
+    # 'figures' and 'checkpoints' are words elsewhere, but not as a part of a path.
+    parts = {getattr(n.right, 'value', '') for n in nodes if isinstance(n, ast.BinOp)}
+    texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    found = names & parts | {t for t in texts if t.startswith(starts)}
+    found |= {t for t in names & texts if '.' in t[1:]}
+    assert not found, f'{path.relative_to(ROOT)} spells {found}'

@@ -573,8 +573,8 @@ def test_photos_are_turned_unless_the_classes_are_of_imagenet(tmp_path):
     # What predicts from a run of this store does the same.
     settings = config.default()
     settings.input.crop = SIZE
-    write_preprocessing(tmp_path, make_preprocessing(settings, made))
-    kept = read_preprocessing(tmp_path)
+    write_preprocessing(tmp_path / 'preprocessing.npz', make_preprocessing(settings, made))
+    kept = read_preprocessing(tmp_path / 'preprocessing.npz')
     assert kept.upright is upright
     (seen,) = next(pictures.batches([root / names[0] / '0.png'], SIZE, 'crop', 1, kept.upright))
     assert np.array_equal(seen, made.train.images[0])

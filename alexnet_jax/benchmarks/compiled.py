@@ -24,8 +24,8 @@ from alexnet_jax.benchmarks.our_step import make_up
 from alexnet_jax.benchmarks.rounds import Figures, Options, aligned, say
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.model import layers, nets
-from alexnet_jax.run.folder import environment
 from alexnet_jax.runtime import cpu
+from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train.devices import Devices
 
 DEVICES = 8

@@ -12,8 +12,8 @@ from alexnet_jax.benchmarks import roofline
 from alexnet_jax.benchmarks.contestants import LossAndGrads, Side, Task, without_dropout
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.model.preprocessing import CENTER_VIEW
-from alexnet_jax.run.folder import environment
 from alexnet_jax.runtime import cpu
+from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train import schedules
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment

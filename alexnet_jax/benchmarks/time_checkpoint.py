@@ -16,8 +16,8 @@ from alexnet_jax.benchmarks.our_step import make_up
 from alexnet_jax.benchmarks.rounds import Figures, Options, say, seconds_table
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.folder import environment
 from alexnet_jax.runtime import cpu
+from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train.devices import Devices, to_host
 
 _OURS = Contestant('training that saves', 'alexnet_jax.benchmarks.time_checkpoint:SavingTraining')

@@ -101,7 +101,7 @@ class OurFeed(Side):
     self._step = 0
 
   def environment(self) -> dict:
-    from alexnet_jax.run.folder import environment
+    from alexnet_jax.runtime.environment import environment
     from alexnet_jax.train.devices import Devices  # only after measuring: feeding needs no jax
 
     return environment(Devices())

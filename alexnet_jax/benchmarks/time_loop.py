@@ -11,8 +11,8 @@ from alexnet_jax.benchmarks.contestants import Sample, Side
 from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
-from alexnet_jax.run.folder import environment
 from alexnet_jax.runtime import cpu
+from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.multi_step import check_room, prepare_calls

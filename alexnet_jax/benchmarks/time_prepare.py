@@ -92,7 +92,7 @@ class OurWriter(Side):
     return {'pillow': PIL.__version__}
 
   def environment(self) -> dict:
-    from alexnet_jax.run.folder import environment
+    from alexnet_jax.runtime.environment import environment
     from alexnet_jax.train.devices import Devices  # only after measuring: preparing needs no jax
 
     return environment(Devices())

@@ -13,10 +13,12 @@ from pathlib import Path
 import ml_collections
 
 from alexnet_jax import config as configs
+from alexnet_jax import files
 from alexnet_jax.benchmarks.rounds import Figures, Options, say, seconds_table
 from alexnet_jax.data import sources, writer
 from alexnet_jax.data.preparation import encoding
 from alexnet_jax.errors import UserError
+from alexnet_jax.run.folder import RunFolder
 
 COLD, WARM, HELP = 'nothing compiled yet', 'compiled before', '--help'
 
@@ -57,7 +59,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> F
       for state in (COLD, WARM):
         seconds[state].append(first_step_seconds(file, workdir, folder / f'programs-{number}'))
       seconds[HELP].append(_help_seconds())
-    environment = json.loads((workdir / 'env.json').read_text(encoding='utf-8'))
+    environment = files.read_json(RunFolder(workdir).environment)
   return Figures(
     target='startup',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, to the first finished step',
@@ -79,7 +81,7 @@ def first_step_seconds(config: Path, workdir: Path, programs: Path) -> float:
     UserError: it ended before.
   """
   shutil.rmtree(workdir, ignore_errors=True)
-  metrics, errors = workdir / 'metrics.jsonl', workdir.with_suffix('.stderr')
+  metrics, errors = RunFolder(workdir).metrics, workdir.with_suffix('.stderr')
   environment = os.environ | {
     'JAX_COMPILATION_CACHE_DIR': str(programs),
     'JAX_ENABLE_COMPILATION_CACHE': 'true',

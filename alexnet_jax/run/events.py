@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+EVENTS = 'events.out.tfevents.'  # how names of files begin that TensorBoard reads
 _VERSION, _SUMMARY, _SESSION_LOG = 3, 5, 7  # field numbers of Event
 _START = 1  # SessionLog.SessionStatus
 
@@ -27,7 +28,7 @@ class EventWriter:
     """
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     # TensorBoard reads a folder's files in order of name, so the name begins with the time.
-    name = f'events.out.tfevents.{seconds:010d}.{nanoseconds:09d}'
+    name = f'{EVENTS}{seconds:010d}.{nanoseconds:09d}'
     self._file = open(Path(directory) / name, 'xb')  # noqa: SIM115
     self._write(0, _VERSION, b'brain.Event:2')
     if purge_step is not None:

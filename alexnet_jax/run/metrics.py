@@ -10,10 +10,8 @@ from pathlib import Path
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.events import EventWriter
-
-JSONL = 'metrics.jsonl'
-CSV = 'metrics.csv'
+from alexnet_jax.run.events import EVENTS, EventWriter
+from alexnet_jax.run.folder import RunFolder
 
 
 class MetricWriter:
@@ -44,10 +42,10 @@ class MetricWriter:
     """
     self._workdir = Path(workdir)
     self._workdir.mkdir(parents=True, exist_ok=True)
-    path = self._workdir / JSONL
+    path = RunFolder(workdir).metrics
     content = path.read_bytes() if path.exists() else b''
     records = [r for r in _parse(content, path) if r['step'] <= start_step]
-    kept = ''.join(files.to_json(record) + '\n' for record in records).encode('utf-8')
+    kept = ''.join(files.json_text(record) + '\n' for record in records).encode('utf-8')
     if kept != content:
       files.write_bytes(path, kept)
     self._write_csv()
@@ -55,7 +53,7 @@ class MetricWriter:
     self._file = open(path, 'ab')  # noqa: SIM115
     self._events = None
     if tensorboard:
-      resumed = any(self._workdir.glob('events.out.tfevents.*'))
+      resumed = any(self._workdir.glob(f'{EVENTS}*'))
       self._events = EventWriter(self._workdir, purge_step=start_step + 1 if resumed else None)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -69,7 +67,7 @@ class MetricWriter:
     if not new:
       return
     self._written.update((step, name) for name in new)
-    self._file.write((files.to_json({'step': step, **new}) + '\n').encode('utf-8'))
+    self._file.write((files.json_text({'step': step, **new}) + '\n').encode('utf-8'))
     self._file.flush()
     if self._events:
       self._events.write(step, new)
@@ -98,7 +96,7 @@ class MetricWriter:
     writer = csv.DictWriter(table, list(names), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows[step] for step in sorted(rows))
-    files.write_text(self._workdir / CSV, table.getvalue())
+    files.write_text(RunFolder(self._workdir).metrics_csv, table.getvalue())
 
 
 class NoMetrics:
@@ -121,7 +119,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
   Raises:
     UserError: the file is damaged before its last line.
   """
-  path = Path(workdir) / JSONL
+  path = RunFolder(workdir).metrics
   content = path.read_bytes() if path.exists() else b''
   return _parse(content, path)
 

@@ -10,34 +10,27 @@ from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.preprocessing import Preprocessing
 
-PREPROCESSING = 'preprocessing.npz'
 
-
-def write_preprocessing(workdir: Path, preprocessing: Preprocessing) -> None:
+def write_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
   """Writes every field as an array of its name."""
   buffer = io.BytesIO()
   fields = dataclasses.fields(preprocessing)
   np.savez(buffer, **{field.name: getattr(preprocessing, field.name) for field in fields})
-  files.write_bytes(workdir / PREPROCESSING, buffer.getvalue())
+  files.write_bytes(path, buffer.getvalue())
 
 
-def read_preprocessing(workdir: Path) -> Preprocessing:
+def read_preprocessing(path: Path) -> Preprocessing:
   """The preprocessing that a run keeps.
 
   Raises:
     UserError: the file is missing or damaged.
   """
-  path = workdir / PREPROCESSING
   if not path.exists():
-    raise UserError(f'{workdir} has lost its {PREPROCESSING}: restore it from a copy')
+    raise UserError(f'{path.parent} has lost its {path.name}: restore it from a copy')
   try:
     # From memory, since np.load leaves a damaged file open.
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
-      fields = dataclasses.fields(Preprocessing)
-      # A run that keeps no field of a later version did without what it says.
-      values = {
-        field.name: np.asarray(saved[field.name]) for field in fields if field.name in saved
-      }
+      values = {field.name: saved[field.name] for field in dataclasses.fields(Preprocessing)}
     preprocessing = Preprocessing(
       **{name: array if array.ndim else array.item() for name, array in values.items()}
     )

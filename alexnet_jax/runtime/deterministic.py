@@ -9,13 +9,15 @@ import importlib.util
 import os
 from pathlib import Path
 
-AUTOTUNE = 'autotune'
 
+def prepare_process(folder: Path) -> None:
+  """Has a GPU repeat itself to the bit; to be called before JAX's first computation.
 
-def prepare_process(workdir: Path) -> None:
-  """Has a GPU repeat itself to the bit; to be called before JAX's first computation."""
+  Args:
+    folder: of the run, for the algorithms that are chosen by timing.
+  """
   if any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
-    folder = workdir.absolute() / AUTOTUNE
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     flags = (
       os.environ.get('XLA_FLAGS', ''),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import config as configs
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import scores
-from alexnet_jax.run.folder import CONFIG, ENVIRONMENT, RESULTS, read_json
+from alexnet_jax.run.claim import read_run_config
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.metrics import read_metrics
+from alexnet_jax.run.predictions import read_predictions, results_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,8 @@ class FinishedRun:
     """
     if self.probabilities is not None:
       return scores.errors(self.probabilities, self.label)
-    names = {1: 'eval', 9: 'nine_views', 10: 'ten_views'}
-    prefix = 'eval' if self.views == self.config['eval']['views'] else names[self.views]
+    same = self.views == self.config['eval']['views']
+    prefix = 'eval' if same else results_prefix(self.views)
     found = {name: self.results.get(f'{prefix}/{name}') for name in ('loss', *METRICS)}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -84,49 +86,28 @@ def find(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
   for folder in folders:
     if not folder.is_dir():
       raise UserError(f'{folder} is not a folder: give folders of runs or of sweeps')
-    for path, below, files in os.walk(folder):
-      below[:] = sorted(name for name in below if name not in ('checkpoints', 'figures'))
-      if CONFIG in files:
-        workdirs[Path(path)] = None
-  finished = [workdir for workdir in workdirs if (workdir / RESULTS).exists()]
+    for path, below, _ in os.walk(folder):
+      run = RunFolder(path)
+      below[:] = sorted({*below} - {run.checkpoints.name, run.figures.name})
+      if run.config.exists():
+        workdirs[run.path] = None
+  finished = [workdir for workdir in workdirs if RunFolder(workdir).results.exists()]
   if not finished:
     shown = ', '.join(map(str, folders))
-    raise UserError(f'{shown}: holds no finished run, a folder with {CONFIG} and {RESULTS}')
+    names = f'{RunFolder("").config} and {RunFolder("").results}'
+    raise UserError(f'{shown}: holds no finished run, a folder with {names}')
   return [_read(workdir) for workdir in finished], [w for w in workdirs if w not in finished]
 
 
 def _read(workdir: Path) -> FinishedRun:
-  # Through a config and back: fields that are newer than the run get their defaults.
-  config = configs.to_json(configs.from_json(read_json(workdir / CONFIG)))
-  results = read_json(workdir / RESULTS)
-  environment = workdir / ENVIRONMENT
-  path = workdir / f'predictions-last-{config["eval"]["final_views"]}.npz'
-  label, probabilities = _predictions(path) if path.exists() else (None, None)
+  folder = RunFolder(workdir)
+  config = configs.to_json(read_run_config(workdir))
+  predictions = read_predictions(folder.predictions('last', config['eval']['final_views']))
   return FinishedRun(
     workdir,
     config,
-    results,
-    read_json(environment) if environment.exists() else {},
-    label,
-    probabilities,
+    files.read_json(folder.results),
+    files.read_json(folder.environment),
+    predictions and predictions.label,
+    predictions and predictions.probabilities,
   )
-
-
-def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
-  try:
-    # Opened here because np.load leaves a damaged file open.
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as saved:
-      label, probabilities = saved['label'], saved['probabilities']
-    if (
-      label.ndim != 1
-      or probabilities.ndim != 2
-      or len(label) != len(probabilities)
-      or not 0 <= label.min() <= label.max() < probabilities.shape[1]
-    ):
-      raise ValueError(f'shapes {label.shape} and {probabilities.shape}, or labels, do not fit')
-  except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f'{path} is damaged ({error}): write it again with python -m alexnet_jax.evaluate'
-      f' --workdir={path.parent}'
-    ) from None
-  return label, probabilities

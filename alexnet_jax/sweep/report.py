@@ -16,6 +16,7 @@ from alexnet_jax import files
 from alexnet_jax.data import preparation, store
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import confusion, figures, scores
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.sweep import charts, comparison, finished, relu_vs_tanh, tables
 from alexnet_jax.sweep.comparison import Row
 from alexnet_jax.sweep.finished import FinishedRun
@@ -97,7 +98,7 @@ def _training_errors(run: FinishedRun) -> charts.Points:
 def _details(row: Row) -> Mapping[str, Any]:
   """What the template shows of a row; filters and mistakes are those of its first run."""
   run = row.runs[0]
-  filters = run.workdir / 'figures' / 'first_layer_kernels.png'
+  filters = RunFolder(run.workdir).figure('first_layer_kernels')
   found = {
     'changes': [[field, str(old), str(new)] for field, (old, new) in row.changes.items()],
     'filters': _uri(filters.read_bytes()) if filters.exists() else '',

@@ -13,11 +13,10 @@ import time
 from collections.abc import Sequence
 
 from alexnet_jax.errors import Interrupted, UserError
-from alexnet_jax.run.folder import finished_results, lock_workdir
+from alexnet_jax.run.folder import RunFolder, lock_workdir, read_results
 from alexnet_jax.runtime.child_processes import signal_on_parent_death
 from alexnet_jax.sweep.runs import PlannedRun
 
-LOG = 'output.log'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAVING = 60.0  # seconds that a run of a killed sweep may take to save and end
 
@@ -93,7 +92,7 @@ class _Children:
     code = process.wait()
     with self._lock:
       self._processes.remove(process)
-    results = finished_results(run.workdir)
+    results = read_results(run.workdir)
     if code == 0 and results is not None:
       error = results.get('eval/top1_error')
       _say(run, 'done' if error is None else f'done, top-1 error {100 * error:.2f} %')
@@ -123,7 +122,7 @@ def _start(run: PlannedRun, jobs: int) -> subprocess.Popen:
   environment = dict(os.environ)
   if jobs > 1:  # JAX takes three quarters of a GPU's memory unless told otherwise
     environment.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / jobs:.2f}')
-  with open(run.workdir / LOG, 'ab') as log:
+  with open(RunFolder(run.workdir).output, 'ab') as log:
     return subprocess.Popen(
       run.command(sys.executable),
       stdin=subprocess.DEVNULL,
@@ -141,5 +140,5 @@ def _say(run: PlannedRun, what: str) -> None:
 
 
 def _last_line(run: PlannedRun) -> str:
-  text = (run.workdir / LOG).read_text(encoding='utf-8', errors='replace')
+  text = (RunFolder(run.workdir).output).read_text(encoding='utf-8', errors='replace')
   return text.rstrip().rpartition('\n')[2].strip()

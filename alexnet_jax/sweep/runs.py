@@ -14,7 +14,8 @@ from ml_collections import config_flags
 from alexnet_jax import ablations, config_files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.folder import CONFIG, finished_results, read_json
+from alexnet_jax.run.claim import read_run_config
+from alexnet_jax.run.folder import RunFolder, read_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PlannedRun:
 
   @property
   def finished(self) -> bool:
-    return finished_results(self.workdir) is not None
+    return read_results(self.workdir) is not None
 
 
 def plan(
@@ -138,8 +139,8 @@ def _check(found: Sequence[PlannedRun]) -> None:
   for run in found:
     if folders.count(run.workdir) > 1:
       raise UserError(f'{run.name} occurs twice in this sweep: give each change once')
-    if (run.workdir / CONFIG).exists():
-      old = configs.to_json(configs.from_json(read_json(run.workdir / CONFIG)))
+    if RunFolder(run.workdir).config.exists():
+      old = configs.to_json(read_run_config(run.workdir))
       if changes := configs.diff(old, configs.to_json(run.config)):
         shown = ', '.join(f'{field}: {old} -> {new}' for field, (old, new) in changes.items())
         raise UserError(

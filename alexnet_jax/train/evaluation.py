@@ -1,38 +1,18 @@
 """Error rates over a whole split: every image once, over any number of views and devices."""
 
-import dataclasses
-import io
 from collections.abc import Callable
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import files
 from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.model import preprocessing
+from alexnet_jax.run.predictions import SplitProbabilities
 from alexnet_jax.train import processes
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.step import make_score, make_view_probabilities
-
-VIEW_NAMES = {1: 'center view', 9: 'nine views', 10: 'ten views'}
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitProbabilities:
-  """What a net says of a split: label int32 (n,), probabilities float32 (n, classes)."""
-
-  label: np.ndarray
-  probabilities: np.ndarray
-
-
-def write_predictions(path: Path, predictions: SplitProbabilities) -> None:
-  """Writes an .npz with `label` and `probabilities`, row i being the i-th held-out image."""
-  buffer = io.BytesIO()
-  np.savez(buffer, label=predictions.label, probabilities=predictions.probabilities)
-  files.write_bytes(path, buffer.getvalue())
 
 
 class Evaluator:

@@ -16,6 +16,7 @@ from alexnet_jax.model import layers, onednn, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import table_of
 from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.train import schedules, transfer
 from alexnet_jax.train.devices import AXIS, Devices, Layout
 from alexnet_jax.train.optimizer import make_optimizer
@@ -84,7 +85,7 @@ class Experiment:
     Raises:
       UserError: there is none, or it is damaged or of another net.
     """
-    checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
+    checkpoints = Checkpoints(RunFolder(workdir).checkpoints, primary=False)
     state = self.initial_state()
     found = checkpoints.restore(flax.serialization.to_state_dict(state), kind=kind)
     checkpoints.close()

@@ -16,22 +16,16 @@ from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import Diverged, Interrupted, UserError
 from alexnet_jax.results import scores
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.folder import (
-  CONFIG,
-  RESULTS,
-  check_workdir,
-  claim_workdir,
-  disk_failures,
-  environment,
-  finished_results,
-  lock_workdir,
-)
+from alexnet_jax.run.claim import check_workdir, claim_workdir
+from alexnet_jax.run.folder import RunFolder, disk_failures, lock_workdir, read_results
 from alexnet_jax.run.metrics import MetricWriter, NoMetrics, read_metrics
+from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities
 from alexnet_jax.runtime.deterministic import promise
+from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train import processes
 from alexnet_jax.train.console import Console, class_table
 from alexnet_jax.train.devices import AXIS, Devices, to_host
-from alexnet_jax.train.evaluation import VIEW_NAMES, Evaluator, SplitProbabilities
+from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.multi_step import calls, check_room, prepare_calls
 from alexnet_jax.train.preemption import StopSignal
@@ -76,13 +70,13 @@ def train(
     Interrupted: stopped by a signal, after saving.
     DiskFailed: the workdir went away.
   """
-  devices = Devices()
+  folder, devices = RunFolder(workdir), Devices()
   primary = devices.process_index == 0
-  devices.check_training_batch(config, begun=(workdir / CONFIG).exists())
+  devices.check_training_batch(config, begun=folder.config.exists())
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   devices.dense_shards(config)  # raises before data are prepared
   changes = check_workdir(workdir, config, command, allowed)
-  results = None if changes else finished_results(workdir)
+  results = None if changes else read_results(workdir)
   if processes.from_first(np.array(results is not None)):
     if results:
       print(f'{workdir} is finished:\n{summary(results, workdir)}')
@@ -104,7 +98,7 @@ def train(
 
     # State: the newest good checkpoint, or the beginning.
     checkpoints = Checkpoints(
-      workdir / 'checkpoints', keep=config.checkpoint.max_to_keep, primary=primary
+      folder.checkpoints, keep=config.checkpoint.max_to_keep, primary=primary
     )
     stack.callback(checkpoints.close)
     start, evaluated, state = resume(checkpoints, experiment)
@@ -113,7 +107,7 @@ def train(
         calendar.total_steps,
         config.epochs,
         start,
-        log=workdir / 'train.log' if primary else None,
+        log=folder.log if primary else None,
         quiet=not primary,
       )
     )
@@ -136,7 +130,7 @@ def train(
     if primary:  # the others' workdir may be a disk of its own, with no records
       results = finish(experiment, store, state, predictions, workdir)
       results |= {'command': command, **environment(devices)}
-      files.write_json(workdir / RESULTS, results)
+      files.write_json(folder.results, results)
       for failure in draw_figures(experiment, store, state, predictions, workdir):
         console.message(f'warning: {failure}')
       if 'classes' in results:
@@ -169,9 +163,9 @@ def resume(checkpoints: Checkpoints, experiment: Experiment) -> tuple[int, bool,
 def _check_same_data(meta: dict, experiment: Experiment) -> None:
   """Raises UserError if a checkpoint is of other classes or has other epochs."""
   now = {'training images': experiment.calendar.examples, 'classes': list(experiment.classes)}
-  before = {'training images': meta.get('train_images'), 'classes': meta['classes']}
+  before = {'training images': meta['train_images'], 'classes': meta['classes']}
   for what, value in now.items():
-    if before[what] not in (None, value):
+    if before[what] != value:
       numbers = '' if what == 'classes' else f' ({before[what]:,} then, {value:,} now)'
       raise UserError(
         f'this run was begun with other {what}{numbers}: put the data back as they were, or choose'

@@ -8,10 +8,16 @@ from alexnet_jax.data.store import Store
 from alexnet_jax.model import layers, nets
 from alexnet_jax.results import figures, scores
 from alexnet_jax.results.confusion import MOST_CLASSES, confusion_matrix
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.metrics import read_metrics
+from alexnet_jax.run.predictions import (
+  VIEW_NAMES,
+  SplitProbabilities,
+  results_prefix,
+  write_predictions,
+)
 from alexnet_jax.train.console import results_table
 from alexnet_jax.train.devices import to_host
-from alexnet_jax.train.evaluation import VIEW_NAMES, SplitProbabilities, write_predictions
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.step import TrainState
 
@@ -39,12 +45,12 @@ def finish(
   """
   config = experiment.config
   views = config.eval.final_views
-  write_predictions(workdir / f'predictions-last-{views}.npz', predictions)
+  write_predictions(RunFolder(workdir).predictions('last', views), predictions)
   records = read_metrics(workdir)
   last = [r for r in records if 'eval/top1_error' in r][-1]
   results = {name: value for name, value in last.items() if name.startswith('eval/')}
   if views != config.eval.views:
-    name = VIEW_NAMES[views].replace(' ', '_')
+    name = results_prefix(views)
     final = scores.errors(predictions.probabilities, predictions.label)
     results.update({f'{name}/{key}': value for key, value in final.items()})
   names = store.class_names
@@ -67,7 +73,7 @@ def finish(
 
 def summary(results: dict, workdir: Path) -> str:
   """What results.json says, for people; the paths are those of today, wherever it was moved."""
-  return results_table(results | {'workdir': workdir, 'figures': workdir / 'figures'})
+  return results_table(results | {'workdir': workdir, 'figures': RunFolder(workdir).figures})
 
 
 def draw_figures(
@@ -106,7 +112,7 @@ def draw_figures(
   if len(store.class_names) <= MOST_CLASSES:
     drawn.append(confusion)
   for draw in drawn:
-    path = workdir / 'figures' / f'{draw.__name__}.png'
+    path = RunFolder(workdir).figure(draw.__name__)
     try:
       draw(path)
     except Exception as error:  # Matplotlib fails in many ways, and so do disks

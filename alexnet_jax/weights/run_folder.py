@@ -8,7 +8,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.folder import read_config
+from alexnet_jax.run.claim import read_run_config
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.preprocessing_file import read_preprocessing
 
 
@@ -26,8 +27,9 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
     UserError: no run, no good checkpoint, or a run that has lost its preprocessing.
   """
   workdir = expand(workdir, 'workdir')
-  config = read_config(workdir)
-  checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
+  folder = RunFolder(workdir)
+  config = read_run_config(workdir)
+  checkpoints = Checkpoints(folder.checkpoints, primary=False)
   try:
     kind = checkpoint if checkpoints.steps(checkpoint) else 'last'
     found = checkpoints.newest(kind)
@@ -44,9 +46,9 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
       'params': state.get('ema') or state['params'],
       'batch_stats': state.get('batch_stats', {}),
     },
-    classes=tuple(meta.get('class_names') or meta['classes']),
+    classes=tuple(meta['class_names']),
     image_size=config.data.image_size,
     resize=config.data.resize,
-    preprocessing=read_preprocessing(workdir),
+    preprocessing=read_preprocessing(folder.preprocessing),
     ablations=tuple(config.model.ablations),
   )

@@ -8,6 +8,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.run_folder import load_workdir
 
@@ -26,7 +27,7 @@ def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -
   """
   if not config.weights:
     return None
-  if workdir and Checkpoints(workdir / 'checkpoints', primary=False).steps('last'):
+  if workdir and Checkpoints(RunFolder(workdir).checkpoints, primary=False).steps('last'):
     return load_workdir(workdir, 'last')
   return load(config.weights)
 

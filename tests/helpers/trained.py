@@ -11,7 +11,8 @@ from alexnet_jax.model.nets import NETS
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.folder import CONFIG, claim_workdir
+from alexnet_jax.run.claim import claim_workdir
+from alexnet_jax.run.folder import RunFolder
 
 CLASSES = ('ant', 'bee', 'cat', 'dog', 'elk', 'fox', 'gnu')
 
@@ -79,9 +80,9 @@ def write_run(workdir, config, variables, *, ema=None, kind='best', step=7, keep
   if keep:
     claim_workdir(workdir, config, preprocessing(config.input.crop), devices)
   else:
-    files.write_json(workdir / CONFIG, configs.to_json(config))
-  checkpoints = Checkpoints(workdir / 'checkpoints')
+    files.write_json(RunFolder(workdir).config, configs.to_json(config))
+  checkpoints = Checkpoints(RunFolder(workdir).checkpoints)
   state = {**variables, 'ema': ema or {}, 'step': np.int32(step)}
-  checkpoints.save(step, state, {'classes': CLASSES}, kind=kind)
+  checkpoints.save(step, state, {'classes': CLASSES, 'class_names': CLASSES}, kind=kind)
   checkpoints.close()
   return workdir

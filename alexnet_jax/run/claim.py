@@ -1,0 +1,127 @@
+"""Whose the folder of a run is: its config, and which changes of it are allowed."""
+
+import datetime
+import json
+import shlex
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from alexnet_jax import config as configs
+from alexnet_jax import files
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.preprocessing import Preprocessing
+from alexnet_jax.run.folder import RunFolder, writable
+from alexnet_jax.run.preprocessing_file import write_preprocessing
+from alexnet_jax.runtime.environment import environment
+
+
+def read_run_config(workdir: Path) -> ml_collections.ConfigDict:
+  """The config of the run in a folder.
+
+  Raises:
+    UserError: there is no run, or its config is damaged.
+  """
+  path = RunFolder(workdir).config
+  if not path.exists():
+    raise UserError(f'{workdir} holds no run (no {path.name}): give the folder of a run')
+  return configs.from_json(files.read_json(path))
+
+
+def check_workdir(
+  workdir: Path, config: ml_collections.ConfigDict, command: str, allowed: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+  """Compares a config with that of the run in the folder, if there is one.
+
+  Args:
+    workdir: folder of a run, or to be.
+    config: what is about to run there.
+    command: how the user started it.
+    allowed: fields that may have changed although that alters the run.
+
+  Returns:
+    The changes, {field: (old, new)}.
+
+  Raises:
+    UserError: the folder holds a run with another config.
+  """
+  for name in allowed:
+    if name not in configs.FIELDS:
+      raise UserError(f'--allow_change={name}: not a field: {configs.nearest(name)}')
+  if not RunFolder(workdir).config.exists():
+    return {}
+  old = configs.to_json(read_run_config(workdir))
+  changes = configs.diff(old, configs.to_json(config))
+  refused = [
+    path
+    for path, (before, now) in changes.items()
+    if configs.alters_run(path, before, now, config)
+    and (
+      path in configs.FIXED
+      or not any(path == name or path.startswith(f'{name}.') for name in allowed)
+    )
+  ]
+  if refused:
+    shown = ', '.join(f'{path}: {changes[path][0]} -> {changes[path][1]}' for path in refused)
+    fixed = [path for path in refused if path in configs.FIXED]
+    ways = (
+      f'{", ".join(fixed)} cannot change, for a step would be another part of an epoch; resume it'
+      ' with its own config,'
+      if fixed
+      else f'resume it with its own config, accept this with --allow_change={",".join(refused)},'
+    )
+    raise UserError(
+      f'{workdir} holds a run with another config ({shown}); {ways} or start this one elsewhere:'
+      f' {with_workdir(command, free_workdir(workdir))}'
+    )
+  return changes
+
+
+def claim_workdir(
+  workdir: Path,
+  config: ml_collections.ConfigDict,
+  preprocessing: Preprocessing,
+  devices,
+  changes: Mapping[str, tuple[Any, Any]] = types.MappingProxyType({}),
+) -> None:
+  """Writes config.json, env.json, preprocessing.npz and, if there are changes, changes.jsonl.
+
+  With the preprocessing, which has the data's mean and deviations, the folder can be used without
+  the data.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  folder = RunFolder(workdir)
+  with writable(workdir):
+    if changes:
+      date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+      with open(folder.changes, 'a', encoding='utf-8') as file:
+        file.write(json.dumps({'date': date, 'changes': changes}) + '\n')
+      folder.results.unlink(missing_ok=True)  # they are of the run as it was
+    files.write_json(folder.config, configs.to_json(config))
+    files.write_json(folder.environment, environment(devices))
+    write_preprocessing(folder.preprocessing, preprocessing)
+
+
+def with_workdir(command: str, workdir: Path) -> str:
+  """The command with another --workdir."""
+  words, rest = [], iter(shlex.split(command))
+  for word in rest:
+    name, equals, _ = word.partition('=')
+    if name not in ('--workdir', '-workdir'):
+      words.append(word)
+    elif not equals:
+      next(rest, None)
+  return shlex.join([*words, f'--workdir={workdir}'])
+
+
+def free_workdir(workdir: Path) -> Path:
+  """The first of workdir-2, workdir-3, ... that does not exist."""
+  number = 2
+  while (candidate := workdir.with_name(f'{workdir.name}-{number}')).exists():
+    number += 1
+  return candidate
