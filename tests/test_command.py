@@ -49,13 +49,13 @@ def test_the_command_for_another_folder(words, tmp_path):
 
 SCRIPT = """
 import os, signal, sys
-from alexnet_jax import command
+from alexnet_jax import cli
 
 def main():
   print('\u2588 done')
   {}
 
-sys.exit(command.run(main))
+sys.exit(cli.run(main))
 """
 
 
