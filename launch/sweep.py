@@ -62,13 +62,14 @@ def main() -> None:
 
 
 def _run(found, workdir: Path) -> None:
+  from alexnet_jax.run.folder import RunFolder
   from alexnet_jax.sweep import runner
 
   reasons = runner.run_all(found, _JOBS.value)
   if reasons:
     listed = ''.join(f'\n  {workdir / name}: {reason}' for name, reason in reasons.items())
     raise RunsFailed(
-      f'{len(reasons)} of {len(found)} runs failed, see {runner.LOG} of each; the same command'
+      f'{len(reasons)} of {len(found)} runs failed, see {RunFolder("").output} of each; the same command'
       f' tries them again{listed}'
     )
   print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
