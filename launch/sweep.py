@@ -69,8 +69,8 @@ def _run(found, workdir: Path) -> None:
   if reasons:
     listed = ''.join(f'\n  {workdir / name}: {reason}' for name, reason in reasons.items())
     raise RunsFailed(
-      f'{len(reasons)} of {len(found)} runs failed, see {RunFolder("").output} of each; the same command'
-      f' tries them again{listed}'
+      f'{len(reasons)} of {len(found)} runs failed, see {RunFolder("").output} of each; the same'
+      f' command tries them again{listed}'
     )
   print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
 
