@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 import jax
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.checkpoint import KINDS
 from alexnet_jax.run.checkpoint_files import DamagedError, read_leaves, read_record
 from alexnet_jax.run.folder import RunFolder
+from alexnet_jax.terminal import aligned, si
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Read all and check every checksum.')
@@ -87,21 +86,16 @@ def _bytes(path: Path) -> int:
   return size
 
 
-def table(rows: list[Row], title: str) -> Table:
+def table(rows: list[Row]) -> list[str]:
   """The rows for people."""
-  result = Table(title=title, title_justify='left')
-  for heading in ('kind', 'step', 'MB', 'metrics', 'health'):
-    result.add_column(heading, justify='right' if heading in ('step', 'MB') else 'left')
+  cells = [('kind', 'step', 'size', 'metrics', 'health')]
   for row in rows:
-    metrics = '  '.join(
+    metrics = ', '.join(
       f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
       for name, value in row.metrics.items()
     )
-    style = 'red' if row.health.startswith('damaged') else None
-    result.add_row(
-      row.kind, f'{row.step:,}', f'{row.bytes / 1e6:,.1f}', metrics, row.health, style=style
-    )
-  return result
+    cells.append((row.kind, f'{row.step:,}', si(row.bytes, 'B'), metrics, row.health))
+  return aligned(cells, left=(0, 3, 4))
 
 
 def main() -> None:
@@ -113,7 +107,7 @@ def main() -> None:
   rows = describe(folder, verify=_VERIFY.value)
   if not rows:
     raise UserError(f'no checkpoints in {folder}: the run has not saved yet')
-  Console(markup=False, highlight=False).print(table(rows, str(folder)))
+  print('\n'.join([str(folder), *table(rows)]))
   damaged = sum(row.health.startswith('damaged:') for row in rows)
   if damaged:
     raise UserError(

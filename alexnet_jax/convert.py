@@ -19,6 +19,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import si
 
 _NET = flags.DEFINE_enum(
   'net', None, ['caffe', 'caffenet'], 'Which one, where a Caffe file does not say it.'
@@ -48,7 +49,7 @@ def main(words: list[str]) -> None:
     f'{weights.source}: net {weights.net}, {len(weights.classes):,} classes, pictures'
     f' {weights.resize} to {weights.image_size}, views of {preprocessing.crop}'
   )
-  print(f'wrote {path}, {size / 1e6:,.1f} MB')
+  print(f'wrote {path}, {si(size, "B")}')
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from absl import flags
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime import compilation_cache, cpu, platforms
+from alexnet_jax.terminal import aligned
 
 if TYPE_CHECKING:  # they import jax, which help and typos do not need
   from alexnet_jax.data.store import Store
@@ -230,14 +231,7 @@ def layer_table(layers: Sequence['Activations']) -> str:
     )
     for layer in layers
   ]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(width) if i < 2 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    )
-    for line in lines
-  )
+  return '\n'.join(aligned(lines, left=(0, 1)))
 
 
 def interpretation(signal: float, classes: int) -> str:

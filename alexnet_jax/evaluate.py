@@ -142,8 +142,8 @@ def _predict(workdir: Path):
 
 
 def _predictions(name: str, experiment, store, devices, views: int, params, batch_stats):
-  from alexnet_jax.data.progress import Console
   from alexnet_jax.run.predictions import VIEW_NAMES
+  from alexnet_jax.terminal import Console
   from alexnet_jax.train.evaluation import Evaluator
 
   evaluator = Evaluator(experiment, store.eval, devices)

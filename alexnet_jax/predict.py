@@ -101,9 +101,9 @@ def _with_listed(words: list[str]) -> list[str]:
 
 def _look(predictor, files, title: str, features: str | None) -> list['ImagePrediction']:
   """Predictions of all files, with a progress bar; what cannot be read is named."""
-  from alexnet_jax.data.progress import Console, Silent
+  from alexnet_jax.terminal import Console
 
-  progress = Console() if len(files) > 2 * _BATCH_SIZE.value else Silent()
+  progress = Console(quiet=len(files) <= 2 * _BATCH_SIZE.value)
   with progress.count(title, len(files)) as advance:
     found = list(predictor.stream(files, top=_TOP.value, features=features, advance=advance))
   for prediction in found:

@@ -24,7 +24,7 @@ _VERIFY = flags.DEFINE_bool('verify', False, 'Read everything again and compare 
 
 def main() -> None:
   from alexnet_jax.data import preparation, store
-  from alexnet_jax.data.progress import Console
+  from alexnet_jax.terminal import Console
 
   config, _ = cli.read_config()
   if config.data.source in ('digits', 'synthetic'):

@@ -11,6 +11,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.model import layers, nets
+from alexnet_jax.terminal import aligned
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 
@@ -37,19 +38,9 @@ def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
       )
     )
   lines.append(('total', '', '', '', '', '', f'{parameters:,}', f'{macs:,}'))
-  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-
-  def aligned(line):
-    cells = [
-      cell.ljust(width) if i < 2 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
-    return '  '.join(cells).rstrip()
-
-  rule = '-' * len(aligned(lines[0]))
-  return '\n'.join(
-    [title, '', aligned(lines[0]), rule, *map(aligned, lines[1:-1]), rule, aligned(lines[-1])]
-  )
+  heading, *rows, total = aligned(lines, left=(0, 1))
+  rule = '-' * len(heading)
+  return '\n'.join([title, '', heading, rule, *rows, rule, total])
 
 
 def main() -> None:

@@ -1,7 +1,201 @@
-"""What commands write for people: suggestions for misspelled names."""
+"""What commands write for people: lines, progress bars, tables, numbers with units, suggestions."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Self, TextIO
+
+_SECONDS_BETWEEN_LINES = 30.0  # of `count`, where there is no terminal
+_SECONDS_BETWEEN_PICTURES = 0.1
+
+
+class Console:
+  """Messages and progress: with a bar on a terminal, plain lines elsewhere.
+
+  Use it in a `with` block, or `close` it: a terminal with a bar hides its cursor.
+  """
+
+  def __init__(
+    self, *, log: str | os.PathLike | None = None, quiet: bool = False, stream: TextIO | None = None
+  ):
+    """Opens the log.
+
+    Args:
+      log: A file to which each line is appended, with the date and time; None for no log.
+      quiet: Show nothing.
+      stream: Where to write; the standard error stream if None.
+    """
+    self._log = log and open(log, 'a', encoding='utf-8', errors='backslashreplace', buffering=1)  # noqa: SIM115
+    self._quiet = quiet
+    self._stream = stream or sys.stderr
+    self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._bar = None  # a rich.progress.Progress while there is progress on a terminal
+
+  def message(self, text: str) -> None:
+    """Writes `text`, of one line or more; above the bar if there is one."""
+    self._record(text)
+    with self._hang_up():
+      if self._bar:
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+      elif not self._quiet:
+        print(text, file=self._stream, flush=True)
+
+  def progress(self, line: str, done: int, total: int) -> None:
+    """Writes `line`; on a terminal in place of the line before, beside a bar of `done / total`."""
+    self._record(line)
+    self._show(line, done, total)
+
+  @contextlib.contextmanager
+  def count(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A context with a bar, or a line every 30 seconds, of its own.
+
+    Args:
+      title: What is counted.
+      total: How many there are.
+      done: How many of them were done before.
+
+    Yields:
+      A function to be called with the number of those that have just been done.
+    """
+    pace, shown = Pace(), time.monotonic()
+    pace.rate(done)
+
+    def advance(n: int) -> None:
+      nonlocal done, shown
+      done, now = done + n, time.monotonic()
+      pause = _SECONDS_BETWEEN_PICTURES if self._terminal else _SECONDS_BETWEEN_LINES
+      if now - shown >= pause or done == total:
+        rate, shown = pace.rate(done), now
+        speed = rate and f', {rate:,.0f} per second, {duration((total - done) / rate)} left'
+        self._show(f'{title}: {done:,} of {total:,}{speed or ""}', done, total)
+
+    if self._terminal:
+      self._show(title, done, total)
+    try:
+      yield advance
+    finally:
+      self._end_bar()
+
+  def close(self) -> None:
+    """Leaves the last line on the terminal and closes the log; may be called twice."""
+    self._end_bar()
+    if self._log:
+      self._log.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _show(self, line: str, done: int, total: int) -> None:
+    with self._hang_up():
+      if self._terminal and not self._quiet:
+        self._bar = self._bar or _bar(self._stream, total)
+        self._bar.update(self._bar.task_ids[0], completed=done, description=line, refresh=True)
+      elif not self._quiet:
+        print(line, file=self._stream, flush=True)
+
+  @contextlib.contextmanager
+  def _hang_up(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError:  # the terminal is gone; the log goes on
+      self._bar, self._quiet = None, True
+
+  def _end_bar(self) -> None:
+    bar, self._bar = self._bar, None
+    if bar:
+      with self._hang_up():
+        bar.stop()
+
+  def _record(self, text: str) -> None:
+    if self._log:
+      now = time.strftime('%Y-%m-%d %H:%M:%S')
+      self._log.write(''.join(f'{now}  {line}'.rstrip() + '\n' for line in text.split('\n')))
+
+
+def _bar(stream: TextIO, total: int):
+  """A bar with text beside it, started, which changes only when it is told to."""
+  import rich.console
+  import rich.progress
+  import rich.table
+
+  bar = rich.progress.Progress(
+    rich.progress.BarColumn(20),
+    rich.progress.TextColumn(
+      '{task.description}', markup=False, table_column=rich.table.Column(ratio=1)
+    ),
+    console=rich.console.Console(file=stream, force_terminal=True),
+    auto_refresh=False,
+    expand=True,
+    redirect_stdout=sys.stdout.isatty(),  # a redirected output belongs in its file
+    redirect_stderr=stream is sys.stderr,
+  )
+  bar.add_task('', total=total)
+  bar.start()
+  return bar
+
+
+class Pace:
+  """The mean speed since the first call, pauses included."""
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    self._clock = clock
+    self.restart()
+
+  def restart(self) -> None:
+    """Forgets what was done so far, after a time in which the process was suspended."""
+    self._first = None
+
+  def rate(self, done: int) -> float | None:
+    """How many a second; None as long as it cannot be told."""
+    now = self._clock()
+    began, first = self._first = self._first or (now, done)
+    return (done - first) / (now - began) if done > first and now > began else None
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+  """The rows of a table as lines.
+
+  Args:
+    rows: cells; the first row may hold the headings.
+    left: columns that are aligned to the left; the others are to the right.
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      cell.ljust(width) if column in left else cell.rjust(width)
+      for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]
+
+
+def si(value: float, unit: str) -> str:
+  """A number with the SI prefix that suits it: `si(243_860_896, 'B')` is '244 MB'."""
+  prefixes = ['', 'k', 'M', 'G', 'T', 'P']
+  while abs(value) >= 999.5 and len(prefixes) > 1:
+    value /= 1000
+    del prefixes[0]
+  return f'{value:.3g} {prefixes[0]}{unit}'
+
+
+def duration(seconds: float) -> str:
+  """Seconds as people write them: 42s, 12m05s, 3h12m, 6d03h."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f'{seconds}s'
+  if seconds < 3600:
+    return f'{seconds // 60}m{seconds % 60:02}s'
+  minutes = round(seconds / 60)
+  if minutes < 24 * 60:
+    return f'{minutes // 60}h{minutes % 60:02}m'
+  hours = round(seconds / 3600)
+  return f'{hours // 24}d{hours % 24:02}h'
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

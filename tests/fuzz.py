@@ -201,13 +201,15 @@ def _images() -> Target:
 def _store(file: str) -> Target:
   from alexnet_jax.data import store
   from alexnet_jax.data.image_folder import open_folder
-  from alexnet_jax.data.progress import Silent
   from alexnet_jax.data.writer import write_store
+  from alexnet_jax.terminal import Console
 
   folder = Path(tempfile.mkdtemp(prefix='fuzzed-store-'))
   photos = tiny_data.write_folder(folder / 'photos', train=4, held_out=2)
   source = open_folder(photos, validation_fraction=0.25)
-  write_store(source, folder / 'store', image_size=16, resize='crop', progress=Silent(), workers=1)
+  write_store(
+    source, folder / 'store', image_size=16, resize='crop', progress=Console(quiet=True), workers=1
+  )
   file = folder / 'store' / file
   good = file.read_bytes()
 

@@ -16,9 +16,9 @@ from test_images import pillow_crop
 from alexnet_jax.data import imagenet, images, tfds_prepare, tfds_source
 from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.preparation import prepare_store
-from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import Console
 
 SIZE = 32
 # Names are of the two kinds that TFDS repairs: its list of CMYK images, and its only PNG.
@@ -88,9 +88,9 @@ def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   )
   tfds_prepare.ensure_prepared('imagenet2012', directory, print)
   with pytest.raises(UserError, match=f'has {len(files)} train examples instead of 1,281,167'):
-    prepare_store(config, progress=Silent())
+    prepare_store(config, progress=Console(quiet=True))
   monkeypatch.setattr(tfds_source, 'EXPECTED_COUNTS', {'imagenet2012': counts})
-  made = prepare_store(config, progress=Silent(), workers=1)
+  made = prepare_store(config, progress=Console(quiet=True), workers=1)
   assert made.classes == imagenet.published_classes() and made.class_names == made.classes
   source = open_source(config)
 
@@ -237,7 +237,7 @@ def test_words_of_the_classes(tmp_path):
   assert open_folder(root, 0.5).class_names == ()
   (root / 'LOC_synset_mapping.txt').write_text('n01440764 tench, Tinca tinca\nn01484850 a shark\n')
   config = data_config(dir=root, store=tmp_path / 'store')
-  made = prepare_store(config, workers=1, progress=Silent())
+  made = prepare_store(config, workers=1, progress=Console(quiet=True))
   assert made.classes == ('n01440764', 'n01443537')
   assert made.class_names == ('tench, Tinca tinca', 'n01443537')
   (root / 'LOC_synset_mapping.txt').unlink()  # names are no part of what a store is
@@ -287,7 +287,7 @@ def test_photos_in_folders(tmp_path):
       (tmp_path / 'data' / split / wnid).mkdir(parents=True)
       (tmp_path / 'data' / split / wnid / f'{wnid}_1.JPEG').write_bytes(photos[wnid])
   config = data_config(dir=tmp_path / 'data', store=tmp_path / 'store', image_size=256)
-  made = prepare_store(config, workers=2, progress=Silent())
+  made = prepare_store(config, workers=2, progress=Console(quiet=True))
   published = imagenet.published_classes()
   assert made.classes == tuple(name for name in published if name in photos)
   assert sorted(made.train.labels) == list(range(len(photos)))

@@ -14,10 +14,10 @@ from alexnet_jax import config as configs
 from alexnet_jax.data import feed, jpeg_images, order
 from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.preparation import prepare_store, store_path
-from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.store import open_store, verify_store
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import Console
 
 SIZE = 48
 
@@ -175,7 +175,7 @@ def test_damage_after_opening_is_an_error(stores, tmp_path, monkeypatch, spoil, 
 
 
 def test_left_overs_of_a_raw_store_are_dropped(photos, tmp_path):
-  class Stop(Silent):
+  class Stop(Console):
     def count(self, title, total, done=0):
       raise KeyboardInterrupt
 
@@ -191,7 +191,7 @@ def test_from_a_configuration(photos, tmp_path):
   options = {'dir': root, 'image_size': SIZE, 'unreadable': 'skip'}
   config = data_config(**options, encoding='jpeg', jpeg_quality=80)
   assert store_path(config) == tmp_path / f'photos-stores/photos-{SIZE}-crop-jpeg80'
-  made = prepare_store(config, workers=1, progress=Silent())
+  made = prepare_store(config, workers=1, progress=Console(quiet=True))
   assert made.meta['encoding'] == 'jpeg 80'
   assert len(prepare_store(config).train) == 39
   for changes in ({'encoding': 'raw'}, {'encoding': 'jpeg', 'jpeg_quality': 81}):

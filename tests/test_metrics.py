@@ -1,7 +1,6 @@
-"""The record of a run, its console and the files they are kept in."""
+"""The record of a run and the files it is kept in."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -18,7 +17,6 @@ import pytest
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.metrics import MetricWriter, read_metrics
-from alexnet_jax.train.console import Console, duration, results_table
 
 
 def _write_run(workdir, first, last, start_step):
@@ -277,125 +275,3 @@ print(sorted(heavy & set(sys.modules)))
 """
   command = [sys.executable, '-W', 'error', '-c', code, tmp_path]
   assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == '[]\n'
-
-
-# --- console ---
-
-
-class _Clock:
-  def __init__(self):
-    self.now = 1000.0
-
-  def __call__(self):
-    return self.now
-
-
-def test_plain_lines(tmp_path):
-  stream, clock = io.StringIO(), _Clock()
-  with Console(112500, 90, log=tmp_path / 'train.log', stream=stream, clock=clock) as console:
-    console.message('process 0/1, 1 of 1 devices, [cpu]')
-    facts = {'images_per_second': 8140.4, 'data_wait': 0.0041}
-    console.update(15000, epoch=12.0, loss=3.3, **facts)
-    console.evaluation({'eval/top1_error': 0.5119, 'eval/top5_error': 0.2694, 'eval/loss': 2.2})
-    clock.now += 59.4
-    console.update(15500, epoch=12.4, loss=3.2141, **facts)
-    console.update(15500, epoch=12.4, loss=0.08449)
-  lines = [
-    'process 0/1, 1 of 1 devices, [cpu]',
-    'epoch 12.0/90  step 15,000/112,500  loss 3.30  8,140 img/s  (data 0.4%)',
-    'epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9  8,140 img/s  (data 0.4%)  '
-    + 'ETA 3h12m',
-    'epoch 12.4/90  step 15,500/112,500  loss 0.084  val 51.2/26.9  ETA 3h12m',
-  ]
-  assert stream.getvalue().splitlines() == lines
-  logged = (tmp_path / 'train.log').read_text().splitlines()
-  assert [line[21:] for line in logged] == lines
-  assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', line) for line in logged)
-
-
-def test_two_classes_have_no_top5(tmp_path):
-  stream = io.StringIO()
-  console = Console(10, 0.5, stream=stream)
-  console.evaluation({'eval/top1_error': 0.25})
-  console.update(1, epoch=0.05, loss=math.nan, images_per_second=3.21)
-  console.close()
-  console.close()
-  assert stream.getvalue() == 'epoch 0.1/0.5  step 1/10  loss nan  val 25.0  3.2 img/s\n'
-
-
-def test_time_left_counts_pauses_and_forgets_old_speed():
-  stream, clock = io.StringIO(), _Clock()
-  console = Console(1000, 1, start_step=100, stream=stream, clock=clock)
-  for step in range(110, 510, 10):
-    console.update(step, epoch=0, loss=1)
-    # Ten times faster from step 200 on: 1 s a step, and each tenth line a pause of 9 s.
-    clock.now += 100 if step < 200 else 10 + 9 * (step % 100 == 0)
-  left = stream.getvalue().splitlines()[-1].split('ETA ')[1]
-  # Steps 300 to 500: 200 steps in 200 s and two pauses (after 300 and 400) of 9 s.
-  assert left == duration(500 * (200 + 18) / 200) == '9m05s'
-
-
-@pytest.mark.parametrize(
-  ('seconds', 'text'),
-  [
-    (0.2, '0s'),
-    (59.4, '59s'),
-    (59.6, '1m00s'),
-    (725, '12m05s'),
-    (3599.7, '1h00m'),
-    (11520, '3h12m'),
-    (86399, '1d00h'),
-    (536400, '6d05h'),
-  ],
-)
-def test_duration(seconds, text):
-  assert duration(seconds) == text
-
-
-def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, monkeypatch):
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
-
-  monkeypatch.setenv('TERM', 'xterm-256color')
-  monkeypatch.setenv('COLUMNS', '100')
-  stream = Terminal()
-  with Console(200, 90, start_step=50, log=tmp_path / 'log', stream=stream) as console:
-    console.message('a [link] stays')
-    console.update(100, epoch=45.0, loss=2.5, images_per_second=10.0)
-  shown = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
-  assert 'a [link] stays' in shown
-  assert 'epoch 45.0/90  step 100/200  loss 2.50  10 img/s' in shown
-  assert '━━━━' in shown
-  assert stream.getvalue().count('\x1b[?25h') == 1, 'the cursor is shown again'
-  log = (tmp_path / 'log').read_text()
-  assert '  epoch 45.0/90  step 100/200  loss 2.50  10 img/s\n' in log
-  assert '\x1b' not in log
-
-
-def test_results_table():
-  results = {
-    'eval/top1_error': 0.40721,
-    'eval/top5_error': 0.1815,
-    'eval/loss': 1.7431,
-    'ten_views/top1_error': 0.3904,
-    'parameters': 60_965_224,
-    'epoch': 90.0,
-    'images_per_second': 8140.4,
-    'seconds': 11520,
-    'workdir': 'runs/krizhevsky2012',
-    'figures': 'runs/krizhevsky2012/figures',
-    'other': 1,
-  }
-  assert results_table(results).splitlines() == [
-    '            top-1 error  top-5 error  top-1 accuracy  top-5 accuracy    loss',
-    'eval             40.72%       18.15%          59.28%          81.85%  1.7431',
-    'ten views        39.04%            -          60.96%               -       -',
-    'parameters  60,965,224',
-    'epoch       90',
-    'images/s    8,140',
-    'time        3h12m',
-    'workdir     runs/krizhevsky2012',
-    'figures     runs/krizhevsky2012/figures',
-  ]
-  assert results_table({'epoch': 2}) == 'epoch       2'

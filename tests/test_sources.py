@@ -16,9 +16,9 @@ import pytest
 from helpers.tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
 
 from alexnet_jax.data import generated, image_folder, images, preparation, tfds_prepare, tfds_source
-from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.sources import data_directory, open_source
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import Console
 
 
 def refused(match, **changes):
@@ -326,7 +326,7 @@ def test_sizes_of_data_sets_that_are_not_there(tmp_path, monkeypatch):
   monkeypatch.setattr(
     tfds_prepare, 'ensure_prepared', lambda name, directory, say: asked.append((name, directory))
   )
-  for progress, downloads in ((None, []), (Silent(), [('kmnist', tmp_path / 'tfds')])):
+  for progress, downloads in ((None, []), (Console(quiet=True), [('kmnist', tmp_path / 'tfds')])):
     with pytest.raises(UserError, match='kmnist/.* is not at '):
       preparation.sizes(config('kmnist'), progress)
     assert asked == downloads

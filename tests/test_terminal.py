@@ -1,8 +1,156 @@
 """What commands write for people."""
 
+import io
+import math
+import re
+from pathlib import Path
+
 import pytest
 
-from alexnet_jax.terminal import did_you_mean
+from alexnet_jax.terminal import Console, did_you_mean, duration, si
+from alexnet_jax.train.console import TrainingConsole
+from alexnet_jax.train.summary import summary
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def shown(stream):
+  """The text on a terminal."""
+  return re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
+
+
+@pytest.fixture
+def wide(monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm-256color')
+  monkeypatch.setenv('COLUMNS', '120')
+
+
+def test_plain_lines(tmp_path):
+  stream, seconds = io.StringIO(), iter([0.0, 60.0, 118.8])
+  log = tmp_path / 'train.log'
+  clock = seconds.__next__
+  with TrainingConsole(112500, 90, log=log, stream=stream, clock=clock) as console:
+    console.message('process 0/1, 1 of 1 devices, [cpu]')
+    facts = {'images_per_second': 8140.4, 'data_wait': 0.0041}
+    console.update(15000, epoch=12.0, loss=3.3, **facts)
+    console.evaluation({'eval/top1_error': 0.5119, 'eval/top5_error': 0.2694, 'eval/loss': 2.2})
+    console.update(15500, epoch=12.4, loss=3.2141, **facts)
+    console.update(16000, epoch=12.8, loss=0.08449)
+  lines = [
+    'process 0/1, 1 of 1 devices, [cpu]',
+    'epoch 12.0/90  step 15,000/112,500  loss 3.30  8,140 img/s  (data 0.4%)',
+    'epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9  8,140 img/s  (data 0.4%)  '
+    + 'ETA 3h14m',  # 97,000 steps at 500 a minute
+    'epoch 12.8/90  step 16,000/112,500  loss 0.084  val 51.2/26.9  ETA 3h11m',
+  ]
+  assert stream.getvalue().splitlines() == lines
+  logged = log.read_text().splitlines()
+  assert [line[21:] for line in logged] == lines
+  assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', line) for line in logged)
+
+
+def test_two_classes_have_no_top5():
+  stream = io.StringIO()
+  console = TrainingConsole(10, 0.5, stream=stream)
+  console.evaluation({'eval/top1_error': 0.25})
+  console.update(1, epoch=0.05, loss=math.nan, images_per_second=3.21)
+  assert stream.getvalue() == 'epoch 0.1/0.5  step 1/10  loss nan  val 25.0  3.2 img/s\n'
+
+
+def test_time_left_forgets_what_was_before_a_suspension():
+  stream, seconds = io.StringIO(), iter([0.0, 9999.0, 10009.0])
+  console = TrainingConsole(100, 1, stream=stream, clock=seconds.__next__)
+  console.update(10, epoch=0, loss=1)
+  console.restart_pace()
+  console.update(20, epoch=0, loss=1)
+  console.update(30, epoch=0, loss=1)
+  assert [line.partition('ETA ')[2] for line in stream.getvalue().splitlines()] == ['', '', '1m10s']
+
+
+def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, wide):
+  stream = Terminal()
+  with TrainingConsole(200, 90, log=tmp_path / 'log', stream=stream) as console:
+    console.update(50, epoch=22.5, loss=2.5)
+    console.message('a [link] stays')
+    console.update(100, epoch=45.0, loss=2.5, images_per_second=10.0)
+  assert 'a [link] stays' in shown(stream)
+  assert '━ epoch 45.0/90  step 100/200  loss 2.50  10 img/s  ETA' in shown(stream)
+  assert stream.getvalue().count('\x1b[?25h') == 1, 'the cursor is shown again'
+  log = (tmp_path / 'log').read_text()
+  assert '  epoch 45.0/90  step 100/200  loss 2.50  10 img/s' in log and '\x1b' not in log
+
+
+def test_count_on_a_terminal(wide):
+  stream = Terminal()
+  with Console(stream=stream).count('photos', 200, done=80) as advance:
+    advance(20)
+    advance(100)
+  assert '200 of 200, ' in shown(stream) and 'per second, 0s left' in shown(stream)
+  assert stream.getvalue().count('\x1b[?25h') == 1
+
+
+def test_a_terminal_that_hangs_up_does_not_end_the_run(tmp_path):
+  class Gone(io.StringIO):
+    def write(self, text):
+      raise OSError(5, 'Input/output error')
+
+  with TrainingConsole(10, 1, log=tmp_path / 'log', stream=Gone()) as console:
+    console.update(1, epoch=0.1, loss=1.0)
+    console.message('still here')
+  assert (tmp_path / 'log').read_text().count('\n') == 2
+
+
+def test_summary():
+  results = {
+    'eval/top1_error': 0.40721,
+    'eval/top5_error': 0.1815,
+    'eval/loss': 1.7431,
+    'ten_views/top1_error': 0.3904,
+    'parameters': 60_965_224,
+    'epoch': 90.0,
+    'images_per_second': 8140.4,
+    'seconds': 11520,
+    'other': 1,
+  }
+  paths = ['workdir     runs/digits', 'figures     runs/digits/figures']
+  assert summary(results, Path('runs/digits')).splitlines() == [
+    '            top-1 error  top-5 error  top-1 accuracy  top-5 accuracy    loss',
+    'eval             40.72%       18.15%          59.28%          81.85%  1.7431',
+    'ten views        39.04%            -          60.96%               -       -',
+    'parameters  60,965,224',
+    'epoch       90',
+    'images/s    8,140.4',
+    'time        3h12m',
+    *paths,
+  ]
+  assert summary({'epoch': 2}, Path('runs/digits')).splitlines() == ['epoch       2', *paths]
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [
+    (0.2, '0s'),
+    (59.6, '1m00s'),
+    (725, '12m05s'),
+    (3599.7, '1h00m'),
+    (11520, '3h12m'),
+    (86399, '1d00h'),
+    (536400, '6d05h'),
+  ],
+)
+def test_duration(seconds, text):
+  assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [(0, '0 B'), (999, '999 B'), (999.6, '1 kB'), (243_860_896, '244 MB'), (2.62e11, '262 GB')],
+)
+def test_si(value, text):
+  assert si(value, 'B') == text
 
 
 @pytest.mark.parametrize(

@@ -99,11 +99,11 @@ class OurWriter(Side):
 
   def run(self, batches: int) -> int:
     from alexnet_jax.data.preparation import prepare_store
-    from alexnet_jax.data.progress import Silent
+    from alexnet_jax.terminal import Console
 
     images = 0
     for _ in range(batches):
-      made = prepare_store(self._config, progress=Silent(), workers=self._workers)
+      made = prepare_store(self._config, progress=Console(quiet=True), workers=self._workers)
       images += len(made.train) + len(made.eval)
       shutil.rmtree(self._config.store)
     return images

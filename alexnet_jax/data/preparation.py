@@ -6,13 +6,13 @@ from typing import Any
 
 from alexnet_jax.data import sources, store, writer
 from alexnet_jax.data.examples import Source
-from alexnet_jax.data.progress import Console, Progress, Silent
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
+from alexnet_jax.terminal import Console
 
 
 def prepare_store(
-  data_config: Any, *, progress: Progress | None = None, workers: int = 0
+  data_config: Any, *, progress: Console | None = None, workers: int = 0
 ) -> store.Store:
   """Opens the store of a configuration, writing it first if it is not there.
 
@@ -66,7 +66,7 @@ def encoding(data_config: Any) -> str:
   return f'{store.JPEG}{data_config.jpeg_quality}'
 
 
-def sizes(data_config: Any, progress: Progress | None) -> tuple[int, int, int]:
+def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
   """Classes, training images and held-out images, before anything is written.
 
   Args:
@@ -78,7 +78,7 @@ def sizes(data_config: Any, progress: Progress | None) -> tuple[int, int, int]:
     UserError: absent, and its size is not known.
   """
   if data_config.source in ('folder', 'tfds') and (path := store_path(data_config)).exists():
-    found = open_existing(path, data_config, Silent())
+    found = open_existing(path, data_config, Console(quiet=True))
     return len(found.classes), len(found.train), len(found.eval)
   if data_config.source == 'tfds' and (builder := _unprepared(data_config)):
     from alexnet_jax.data import tfds_source
@@ -115,21 +115,21 @@ def _unprepared(data_config: Any) -> Any:
   return None if tfds_source.is_prepared(builder) else builder
 
 
-def _prepare_tfds(data_config: Any, progress: Progress) -> None:
+def _prepare_tfds(data_config: Any, progress: Console) -> None:
   from alexnet_jax.data import tfds_prepare
 
   directory = sources.data_directory(data_config)
   directory.mkdir(parents=True, exist_ok=True)
   with writer.lock(directory / data_config.name.replace('/', '-'), progress):
-    tfds_prepare.ensure_prepared(data_config.name, directory, progress.say)
+    tfds_prepare.ensure_prepared(data_config.name, directory, progress.message)
 
 
-def _write(path: pathlib.Path, data_config: Any, progress: Progress, workers: int) -> store.Store:
+def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int) -> store.Store:
   if data_config.source == 'tfds' and _unprepared(data_config):
     _prepare_tfds(data_config, progress)
   source = sources.open_source(data_config)
-  progress.say(f'{source.name}: {source.found}')
-  progress.say(f'preparing {path}')
+  progress.message(f'{source.name}: {source.found}')
+  progress.message(f'preparing {path}')
   written = writer.write_store(
     source,
     path,
@@ -141,11 +141,11 @@ def _write(path: pathlib.Path, data_config: Any, progress: Progress, workers: in
     encoding=encoding(data_config),
   )
   if skipped := sum(len(names) for names in written.meta['unreadable'].values()):
-    progress.say(f'{skipped:,} unreadable images were left out; {path}/meta.json names them')
+    progress.message(f'{skipped:,} unreadable images were left out; {path}/meta.json names them')
   return written
 
 
-def open_existing(path: pathlib.Path, data_config: Any, progress: Progress) -> store.Store:
+def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> store.Store:
   """Opens an existing store after comparing it with what the configuration asks for.
 
   Raises:
@@ -160,7 +160,7 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Progress) -> s
   }
   if not _is_present(data_config):
     store.check_same(found, made)
-    progress.say(
+    progress.message(
       f'{path}: {len(found.train):,} training and {len(found.eval):,} held-out images of '
       f'{len(found.classes):,} classes; what they were prepared from is not there any more'
     )
@@ -169,7 +169,7 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Progress) -> s
   if data_config.source == 'folder':
     _check_unchanged(found, source)
   store.check_same(found, store.describe(source, **made))
-  progress.say(f'{source.name}: {source.found}')
+  progress.message(f'{source.name}: {source.found}')
   return found
 
 

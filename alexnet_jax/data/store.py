@@ -23,9 +23,9 @@ import numpy as np
 from alexnet_jax.data import imagenet, images, order, statistics
 from alexnet_jax.data.examples import Source, SourceSplit
 from alexnet_jax.data.jpeg_images import JpegImages, JpegRows
-from alexnet_jax.data.progress import Progress, Silent
 from alexnet_jax.data.raw_images import RawImages
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import Console
 
 FORMAT_VERSION = 1
 SPLITS = ('train', 'eval')
@@ -160,7 +160,7 @@ def _checksums(meta: dict[str, Any], split: str) -> dict[str, Any]:
   }
 
 
-def verify_store(path: pathlib.Path | str, progress: Progress | None = None) -> None:
+def verify_store(path: pathlib.Path | str, progress: Console | None = None) -> None:
   """Reads every byte of a store and compares it with the checksums taken when it was written.
 
   Raises:
@@ -169,7 +169,7 @@ def verify_store(path: pathlib.Path | str, progress: Progress | None = None) -> 
   meta = open_store(path).meta
   changed = []
   parts = sum(len(value) for value in meta['crc32'].values() if isinstance(value, list))
-  with (progress or Silent()).count(f'verifying parts of {path}', parts) as advance:
+  with (progress or Console(quiet=True)).count(f'verifying parts of {path}', parts) as advance:
     for name in SPLITS:
       files = image_files(pathlib.Path(path) / name, meta['image_size'], meta['encoding'])
       for change in files.check(_checksums(meta, name), meta['rows_per_part']):

@@ -18,9 +18,9 @@ from typing import TextIO
 from alexnet_jax.data import merge, store
 from alexnet_jax.data.examples import Source
 from alexnet_jax.data.job import Job, Part
-from alexnet_jax.data.progress import Progress, Silent
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.terminal import Console
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose
 
@@ -33,7 +33,7 @@ def write_store(
   resize: str,
   unreadable: str = 'error',
   workers: int = 0,
-  progress: Progress | None = None,
+  progress: Console | None = None,
   rows_per_part: int = ROWS_PER_PART,
   encoding: str = store.RAW,
 ) -> store.Store:
@@ -54,7 +54,7 @@ def write_store(
     UserError: the disk is too small, images are unreadable, a label is no class, a worker died, or
       another store is there.
   """
-  path, progress = pathlib.Path(path), progress or Silent()
+  path, progress = pathlib.Path(path), progress or Console(quiet=True)
   folder = path.with_name(path.name + '.tmp')
   job = Job(source, folder, image_size, resize, rows_per_part, encoding)
   try:
@@ -78,18 +78,18 @@ def write_store(
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, progress: Progress) -> Iterator[TextIO]:
+def lock(path: pathlib.Path, progress: Console) -> Iterator[TextIO]:
   """One writer of `path` at a time; others wait. Ends with the process, however that ends."""
   with open(path.with_name(f'.{path.name}.lock'), 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      progress.say(f'another process is preparing {path}: waiting for it')
+      progress.message(f'another process is preparing {path}: waiting for it')
       fcntl.flock(file, fcntl.LOCK_EX)
     yield file
 
 
-def _write_parts(job: Job, workers: int, progress: Progress, lock: TextIO) -> None:
+def _write_parts(job: Job, workers: int, progress: Console, lock: TextIO) -> None:
   """Writes the parts that have no record yet."""
   began, spent = time.monotonic(), _core_seconds()
   waiting = job.waiting()
@@ -105,7 +105,7 @@ def _write_parts(job: Job, workers: int, progress: Progress, lock: TextIO) -> No
         job.write_part(part, advance)
   if waiting:
     seconds, spent = time.monotonic() - began, _core_seconds() - spent
-    progress.say(
+    progress.message(
       f'{total - done:,} images in {seconds:,.1f} s, {spent:,.1f} core-seconds: '
       f'{(total - done) / max(spent, 1e-9):,.0f} images per core-second'
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.terminal import aligned
+
 _MANY = 20  # pictures, above which each gets a line instead of a block
 _BAR, _NAME = 24, 40  # characters, at most
 
@@ -62,13 +64,16 @@ def _blocks(found: Sequence[ImagePrediction]) -> list[str]:
 
 
 def _lines(found: Sequence[ImagePrediction]) -> list[str]:
-  file = max(len(each.name) for each in found)
-  width = max(len(_short(each.classes[0])) for each in found)
-  return [
-    f'{each.name:<{file}}  {_short(each.classes[0]):<{width}}  {each.probabilities[0]:8.2%}'
-    + f'  true class: {each.true_class}' * (each.true_label not in (None, each.labels[0]))
+  rows = [
+    (
+      each.name,
+      _short(each.classes[0]),
+      f'{each.probabilities[0]:.2%}',
+      f'true class: {each.true_class}' * (each.true_label not in (None, each.labels[0])),
+    )
     for each in found
   ]
+  return aligned(rows, left=(0, 1, 3))
 
 
 def _short(name: str) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 from alexnet_jax.errors import UserError
 from alexnet_jax.run import checkpoint_files
 from alexnet_jax.run.checkpoint_files import DamagedError
+from alexnet_jax.terminal import si
 
 KINDS = ('last', 'best')
 _log = logging.getLogger(__name__)
@@ -204,13 +205,13 @@ class Checkpoints:
       self.failed_saves += 1
       free = shutil.disk_usage(folder).free
       _log.error(
-        'checkpoint %s/%d is not saved: the disk or quota is full (%.0f MB needed, '
-        '%.0f MB free on the disk); older ones are intact, training goes on, the next '
+        'checkpoint %s/%d is not saved: the disk or quota is full (%s needed, '
+        '%s free on the disk); older ones are intact, training goes on, the next '
         'save tries again',
         folder,
         step,
-        size / 1e6,
-        free / 1e6,
+        si(size, 'B'),
+        si(free, 'B'),
       )
 
 

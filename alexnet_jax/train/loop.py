@@ -23,14 +23,14 @@ from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities
 from alexnet_jax.runtime.deterministic import promise
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train import processes
-from alexnet_jax.train.console import Console, class_table
+from alexnet_jax.train.console import TrainingConsole
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.multi_step import calls, check_room, prepare_calls
 from alexnet_jax.train.preemption import StopSignal
 from alexnet_jax.train.step import TrainState
-from alexnet_jax.train.summary import draw_figures, finish, summary
+from alexnet_jax.train.summary import class_table, draw_figures, finish, summary
 from alexnet_jax.train.throughput import Interval
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
@@ -103,10 +103,9 @@ def train(
     stack.callback(checkpoints.close)
     start, evaluated, state = resume(checkpoints, experiment)
     console = stack.enter_context(
-      Console(
+      TrainingConsole(
         calendar.total_steps,
         config.epochs,
-        start,
         log=folder.log if primary else None,
         quiet=not primary,
       )

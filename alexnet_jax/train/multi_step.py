@@ -16,6 +16,7 @@ from jax import lax
 from alexnet_jax.data import feed
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import si
 from alexnet_jax.train.devices import Devices, Layout
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.step import TrainState
@@ -42,8 +43,8 @@ def check_room(config, split: Split, devices: Devices) -> None:
   if config.steps_per_call > 1 and limit is not None and size > limit:
     raise UserError(
       f'config.steps_per_call={config.steps_per_call} keeps the {len(split):,} training images on'
-      f' every device: they take {size / 1e9:,.1f} GB, a device has'
-      f' {limit / 1e9:,.1f} GB; use --config.steps_per_call=1, or fewer or smaller images'
+      f' every device: they take {si(size, "B")}, a device has {si(limit, "B")}; use'
+      ' --config.steps_per_call=1, or fewer or smaller images'
       ' (data.train_examples, data.image_size)'
     )
 

@@ -5,8 +5,8 @@ import math
 import ml_collections
 
 from alexnet_jax.data import preparation
-from alexnet_jax.data.progress import Console
 from alexnet_jax.model import layers, nets
+from alexnet_jax.terminal import Console, si
 from alexnet_jax.train import schedules
 from alexnet_jax.train.schedules import Calendar
 
@@ -40,12 +40,12 @@ def lines(
     f'steps         {calendar.total_steps:,} of {config.batch_size} images:'
     f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
     f'learning rate {_rates(config, calendar)}',
-    f'memory        about {_bytes(4 * parameters + state)} for weights, gradients and optimizer'
+    f'memory        about {si(4 * parameters + state, "B")} for weights, gradients and optimizer'
     f'{_resident(config, examples)} on each device,'
-    f' and about {_bytes(_activations(config, table, shape))} of activations over all devices',
-    f'disk          {_bytes(stored)} of prepared images'
+    f' and about {si(_activations(config, table, shape), "B")} of activations over all devices',
+    f'disk          {si(stored, "B")} of prepared images'
     f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
-    f' {_bytes(state)} a checkpoint, up to {config.checkpoint.max_to_keep + 2} of them',
+    f' {si(state, "B")} a checkpoint, up to {config.checkpoint.max_to_keep + 2} of them',
     f'work          {3 * 2 * macs * examples * config.epochs:.2e} floating-point operations',
   ]
 
@@ -89,7 +89,7 @@ def _rates(config, calendar: Calendar) -> str:
 def _resident(config, examples: int) -> str:
   """The training images, where the devices keep them."""
   size = examples * config.data.image_size**2 * 3
-  return f' and {_bytes(size)} for the training images' if config.steps_per_call > 1 else ''
+  return f' and {si(size, "B")} for the training images' if config.steps_per_call > 1 else ''
 
 
 def _activations(config, table: layers.Table, shape: layers.Shape) -> int:
@@ -97,14 +97,6 @@ def _activations(config, table: layers.Table, shape: layers.Shape) -> int:
   width = 2 if config.model.compute_dtype == 'bfloat16' else 4
   units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, shape))
   return units * width * config.batch_size // config.grad_accum_steps
-
-
-def _bytes(count: float) -> str:
-  for unit in ('B', 'kB', 'MB', 'GB'):
-    if count < 1000:
-      return f'{count:.3g} {unit}'
-    count /= 1000
-  return f'{count:.3g} TB'
 
 
 def show(config: ml_collections.ConfigDict, *, dry_run: bool = False) -> None:

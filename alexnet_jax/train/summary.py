@@ -1,5 +1,6 @@
 """What a finished run leaves behind: predictions, figures and the record of its results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from alexnet_jax.run.predictions import (
   results_prefix,
   write_predictions,
 )
-from alexnet_jax.train.console import results_table
+from alexnet_jax.terminal import aligned, duration
 from alexnet_jax.train.devices import to_host
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.step import TrainState
@@ -72,8 +73,43 @@ def finish(
 
 
 def summary(results: dict, workdir: Path) -> str:
-  """What results.json says, for people; the paths are those of today, wherever it was moved."""
-  return results_table(results | {'workdir': workdir, 'figures': RunFolder(workdir).figures})
+  """What results.json says, for people; the paths are those of today, wherever it was moved.
+
+  Args:
+    results: What is known of these; the rest is left out.
+      `<evaluation>/top1_error`, `<evaluation>/top5_error` (shares in [0, 1]), `<evaluation>/loss`:
+      a row for each evaluation (`eval`, `ten_views`, ...) in the order given;
+      `parameters`, `epoch`, `images_per_second`, `seconds`: a line each.
+    workdir: folder of the run.
+  """
+  rows = [('', 'top-1 error', 'top-5 error', 'top-1 accuracy', 'top-5 accuracy', 'loss')]
+  for name in dict.fromkeys(key.split('/')[0] for key in results if key.endswith('/top1_error')):
+    top1, top5 = results[f'{name}/top1_error'], results.get(f'{name}/top5_error')
+    accuracies = [None if error is None else 1 - error for error in (top1, top5)]
+    cells = ['-' if share is None else f'{share:.2%}' for share in (top1, top5, *accuracies)]
+    loss = results.get(f'{name}/loss')
+    rows.append((f'{name.replace("_", " "):<10}', *cells, '-' if loss is None else f'{loss:.4f}'))
+  lines = aligned(rows) if len(rows) > 1 else []
+  for name, title, text in (
+    ('parameters', 'parameters', '{:,}'.format),
+    ('epoch', 'epoch', '{:g}'.format),
+    ('images_per_second', 'images/s', '{:,.1f}'.format),
+    ('seconds', 'time', duration),
+  ):
+    if results.get(name) is not None:
+      lines.append(f'{title:<12}{text(results[name])}')
+  return '\n'.join([*lines, f'workdir     {workdir}', f'figures     {RunFolder(workdir).figures}'])
+
+
+def class_table(rows: Sequence[tuple[str, int, float, str]]) -> str:
+  """Errors of classes, as aligned text.
+
+  Args:
+    rows: name, images, error (a share in [0, 1]) and what it is most often taken for, or ''.
+  """
+  heading = ('class', 'images', 'top-1 error', 'mostly taken for')
+  cells = [(name, f'{count:,}', f'{error:.2%}', other) for name, count, error, other in rows]
+  return '\n'.join(aligned([heading, *cells], left=(0, 3)))
 
 
 def draw_figures(
