@@ -1,0 +1,145 @@
+"""Commands and programs in README.md, CONTRIBUTING.md, docs/ and launch/README.md work.
+
+A command of a ```bash block is run, shortened where it would train or measure, with `runs/` and
+`photos/` of a net that has seen the digits once; or it must be refused for want of what is not here
+and of nothing else; or it stands in NOT_RUN with the reason.  Any other is a failure.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from helpers.commands import ENVIRONMENT, ROOT, run
+from PIL import Image
+from sklearn.datasets import load_digits
+
+DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'launch/README.md') + tuple(
+  f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))
+)
+MAIN = 'python -m alexnet_jax.main'
+BENCHMARK = 'python -m alexnet_jax.benchmark'
+
+# {how a command begins: (what that is replaced by, what the command must be refused for)}, the
+# longest that fits.
+RUN = {
+  MAIN: (f'{MAIN} --dry_run', ''),
+  f'{MAIN} --config=configs/digits.py': (f'{MAIN} --config=digits --config.epochs=1', ''),
+  'python -m alexnet_jax.checkpoints': (None, ''),
+  'python -m alexnet_jax.convert runs/digits': (None, ''),
+  'python -m alexnet_jax.convert': (None, 'does not exist'),
+  'python -m alexnet_jax.diagnose': (
+    'python -m alexnet_jax.diagnose --batch_size=2 --overfit_steps=0',
+    '',
+  ),
+  'python -m alexnet_jax.evaluate': (None, ''),
+  'python -m alexnet_jax.evaluate --weights=alexnet.npz': (None, 'alexnet.npz'),
+  'python -m alexnet_jax.predict': (None, ''),
+  'python -m alexnet_jax.prepare': (None, 'imagenet'),
+  'python -m alexnet_jax.prepare --config=configs/cifar10.py': (None, 'cifar10'),
+  'python -m alexnet_jax.prepare --config=configs/folder.py': (None, ''),
+  'python -m alexnet_jax.report': (None, 'is not a folder'),
+  'python -m alexnet_jax.report runs/sweep': (None, ''),
+  'python -m alexnet_jax.summarize': (None, ''),
+  # Refused for this word alone: every flag and field before it has been read.
+  BENCHMARK: (f'{BENCHMARK} nothing', "'nothing'"),
+  'python launch/local.py -n 1 --': ('python launch/local.py -n 1 -- --dry_run', ''),
+  'python launch/local.py -n 2 --': ('python launch/local.py -n 2 -- --dry_run', ''),
+  'python launch/sweep.py': ('python launch/sweep.py --dry_run', ''),
+  'launch/tpu_vm.sh': ('env DRY_RUN=1 launch/tpu_vm.sh', ''),
+}
+NOT_RUN = {
+  'pip install': 'needs the network: .ci/run and test_install.py install the package',
+  'python3 -m venv': 'needs the network: .ci/run makes environments',
+  'python -m pytest': 'is what runs this: .ci/run has both lines',
+  'sbatch': 'needs Slurm: test_slurm.py',
+}
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+  """Language and text of each fenced block."""
+  text = (ROOT / document).read_text(encoding='utf-8')
+  return re.findall(r'^```(\w*)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+  """The commands of a bash block, without comments."""
+  lines = text.replace('\\\n', ' ').splitlines()
+  return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def rule(command: str) -> str:
+  """The beginning in RUN or NOT_RUN that fits a command best."""
+  fitting = [start for start in (*RUN, *NOT_RUN) if f'{command} '.startswith(start)]
+  assert fitting, f'neither run nor given a reason: {command}'
+  return max(fitting, key=len)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder in which the documents' commands find what they name."""
+  place = tmp_path_factory.mktemp('documents')
+  for path in ROOT.glob('[!.]*'):
+    if path.name not in ('runs', 'photos'):
+      (place / path.name).symlink_to(path)
+  digits = load_digits()
+  names = [f'photos/{digits.target[index]}/{index:03}.png' for index in range(40)]
+  for index, name in enumerate([*names, 'photos/0/312.png', 'photos/3/092.png', 'a.png', 'b.png']):
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(place / name)
+  trained = run('alexnet_jax.main', '--config=digits', '--config.epochs=1', folder=place)
+  assert trained.returncode == 0, trained.stderr
+  for copy in ('80sec', 'a', 'b', 'sweep/baseline/seed0'):
+    shutil.copytree(place / 'runs/digits', place / 'runs' / copy)
+  return place
+
+
+def check(command: str, place, environment: dict[str, str]) -> None:
+  """Runs a command as its rule says."""
+  start = rule(command)
+  replacement, refusal = RUN[start]
+  words = shlex.split(command.replace(start, replacement or start, 1))
+  words = [word.replace('/path/to/images', str(place / 'photos')) for word in words]
+  words[0] = sys.executable if words[0] == 'python' else words[0]
+  ended = subprocess.run(
+    words, cwd=place, env=environment, capture_output=True, text=True, timeout=300
+  )
+  said = f'{command}\n{ended.stdout}{ended.stderr}'
+  assert ended.returncode == (2 if refusal else 0), said
+  assert 'Traceback' not in ended.stderr, said
+  assert refusal in ended.stderr.strip().splitlines()[-1] if refusal else True, said
+
+
+def test_every_command_is_run_or_has_its_reason():
+  found = [
+    c
+    for name in DOCUMENTS
+    for kind, text in blocks(name)
+    if kind == 'bash'
+    for c in commands(text)
+    if not c.startswith('export ')
+  ]
+  assert set(map(rule, found)) == {*RUN, *NOT_RUN}  # and no rule is left over
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_commands_and_programs_run(document, place, monkeypatch):
+  monkeypatch.chdir(place)
+  environment = dict(ENVIRONMENT)
+  for kind, text in blocks(document):
+    if kind == 'bash':
+      for command in commands(text):
+        if command.startswith('export '):
+          environment |= dict(word.split('=', 1) for word in shlex.split(command)[1:])
+        elif rule(command) in RUN:
+          check(command, place, environment)
+    elif kind == 'python':
+      program = types.ModuleType(document)
+      program.images = np.zeros((1, 224, 224, 3), np.float32)
+      program.views = np.zeros((2, 28, 28, 3), np.float32)
+      exec(compile(text, document, 'exec'), vars(program))
