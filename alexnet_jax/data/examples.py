@@ -1,7 +1,7 @@
 """What passes from data sets to the store: labeled images by index, and parts of a split."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,4 +65,4 @@ class Part:
     return self.stop - self.start
 
 
-Record = dict[str, np.ndarray]  # what was found out about a part as it was written
+Record = dict[str, Any]  # arrays and numbers: what was found out about a part as it was written

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,7 +213,7 @@ class Gather:
     self._source: _FileRows | JpegRows | None = None
     self._threads = 1
     if split.file is not None:
-      self._source, self._threads = _FileRows(split), READERS
+      self._source, self._threads = _FileRows(split, split.file), READERS
     elif isinstance(split.images, JpegRows):
       self._source, self._threads = split.images, usable_cores()
     self._readers = concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix='read')
@@ -249,11 +250,10 @@ class Gather:
 class _FileRows:
   """Rows of raw pixels, read from their file."""
 
-  def __init__(self, split: Split):
-    self._path = split.file
+  def __init__(self, split: Split, path: Path):
     self._offset = split.offset
-    self._row_bytes = split.images[:1].nbytes
-    self._descriptor: int | None = os.open(split.file, os.O_RDONLY)
+    self._row_bytes = np.asarray(split.images[:1]).nbytes
+    self._file = open(path, 'rb', buffering=0)
 
   def read(self, rows: np.ndarray, out: np.ndarray) -> None:
     """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighboring rows at once."""
@@ -264,16 +264,14 @@ class _FileRows:
       position = self._offset + int(rows[place]) * self._row_bytes
       target = memory[place * self._row_bytes : end * self._row_bytes]
       while target:
-        count = os.preadv(self._descriptor, [target], position)
+        count = os.preadv(self._file.fileno(), [target], position)
         if not count:
-          raise OSError(f'{self._path} ends before byte {position}: it was cut off')
+          raise OSError(f'{self._file.name} ends before byte {position}: it was cut off')
         target, position = target[count:], position + count
       place = end
 
   def close(self) -> None:
-    if self._descriptor is not None:
-      os.close(self._descriptor)
-      self._descriptor = None
+    self._file.close()
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -49,8 +49,10 @@ def square(
   Raises:
     UnreadableImage: truncated, damaged, of another format, or with too many pixels.
   """
-  is_array = isinstance(data, np.ndarray)
-  image = Image.fromarray(data).convert('RGB') if is_array else _decode(data, upright)
+  if isinstance(data, np.ndarray):
+    image = Image.fromarray(data).convert('RGB')
+  else:
+    image = _decode(data, upright)
   width, height = image.size
   enlarges = size > min(width, height)
   resample = Image.Resampling.BICUBIC if enlarges else Image.Resampling.BILINEAR
@@ -70,8 +72,10 @@ def _decode(data: bytes | Image.Image, upright: bool = False) -> Image.Image:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # such as damaged EXIF data, which is not used
-      opened = isinstance(data, Image.Image)
-      image = data if opened else Image.open(io.BytesIO(data), formats=FORMATS)
+      if isinstance(data, Image.Image):
+        image = data
+      else:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
       if image.width * image.height > MAX_PIXELS:
         raise UnreadableImage(f'too many pixels: {image.width}x{image.height}')
       image.load()
@@ -97,7 +101,7 @@ _TURNS = {  # EXIF 2.3, tag 0x0112: what brings the pixels upright
 
 def _turned(image: Image.Image) -> Image.Image:
   try:
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
   except Exception:  # damaged EXIF data; the pixels are good
     return image
   if turn is None:

@@ -79,7 +79,7 @@ def publish(job: Job, path: pathlib.Path) -> None:
 
 def _unreadable_rows(job: Job, split: str) -> dict[int, str]:
   """Unreadable rows, and why."""
-  result = {}
+  result: dict[int, str] = {}
   for part in job.parts(split):
     record = job.record(part)
     result |= dict(zip(record['bad_rows'].tolist(), record['reasons'].tolist(), strict=True))

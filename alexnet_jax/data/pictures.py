@@ -69,16 +69,17 @@ def as_list(given: Any) -> tuple[list[Picture], bool]:
     items = list(given) if np.ndim(given) in (1, 4) else items
   elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray, Mapping)):
     items = list(given)
-  pictures = []
+  pictures: list[Picture] = []
   for item in items:
-    pictures.append(_as_picture(item))
-    if pictures[-1] is None:
+    picture = _as_picture(item)
+    if picture is None:
       has_shape = hasattr(item, 'shape') and hasattr(item, 'dtype')
       what = f'of {item.dtype}, shape {tuple(item.shape)}' if has_shape else f'{item!r:.60}'
       raise UserError(
-        f'input {len(pictures)}, {type(item).__name__} {what}, is no picture: give paths, PIL'
+        f'input {len(pictures) + 1}, {type(item).__name__} {what}, is no picture: give paths, PIL'
         ' images, or uint8 arrays (H, W, 3), (H, W, 1) or (H, W), one or many, or (N, H, W, 3)'
       )
+    pictures.append(picture)
   return pictures, False
 
 

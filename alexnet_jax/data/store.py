@@ -184,7 +184,7 @@ def verify_store(path: pathlib.Path | str, progress: Console | None = None) -> N
 
 def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
   """The store of a small source, never written to disk; arguments as of `writer.write_store`."""
-  splits, upright = {}, is_upright(source.classes)
+  arrays, upright = {}, is_upright(source.classes)
   for name, indices in row_order(source).items():
     pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)
     labels = np.empty(len(indices), np.int32)
@@ -192,18 +192,18 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
       pixels[row], labels[row] = read_row(
         getattr(source, name), int(index), len(source.classes), image_size, resize, upright
       )
-    splits[name] = Split(pixels, labels)
-  totals = statistics.sums(splits['train'].images)
+    arrays[name] = pixels, labels
+  totals = statistics.sums(arrays['train'][0])
   stdevs, eigenvectors = statistics.color_components(totals)
   meta = describe(source, image_size, resize) | {
     'class_names': [],
-    'counts': {name: len(split) for name, split in splits.items()},
+    'counts': {name: len(labels) for name, (_, labels) in arrays.items()},
   }
   return Store(
     None,
     source.classes,
-    splits['train'],
-    splits['eval'],
+    Split(*arrays['train']),
+    Split(*arrays['eval']),
     statistics.mean_image(totals),
     stdevs,
     eigenvectors,

@@ -77,10 +77,10 @@ def check_ingredients(builder: tfds.core.DatasetBuilder, directory: pathlib.Path
       found = file.stat().st_size
       if found != size:
         raise UserError(f'{file} has {found:,} bytes instead of {size:,}: fetch it again, in full')
-  missing = [module for module in NEEDED_MODULES if importlib.util.find_spec(module) is None]
-  if missing:
+  absent = [module for module in NEEDED_MODULES if importlib.util.find_spec(module) is None]
+  if absent:
     raise UserError(
-      f'{looked_for(builder)}; preparing it needs {" and ".join(missing)}, training does not: '
+      f'{looked_for(builder)}; preparing it needs {" and ".join(absent)}, training does not: '
       f'{INSTALL} and rerun, or {WITHOUT}'
     )
 

@@ -131,8 +131,8 @@ def _series(
   records: Sequence[Mapping[str, float]], epochs: Sequence[float], name: str
 ) -> np.ndarray:
   """The finite values of a metric: (n, 2), columns epoch and value."""
-  points = [(e, r[name]) for e, r in zip(epochs, records, strict=True) if name in r]
-  points = np.asarray(points, np.float64).reshape(-1, 2)
+  found = [(e, r[name]) for e, r in zip(epochs, records, strict=True) if name in r]
+  points = np.asarray(found, np.float64).reshape(-1, 2)
   return points[np.isfinite(points).all(axis=1)]
 
 
@@ -198,7 +198,7 @@ def _label_ends(axes, ends: list, number: str) -> None:
   """Writes name and last value of each curve at its right end, moved apart where they collide."""
   gap = 0.065  # of the axes' height: one line of text
   transform = axes.transData + axes.transAxes.inverted()
-  placed = []
+  placed: list[list] = []
   for value, label, color in sorted(ends, key=lambda end: end[0]):
     height = float(np.clip(transform.transform((0, value))[1], 0, 1))
     placed.append([max(height, placed[-1][0] + gap) if placed else height, value, label, color])

@@ -43,7 +43,8 @@ def shortened(text: str, most: int) -> str:
 @functools.lru_cache(1024)
 def _families(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
   """Fonts for these letters, and the letters that none has."""
-  families, missing = (_FAMILY,), letters
+  families: tuple[str, ...] = (_FAMILY,)
+  missing = letters
   for family, faces in _installed():
     rest = {x for x in missing if not all(face.get_char_index(ord(x)) for face in faces)}
     if len(rest) < len(missing) and family != _FAMILY:

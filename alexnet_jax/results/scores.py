@@ -62,7 +62,7 @@ def worst_classes(
   for label in np.unique(labels):
     of_class = labels == label
     others = guesses[of_class & missed & (guesses != label)]
-    taken_for = classes[np.bincount(others).argmax()] if len(others) else ''
+    taken_for = classes[int(np.bincount(others).argmax())] if len(others) else ''
     rows.append((classes[label], int(of_class.sum()), float(missed[of_class].mean()), taken_for))
   return sorted(rows, key=lambda row: (-row[2], row[0]))[:count]
 
@@ -77,7 +77,10 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
   """The weighted mean of the members' probabilities (CHM avg-test.py), (n, classes)."""
   total = float(sum(weights))
-  return sum(weight / total * member for weight, member in zip(weights, members, strict=True))
+  mixed = np.zeros_like(members[0])
+  for weight, member in zip(weights, members, strict=True):
+    mixed += weight / total * member
+  return mixed
 
 
 def search_weights(

@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from alexnet_jax.runtime.cores import usable_cores
 
@@ -35,7 +36,8 @@ def prepare_process() -> None:
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+  config: Any = jax.config  # whose stubs leave out flags
+  if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
     try:
       folder = default_folder()
       folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,7 +82,8 @@ def folder() -> Path:
   """
   import jax
 
-  return Path(jax.config.jax_compilation_cache_dir or default_folder())
+  config: Any = jax.config  # whose stubs leave out flags
+  return Path(config.jax_compilation_cache_dir or default_folder())
 
 
 def default_folder() -> Path:

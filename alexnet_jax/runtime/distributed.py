@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from alexnet_jax.errors import UserError
 
@@ -72,7 +73,7 @@ def join(mode: str) -> bool:
       del os.environ[name]
   import jax
 
-  given = {}
+  given: dict[str, Any] = {}
   if found == _OURS[0]:
     try:
       count, index = (int(os.environ[name]) for name in _OURS[1:])

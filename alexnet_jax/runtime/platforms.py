@@ -15,7 +15,7 @@ def prepare_process() -> None:
   """
   import jax
 
-  if jax.config.jax_enable_x64:
+  if jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # its stubs leave out flags
     jax.config.update('jax_enable_x64', False)
     print('note: JAX_ENABLE_X64 is left aside: nets compute in 32 bits or less', file=sys.stderr)
   if local_devices()[0].platform == 'cpu' and not os.environ.get('JAX_PLATFORMS'):
