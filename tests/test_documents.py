@@ -17,12 +17,15 @@ import pytest
 from helpers.commands import ENVIRONMENT, ROOT, run
 from PIL import Image
 from sklearn.datasets import load_digits
+from test_rooms import ROOMS
 
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'launch/README.md') + tuple(
   f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))
 )
 MAIN = 'python -m alexnet_jax.main'
 BENCHMARK = 'python -m alexnet_jax.benchmark'
+DIAGNOSE = 'python -m alexnet_jax.diagnose'
+LOCAL = 'python launch/local.py'
 
 # {how a command begins: (what that is replaced by, what the command must be refused for)}, the
 # longest that fits.
@@ -32,10 +35,7 @@ RUN = {
   'python -m alexnet_jax.checkpoints': (None, ''),
   'python -m alexnet_jax.convert runs/digits': (None, ''),
   'python -m alexnet_jax.convert': (None, 'does not exist'),
-  'python -m alexnet_jax.diagnose': (
-    'python -m alexnet_jax.diagnose --batch_size=2 --overfit_steps=0',
-    '',
-  ),
+  DIAGNOSE: (f'{DIAGNOSE} --batch_size=2 --overfit_steps=0', ''),
   'python -m alexnet_jax.evaluate': (None, ''),
   'python -m alexnet_jax.evaluate --weights=alexnet.npz': (None, 'alexnet.npz'),
   'python -m alexnet_jax.predict': (None, ''),
@@ -47,12 +47,13 @@ RUN = {
   'python -m alexnet_jax.summarize': (None, ''),
   # Refused for this word alone: every flag and field before it has been read.
   BENCHMARK: (f'{BENCHMARK} nothing', "'nothing'"),
-  'python launch/local.py -n 1 --': ('python launch/local.py -n 1 -- --dry_run', ''),
-  'python launch/local.py -n 2 --': ('python launch/local.py -n 2 -- --dry_run', ''),
+  f'{LOCAL} -n 1 --': (f'{LOCAL} -n 1 -- --dry_run', ''),
+  f'{LOCAL} -n 2 --': (f'{LOCAL} -n 2 -- --dry_run', ''),
   'python launch/sweep.py': ('python launch/sweep.py --dry_run', ''),
   'launch/tpu_vm.sh': ('env DRY_RUN=1 launch/tpu_vm.sh', ''),
 }
 NOT_RUN = {
+  'export': 'sets what the commands after it find in their environment',
   'pip install': 'needs the network: .ci/run and test_install.py install the package',
   'python3 -m venv': 'needs the network: .ci/run makes environments',
   'python -m pytest': 'is what runs this: .ci/run has both lines',
@@ -105,9 +106,8 @@ def check(command: str, place, environment: dict[str, str]) -> None:
   words = shlex.split(command.replace(start, replacement or start, 1))
   words = [word.replace('/path/to/images', str(place / 'photos')) for word in words]
   words[0] = sys.executable if words[0] == 'python' else words[0]
-  ended = subprocess.run(
-    words, cwd=place, env=environment, capture_output=True, text=True, timeout=300
-  )
+  pipes = {'capture_output': True, 'text': True, 'timeout': 300}
+  ended = subprocess.run(words, cwd=place, env=environment, **pipes)
   said = f'{command}\n{ended.stdout}{ended.stderr}'
   assert ended.returncode == (2 if refusal else 0), said
   assert 'Traceback' not in ended.stderr, said
@@ -115,15 +115,28 @@ def check(command: str, place, environment: dict[str, str]) -> None:
 
 
 def test_every_command_is_run_or_has_its_reason():
-  found = [
-    c
-    for name in DOCUMENTS
-    for kind, text in blocks(name)
-    if kind == 'bash'
-    for c in commands(text)
-    if not c.startswith('export ')
-  ]
-  assert set(map(rule, found)) == {*RUN, *NOT_RUN}  # and no rule is left over
+  every = [text for name in DOCUMENTS for kind, text in blocks(name) if kind == 'bash']
+  found = {rule(command) for text in every for command in commands(text)}
+  assert found == {*RUN, *NOT_RUN}  # and no rule is left over
+
+
+def test_the_map_has_the_rooms_in_their_order():
+  lines = (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
+  assert len(lines) <= 130
+  tree = '\n'.join(line for line in lines if line.startswith('    '))
+  places = [re.search(rf'\b{room}(/|\.py|, |: )', tree).start() for room in ROOMS]
+  assert places == sorted(places)
+
+
+def test_links_lead_to_files_and_headings():
+  for document in DOCUMENTS:
+    for link in re.findall(r'\]\((?!https?:)([^)]+)\)', (ROOT / document).read_text()):
+      path, _, heading = link.partition('#')
+      target = (ROOT / document).parent / path if path else ROOT / document
+      assert target.exists(), f'{document}: {link}'
+      headings = re.findall(r'^#+ (.*)$', target.read_text(), re.MULTILINE) if heading else []
+      names = [re.sub(r'[^\w -]', '', text.lower()).replace(' ', '-') for text in headings]
+      assert not heading or heading in names, f'{document}: {link}'
 
 
 @pytest.mark.slow
