@@ -61,7 +61,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-  _sync_directory(path.parent)
+  with contextlib.suppress(OSError):  # some network file systems refuse; the rename has happened
+    sync(path.parent)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -122,14 +123,10 @@ def _plain(value: Any) -> Any:
   return value
 
 
-def _sync_directory(directory: Path) -> None:
-  """Makes a rename inside `directory` survive a power cut, where the system can do that."""
-  if os.name != 'posix':
-    return
-  descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+  """Makes a file, or the names in a folder, survive a power cut."""
+  descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
-  except OSError:
-    pass  # Some network file systems refuse to sync a directory; the rename itself has happened.
   finally:
     os.close(descriptor)

@@ -15,7 +15,6 @@ from pathlib import Path
 from absl import flags
 
 from alexnet_jax import cli
-from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.runtime import compilation_cache, cpu, deterministic, distributed, platforms
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
@@ -36,6 +35,8 @@ def main() -> None:
   workdir = Path(_WORKDIR.value or Path('runs', name))
   cpu.prepare_process()
   if config.deterministic and not _DRY_RUN.value:
+    from alexnet_jax.run.folder import RunFolder  # after the check of the system
+
     deterministic.prepare_process(RunFolder(workdir).autotune)
   many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
   if not many:

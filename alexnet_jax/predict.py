@@ -119,10 +119,11 @@ def _show_predictions(predictor, files) -> None:
 
   found = _look(predictor, files, 'pictures', _FEATURES.value)
   classes = len(predictor.weights.classes)
-  _say(image_predictions.text(found, classes))
+  _say(image_predictions.predictions_text(found, classes))
   _write_json(
     predictor,
-    image_predictions.errors(found, classes) | {'pictures': image_predictions.as_json(found)},
+    image_predictions.error_rates(found, classes)
+    | {'pictures': image_predictions.predictions_json(found)},
   )
   readable = [each for each in found if not each.error]
   if _FEATURES.value:
@@ -130,17 +131,10 @@ def _show_predictions(predictor, files) -> None:
   if _FIGURE.value:
     from alexnet_jax.inference import figure4
 
-    shown = [
-      figure4.Guesses(
-        _square(predictor, each),
-        each.classes,
-        each.probabilities,
-        each.true_class,
-        Path(each.name).name,
-      )
-      for each in (readable[row] for row in _spread(len(readable)))
-    ]
-    _write('figure', _FIGURE.value, lambda path: figure4.guesses(shown, path, _title(predictor)))
+    shown = [readable[row] for row in _spread(len(readable))]
+    pairs = [(_square(predictor, each), each) for each in shown]
+    title = _title(predictor)
+    _write('figure', _FIGURE.value, lambda path: figure4.predictions(pairs, path, title))
 
 
 def _show_neighbors(predictor, files, gallery) -> None:
@@ -152,10 +146,10 @@ def _show_neighbors(predictor, files, gallery) -> None:
   looked_at = len(queries) + len(candidates)
   queries, candidates = ([x for x in each if not x.error] for each in (queries, candidates))
   found = neighbors.search(queries, candidates, _NEIGHBOURS.value)
-  _say(neighbors.text(queries, found))
+  _say(neighbors.neighbors_text(queries, found))
   if broken := looked_at - len(queries) - len(candidates):
     _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')
-  _write_json(predictor, {'layer': layer, 'pictures': neighbors.as_json(queries, found)})
+  _write_json(predictor, {'layer': layer, 'pictures': neighbors.neighbors_json(queries, found)})
   if _FIGURE.value:
     from alexnet_jax.inference import figure4
 

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers.commands import run
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.run import checkpoint as checkpoint_module
 from alexnet_jax.run import checkpoint_files
@@ -338,7 +339,7 @@ def os_full(*_, **__):
   [
     (ocp.Checkpointer, 'save', tensorstore_full),
     (Path, 'write_bytes', os_full),
-    (checkpoint_files, 'sync', os_full),
+    (files, 'sync', os_full),
     (shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(100, 99, 1)),
   ],
 )

@@ -231,7 +231,7 @@ def test_neighbors_agree_with_scikit_learn():
   search.fit(gallery.reshape(300, -1).astype(np.float64) - 1e4)
   distances, rows = search.kneighbors(queries.reshape(20, -1).astype(np.float64) - 1e4)
   for i, query in enumerate(queries):
-    order, found = neighbors.nearest(gallery, query, 7)
+    order, found = neighbors.nearest_rows(gallery, query, 7)
     np.testing.assert_array_equal(order, rows[i])
     np.testing.assert_allclose(found, distances[i], rtol=1e-9)
 

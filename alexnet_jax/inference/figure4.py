@@ -1,12 +1,13 @@
 """Pictures with what a net says of them: the two halves of the paper's Figure 4."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax.inference.image_predictions import ImagePrediction
 from alexnet_jax.results import figures, fonts
 
 _DPI = 160
@@ -17,48 +18,39 @@ _SIDE, _GAP, _MARGIN = 1.9, 0.35, 0.4  # inches
 _CAPTION, _LINE = 0.3, 0.22  # heights of a line of text
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Guesses:
-  """A picture and the most probable classes.
-
-  Attributes:
-    picture: uint8 (S, S, 3).
-    classes, probabilities: best first.
-    truth: the true class, or '' where it is not known.
-    caption: what to write below where it is not.
-  """
-
-  picture: np.ndarray
-  classes: Sequence[str]
-  probabilities: Sequence[float]
-  truth: str
-  caption: str
-
-
-def guesses(shown: Sequence[Guesses], path: str | os.PathLike, title: str) -> None:
+def predictions(
+  shown: Sequence[tuple[np.ndarray, ImagePrediction]], path: str | os.PathLike, title: str
+) -> None:
   """Draws pictures with bars for their most probable classes, the true one in red (Figure 4 left).
 
   Args:
-    shown: in rows of four.
+    shown: picture uint8 (S, S, 3) and what the net says of it; in rows of four.
     path: where to put the PNG.
     title: a line above.
   """
-  bars = max(len(each.classes) for each in shown)
+  bars = max(len(prediction.classes) for _, prediction in shown)
   height = _SIDE + _CAPTION + bars * _LINE
   page = _Page(len(shown), min(_COLUMNS, len(shown)), height, title)
-  for place, each in enumerate(shown):
+  for place, (picture, each) in enumerate(shown):
     left, top = page.cell(place)
-    page.picture(each.picture, left, top, _SIDE)
-    text, color = (each.truth, _INK) if each.truth else (each.caption, _FAINT)
-    page.text(text, left + _SIDE / 2, top + _SIDE + _CAPTION / 2, _SIDE, color, align='center')
+    page.picture(picture, left, top, _SIDE)
+    color = _INK if each.true_class else _FAINT
+    page.text(
+      each.true_class or Path(each.name).name,
+      left + _SIDE / 2,
+      top + _SIDE + _CAPTION / 2,
+      _SIDE,
+      color,
+      align='center',
+    )
     top += _SIDE + _CAPTION
     for row, (name, share) in enumerate(zip(each.classes, each.probabilities, strict=True)):
-      color = _TRUE if name == each.truth else _BAR
+      color = _TRUE if name == each.true_class else _BAR
       page.bar(left, top + row * _LINE, share * _SIDE, color)
       middle = top + (row + 0.46) * _LINE
       page.text(name, left + 0.05, middle, _SIDE - 0.45, _INK)
       page.text(f'{100 * share:.0f}%', left + _SIDE, middle, 0.4, _FAINT, align='right')
-  figures.save(page.figure, path)
+  figures.save_png(page.figure, path)
 
 
 def neighbors(
@@ -86,7 +78,7 @@ def neighbors(
       page.text(
         caption, left + side / 2, top + side + 0.13, side, _FAINT if column else _INK, 'center'
       )
-  figures.save(page.figure, path)
+  figures.save_png(page.figure, path)
 
 
 class _Page:

@@ -37,7 +37,7 @@ class ImagePrediction:
   error: str = ''
 
 
-def text(found: Sequence[ImagePrediction], classes: int) -> str:
+def predictions_text(found: Sequence[ImagePrediction], classes: int) -> str:
   """A block for each picture, or a line where there are many, and what they come to.
 
   Args:
@@ -81,7 +81,7 @@ def _short(name: str) -> str:
   return name if len(name) <= _NAME else name[: _NAME - 1] + '…'
 
 
-def errors(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
+def error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
   """Where the true class is known: known (how many), and shares top1_error, top5_error.
 
   top5_error is left out where fewer than five of more than five classes are named.
@@ -105,14 +105,14 @@ def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
   line = f'{len(found):,} picture{"s" * (len(found) != 1)}'
   if broken:
     line += f', of which {broken:,} cannot be read'
-  shares = errors(found, classes)
+  shares = error_rates(found, classes)
   if count := shares.pop('known'):
     told = ', '.join(f'top-{name[3]} error {share:.2%}' for name, share in shares.items())
     line += f'; {told} over the {count:,} in folders named as a class'
   return line
 
 
-def as_json(found: Sequence[ImagePrediction]) -> list[dict[str, Any]]:
+def predictions_json(found: Sequence[ImagePrediction]) -> list[dict[str, Any]]:
   """One object a picture: file, and predictions with true_class if known, or error."""
   objects = []
   for each in found:

@@ -18,7 +18,9 @@ class Neighbor:
   distance: float
 
 
-def nearest(gallery: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_rows(
+  gallery: np.ndarray, query: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
   """The rows of a gallery that are nearest to a query by Euclidean distance.
 
   Args:
@@ -48,7 +50,7 @@ def search(
   files = [Path(each.name).resolve() for each in gallery]
   found = []
   for query in queries:
-    order, distances = nearest(features, query.features, count + 1)
+    order, distances = nearest_rows(features, query.features, count + 1)
     own = Path(query.name).resolve()
     pairs = zip(order, distances, strict=True)
     others = [Neighbor(gallery[row].name, float(d)) for row, d in pairs if files[row] != own]
@@ -56,7 +58,7 @@ def search(
   return found
 
 
-def text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbor]]) -> str:
+def neighbors_text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbor]]) -> str:
   """A block for each query: distances and files, nearest first."""
   lines = []
   for query, others in zip(queries, found, strict=True):
@@ -65,7 +67,7 @@ def text(queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbor]]
   return '\n'.join(lines[1:])
 
 
-def as_json(
+def neighbors_json(
   queries: Sequence[ImagePrediction], found: Sequence[Sequence[Neighbor]]
 ) -> list[dict[str, Any]]:
   """One object a query: file, and neighbors with their distance."""

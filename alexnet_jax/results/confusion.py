@@ -17,7 +17,7 @@ def confusion_matrix(
   counts: np.ndarray, classes: Sequence[str], path: str | os.PathLike, title: str
 ) -> None:
   """Writes `confusion_figure` to `path` as PNG."""
-  figures.save(confusion_figure(counts, classes, title), path)
+  figures.save_png(confusion_figure(counts, classes, title), path)
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):

@@ -68,7 +68,7 @@ def learning_curves(
     axes.set_xlim(0, max(epochs, default=0) or 1)
     axes.set_xlabel(unit, fontsize=10, color=_FAINT)
     _mark_rates(axes, rates)
-  save(figure, path)
+  save_png(figure, path)
 
 
 def filter_grid(
@@ -267,10 +267,10 @@ def _save_pixels(canvas: np.ndarray, left: int, texts: list, path: str | os.Path
   for baseline, text, weight, size, color in texts:
     x, y = left / width, 1 - baseline / height
     figure.text(x, y, **fonts.label(text), fontweight=weight, fontsize=size, color=color)
-  save(figure, path)
+  save_png(figure, path)
 
 
-def save(figure, path: str | os.PathLike) -> None:
+def save_png(figure, path: str | os.PathLike) -> None:
   """Renders `figure` as PNG and puts it in place in one stroke."""
   files.write_bytes(path, png(figure))
 

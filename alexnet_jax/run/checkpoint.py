@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.run import checkpoint_files
 from alexnet_jax.run.checkpoint_files import DamagedError
@@ -235,7 +236,7 @@ def _publish(folder: Path, step: int) -> None:
   if (folder / str(step)).exists():
     (folder / str(step)).rename(folder / f'.replaced-{step}')
   (folder / f'.saving-{step}').rename(folder / str(step))
-  checkpoint_files.sync(folder)
+  files.sync(folder)
 
 
 def _retire(folder: Path, step: int, keep: int) -> None:

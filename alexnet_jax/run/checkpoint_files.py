@@ -11,7 +11,6 @@ orbax restores a flipped bit without a word. `files` holds size and CRC32 of eve
 import contextlib
 import json
 import logging
-import os
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+
+from alexnet_jax import files
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -46,12 +47,12 @@ def write_checkpoint(path: Path, leaves: dict[str, np.ndarray], meta: dict) -> N
       orbax.save(plain / 'state', _nested(leaves))
   except Exception as error:  # orbax and tensorstore raise anything
     raise OSError(f'orbax cannot write {path}: {_short(error)}') from error
-  files = {name: [size, _file_crc32(path / name)] for name, size in _file_sizes(path).items()}
+  listed = {name: [size, _file_crc32(path / name)] for name, size in _file_sizes(path).items()}
   table = {name: _leaf_record(leaf) for name, leaf in leaves.items()}
-  record = {'meta': meta, 'files': files, 'leaves': table}
+  record = {'meta': meta, 'files': listed, 'leaves': table}
   (path / 'meta.json').write_bytes(_sealed(json.dumps(record).encode()))
-  for name in [*files, 'meta.json', 'state', '.']:
-    sync(path / name)
+  for name in [*listed, 'meta.json', 'state', '.']:
+    files.sync(path / name)
 
 
 def read_record(path: Path, *, checksums: bool = True) -> dict:
@@ -114,15 +115,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   """Leaves by names such as 'params/conv1/kernel', in tree order; empty branches have none."""
   paths, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
-
-
-def sync(path: Path) -> None:
-  """Has a file, or the names in a folder, survive a power cut."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -9,16 +9,8 @@ from typing import Any
 from alexnet_jax.runtime.cores import usable_cores
 
 _PACKAGES = (
-  'alexnet_jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'tensorflow-datasets',
-  'ml-collections',
-  'absl-py',
-  'numpy',
+  *('alexnet_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'),
+  *('tensorflow-datasets', 'ml-collections', 'absl-py', 'numpy'),
 )
 
 

@@ -21,7 +21,7 @@ from alexnet_jax.model.preprocessing import (
   Preprocessing,
 )
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.weights.lazy_array import LazyArray, Shape, show
+from alexnet_jax.weights.lazy_array import LazyArray, Shape, shape_text
 
 TORCHVISION_LAYERS = {
   'conv1': 'features.0',
@@ -139,7 +139,7 @@ def _count_classes(net: str, found) -> int:
   last = NETS[net](2)[-1].name
   shape = _pair(net, last, found)[1].shape
   if len(shape) != 1 or not 2 <= shape[0] <= MAX_CLASSES:
-    raise ValueError(f'layer {last}: bias is {show(shape)}, not one number for each class')
+    raise ValueError(f'layer {last}: bias is {shape_text(shape)}, not one number for each class')
   return shape[0]
 
 
@@ -175,7 +175,9 @@ def checked(found: LazyArray, what: str, wanted: Shape, net: str) -> np.ndarray:
     ValueError: of another shape, or with values that are not finite in float32.
   """
   if found.shape != wanted:
-    raise ValueError(f'{what} is {show(found.shape)}, but net {net} needs {show(wanted)}')
+    raise ValueError(
+      f'{what} is {shape_text(found.shape)}, but net {net} needs {shape_text(wanted)}'
+    )
   with np.errstate(over='ignore', invalid='ignore'):
     array = np.array(found.read(), np.float32, order='C')
   if not np.isfinite(array).all():

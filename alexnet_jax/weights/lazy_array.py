@@ -40,12 +40,12 @@ def from_bytes(name: str, data, dtype, shape: Shape, order: str = 'C') -> LazyAr
   wanted = math.prod(shape) * np.dtype(dtype).itemsize
   if len(data) != wanted:
     raise ValueError(
-      f'{name} has {len(data):,} bytes, but its shape {show(shape)} of {np.dtype(dtype).name}'
+      f'{name} has {len(data):,} bytes, but its shape {shape_text(shape)} of {np.dtype(dtype).name}'
       f' needs {wanted:,}'
     )
   return LazyArray(shape, lambda: np.frombuffer(data, dtype).reshape(shape, order=order))
 
 
-def show(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
   """(3, 4) -> '3x4'."""
   return 'x'.join(map(str, shape[:8])) or 'scalar'

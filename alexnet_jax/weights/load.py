@@ -11,15 +11,17 @@ No code in a file is ever run.
 """
 
 import dataclasses
+import io
+import zipfile
 from pathlib import Path
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.weights import archive, caffe, layouts, npy, npz, safetensors, torch_file
+from alexnet_jax.weights import caffe, layouts, npy, npz, safetensors, torch_file
 from alexnet_jax.weights.lazy_array import LazyArray
-from alexnet_jax.weights.other_files import describe, describe_zip
+from alexnet_jax.weights.other_files import describe_file, describe_zip
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
 _MAX_REASON = 400  # characters; pickletools quotes whatever it cannot decode
@@ -100,7 +102,7 @@ def _bytes(path: Path) -> bytes:
 
 def _read(data: bytes, net: str | None, name: str) -> Pretrained:
   if data[:4] == b'PK\x03\x04':
-    files = archive.members(data)
+    files = _zip_members(data)
     if 'metadata.npy' in files:
       return npz.read(files)
     if not any(member.endswith('data.pkl') for member in files):
@@ -112,7 +114,7 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
     return _torchvision(safetensors.read(data), name)
   if data[:6] == npy.MAGIC:
     return _npy(npy.read_object(data), net, name)
-  if what := describe(data):
+  if what := describe_file(data):
     raise ValueError(f'it is {what}; wanted: {KNOWN}')
   try:
     net_name, caffe_layers = caffe.read(data)
@@ -121,6 +123,29 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
   if not caffe_layers:
     raise ValueError(f'it has no layers; wanted: {KNOWN}')
   return _caffe(net_name, caffe_layers, net, name)
+
+
+def _zip_members(data: bytes) -> dict[str, bytes]:
+  """Files of an archive as torch.save and np.savez write it: stored, so that nothing can swell.
+
+  Raises:
+    ValueError: damaged, compressed, or with more in it than the archive has bytes.
+  """
+  try:
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+      entries = file.infolist()
+      if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        names = [entry.filename for entry in entries]
+        raise ValueError(
+          f'it is compressed, which torch.save never does, and {describe_zip(names)}'
+        )
+      if sum(entry.file_size for entry in entries) > len(data):
+        raise ValueError('the archive claims to hold more than it has bytes')
+      return {entry.filename: file.read(entry) for entry in entries}
+  except ValueError:
+    raise
+  except Exception as error:  # zipfile fails in many ways on damaged bytes
+    raise ValueError(f'its zip archive is damaged ({" ".join(str(error).split())[:80]})') from None
 
 
 def _state_dict(value) -> dict[str, LazyArray]:

@@ -9,6 +9,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.weights import archive, npy
+from alexnet_jax.weights import npy
 from alexnet_jax.weights.layouts import MAX_CLASSES, checked
 from alexnet_jax.weights.lazy_array import LazyArray, Shape
 
@@ -56,7 +57,7 @@ def write(pretrained: Pretrained) -> bytes:
   return buffer.getvalue()
 
 
-def read(files: archive.Members) -> Pretrained:
+def read(files: Mapping[str, bytes]) -> Pretrained:
   """What `write` wrote.
 
   Raises:

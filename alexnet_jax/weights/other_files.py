@@ -22,7 +22,7 @@ _BEGINNINGS = (
 )
 
 
-def describe(data: bytes) -> str | None:
+def describe_file(data: bytes) -> str | None:
   """What a file is, by its first bytes, and what to do; None if that is not known."""
   if not data:
     return 'empty: download or save it again'

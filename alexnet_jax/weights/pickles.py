@@ -206,7 +206,7 @@ def _rebuild_tensor(storage: Storage, offset: int, shape: tuple, stride: tuple, 
   last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
   if math.prod(shape) > storage.count or (math.prod(shape) and last >= storage.count):
     raise ValueError(
-      f'a tensor of shape {lazy_array.show(shape)} is larger than its storage of'
+      f'a tensor of shape {lazy_array.shape_text(shape)} is larger than its storage of'
       f' {storage.count} values'
     )
 

@@ -9,17 +9,18 @@ import io
 import math
 import struct
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from alexnet_jax.weights import archive, pickles
+from alexnet_jax.weights import pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
 
-def read_zip(files: archive.Members) -> Any:
+def read_zip(files: Mapping[str, bytes]) -> Any:
   """The object in a zip archive, tensors as `LazyArray`.
 
   Raises:

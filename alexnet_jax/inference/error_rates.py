@@ -1,0 +1,214 @@
+"""Error rates of trained runs, ensembles and imported weights on their held-out images."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from alexnet_jax import config as configs
+from alexnet_jax import files
+from alexnet_jax.data.preparation import prepare_store
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.pretrained import check_classes
+from alexnet_jax.results import scores
+from alexnet_jax.run.claim import read_run_config
+from alexnet_jax.run.folder import RunFolder
+from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities, write_predictions
+from alexnet_jax.runtime.environment import environment
+from alexnet_jax.terminal import Console
+from alexnet_jax.train import processes
+from alexnet_jax.train.devices import AXIS, Devices
+from alexnet_jax.train.evaluation import Evaluator
+from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.weights.load import load
+from alexnet_jax.weights.start import weights_of
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedNet:
+  """What a net, `name` in the table, says of the held-out images, averaged over `views`."""
+
+  name: str
+  predictions: SplitProbabilities
+  classes: tuple[str, ...]
+  views: int
+
+
+def evaluate_run(
+  workdir: Path, checkpoint: str, views: int | None = None, data_dir: str | None = None
+) -> EvaluatedNet:
+  """Evaluates a run with its own config.
+
+  Args:
+    workdir: folder of the run.
+    checkpoint: 'last' or 'best'.
+    views: 1, 9 or 10; None for those that its config ends with.
+    data_dir: where its data is now; None if it has not moved.
+
+  Raises:
+    UserError: no run, no checkpoint, or no data.
+  """
+  config = read_run_config(workdir)
+  config.data.dir = data_dir or config.data.dir
+  views = config.eval.final_views = views or config.eval.final_views
+  configs.validate(config)
+  devices = Devices()
+  devices.check_batch('eval.batch_size', config.eval.batch_size)
+  store = prepare_store(config.data)
+  experiment = make_experiment(config, store, AXIS, weights_of(config, workdir), devices.platform)
+  state, step = experiment.restored(workdir, checkpoint)
+  variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
+  predictions = _predict(workdir, experiment, store, devices, views, variables)
+  epoch = experiment.calendar.epoch_of(step)
+  name = f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})'
+  return EvaluatedNet(name, predictions, store.class_names, views)
+
+
+def evaluate_weights(
+  path: Path,
+  config: ml_collections.ConfigDict,
+  net: str | None = None,
+  checkpoint: str = 'best',
+  views: int | None = None,
+) -> EvaluatedNet:
+  """Evaluates weights that were trained elsewhere, with their own preprocessing.
+
+  Args:
+    path, net, checkpoint: see `load`.
+    config: of the data to evaluate on.
+    views: 1, 9 or 10; None for those of the config.
+
+  Raises:
+    UserError: the weights cannot be read, or are for other images or classes.
+  """
+  weights = load(path, net=net, checkpoint=checkpoint)
+  views = views or config.eval.final_views
+  if config.data.image_size != weights.image_size:
+    raise UserError(
+      f'config.data.image_size={config.data.image_size}: {path} wants pictures of'
+      f' {weights.image_size} pixels; use --config.data.image_size={weights.image_size}'
+    )
+  devices = Devices()
+  devices.check_batch('eval.batch_size', config.eval.batch_size)
+  store = prepare_store(config.data)
+  check_classes(path, weights.classes, store)
+  if config.data.resize != weights.resize:
+    print(
+      f'note: the weights were made for pictures resized by {weights.resize!r}, these are resized'
+      f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
+    )
+  experiment = make_experiment(config, store, AXIS, platform=devices.platform)
+  experiment = dataclasses.replace(
+    experiment,
+    table=weights.table,
+    model=experiment.model.clone(table=weights.table),
+    recipe=dataclasses.replace(experiment.recipe, preprocessing=weights.preprocessing),
+  )
+  predictions = _predict(path, experiment, store, devices, views, weights.variables)
+  name = f'{weights.source} ({VIEW_NAMES[views]})'
+  return EvaluatedNet(name, predictions, store.class_names, views)
+
+
+def _predict(
+  name: Path, experiment: Experiment, store, devices: Devices, views: int, variables: dict
+) -> SplitProbabilities:
+  evaluator = Evaluator(experiment, store.eval, devices)
+  params, batch_stats = (devices.replicate(variables[x]) for x in ('params', 'batch_stats'))
+  with Console().count(f'{name}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
+    return evaluator.predictions(params, batch_stats, views, advance)
+
+
+def evaluate_ensemble(
+  workdirs: Sequence[Path], weights: str, checkpoint: str, views: int | None, data_dir: str | None
+) -> list[EvaluatedNet]:
+  """Evaluates each run, and last the weighted mean of their probabilities.
+
+  Args:
+    weights: 'equal', 'search' (on these very images), or numbers such as '0.4,0.6'.
+
+  Raises:
+    UserError: the runs have other views, images or classes, or the weights do not fit.
+  """
+  final = {workdir: read_run_config(workdir).eval.final_views for workdir in workdirs}
+  if not views and len(set(final.values())) > 1:
+    found = ', '.join(f'{workdir} {count}' for workdir, count in final.items())
+    raise UserError(
+      f'--ensemble: eval.final_views of the members differ ({found}); say how many all are to'
+      ' average with --views=1, 9 or 10'
+    )
+  nets = [evaluate_run(workdir, checkpoint, views, data_dir) for workdir in workdirs]
+  members, label = [net.predictions.probabilities for net in nets], nets[0].predictions.label
+  for workdir, net in zip(workdirs, nets, strict=True):
+    same_shape = net.predictions.probabilities.shape == members[0].shape
+    if not same_shape or (net.predictions.label != label).any():
+      raise UserError(
+        f'{workdir} was evaluated on other images or classes than {workdirs[0]}: an'
+        ' ensemble needs the same held-out data for all'
+      )
+  factors = _factors(weights, members, label)
+  shown = ', '.join(f'{factor:g}' for factor in factors)
+  name = f'ensemble of {len(nets)} (weights {shown})'
+  mixed = SplitProbabilities(label, scores.mix(members, factors))
+  return [*nets, dataclasses.replace(nets[0], name=name, predictions=mixed)]
+
+
+def _factors(given: str, members: Sequence[np.ndarray], label: np.ndarray) -> list[float]:
+  if given == 'equal':
+    return [1.0] * len(members)
+  if given == 'search':
+    return scores.search_weights(members, label)
+  try:
+    factors = [float(factor) for factor in given.split(',')]
+  except ValueError:
+    factors = []
+  if len(factors) != len(members) or min(factors) < 0 or not sum(factors):
+    raise UserError(
+      f'--ensemble_weights={given}: must be equal, search, or {len(members)} non-negative numbers'
+      ' like 0.4,0.6'
+    )
+  return factors
+
+
+def report(nets: Sequence[EvaluatedNet], workdir: Path, saved_as: str, command: str) -> None:
+  """Prints a table and the worst classes of the last net, and saves both and its predictions.
+
+  Args:
+    nets: evaluated on the same images.
+    workdir: where to save.
+    saved_as: 'last', 'best', 'imported', ... in the names of the files.
+    command: that asked for it.
+  """
+  devices, last = Devices(), nets[-1]
+  if devices.process_index:
+    processes.shutdown_together('the report')
+    return
+  label, results = last.predictions.label, {}
+  for net in nets:
+    probabilities = net.predictions.probabilities
+    results[net.name] = scores.errors(probabilities, label)
+    print(net.name)
+    for metric, value in list(results[net.name].items()):
+      text = f'  {metric:<11}{value:.4f}'
+      if metric != 'loss':
+        wrong = scores.wrong(probabilities, label, int(metric[3]))
+        low, high = scores.error_interval(wrong.sum(), len(wrong))
+        results[net.name][f'{metric}_interval'] = (low, high)
+        text = f'  {metric:<11}{value:7.2%}   95 % interval {low:.2%} to {high:.2%}'
+      print(text)
+  print(f'  over {len(label):,} images\n\nworst classes')
+  for name, images, error, taken_for in scores.worst_classes(probabilities, label, last.classes):
+    print(
+      f'  {name:<24}{error:7.2%} of {images:,}'
+      + f'   mostly taken for {taken_for}' * bool(taken_for)
+    )
+  record = {'results': results, 'evaluated_images': len(label), 'command': command}
+  folder = RunFolder(workdir)
+  try:
+    files.write_json(folder.evaluation(saved_as, last.views), record | environment(devices))
+    write_predictions(folder.predictions(saved_as, last.views), last.predictions)
+  except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
+    print(f'warning: this is not kept in {workdir}: {error.strerror}', file=sys.stderr)
+  processes.shutdown_together('the report')
