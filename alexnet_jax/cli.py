@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import re
 import shlex
 import signal
 import sys
@@ -14,20 +13,20 @@ from pathlib import Path
 
 import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from alexnet_jax import ablations, config_files, files
 from alexnet_jax import config as configs
+from alexnet_jax import config_files, files
+from alexnet_jax.argv import Argument, split
 from alexnet_jax.errors import DiskFailed, Diverged, Interrupted, RunsFailed, UserError
 from alexnet_jax.runtime import distributed
 
-# Sections whose keys are layer names, which depend on the config file.
-_OPEN = ('optimizer.layer_weight_decay.', 'optimizer.layer_lr_factors.')
-
 _KILLED = 130  # by SIGINT, as shells say it
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct.'
+_CONFIG = flags.DEFINE_string(
+  'config',
+  None,
+  'Config, as FILE or FILE:VARIANT, such as configs/cifar10.py:18pct; --config.FIELD=VALUE changes'
+  ' a field.',
 )
 _ABLATION = flags.DEFINE_multi_string(
   'ablation', [], 'Changes of the config by name, such as no_lrn or no_lrn,no_random_flip.'
@@ -105,19 +104,25 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     variant gives its last folder's name and a short hash.
 
   Raises:
-    UserError: no --config, a field that is wrong, or an ablation that does not fit.
+    UserError: no --config, a field that is wrong or does nothing, or an ablation that does not fit.
   """
-  config = _CONFIG.value
-  if config is None:
+  if not _CONFIG.value:
     names = ', '.join(config_files.names())
     raise UserError(f'--config is missing: give a config file, or the name of one: {names}')
-  name = experiment_name(flags.FLAGS['config'].config_filename, config.data.source)
+  config, typed = config_files.parse(config_words())
+  name = '-'.join([experiment_name(_CONFIG.value, config.data.source), *_ablations()])
   if configs.left_open(config):
     from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
 
-    start.complete(config, Path(workdir or Path('runs', '-'.join([name, *_ablations()]))))
+    start.complete(config, Path(workdir or Path('runs', name)))
   configs.validate(config)
-  return ablations.apply(config, _ablations()), '-'.join([name, *_ablations()])
+  return configs.apply_ablations(config, _ablations(), typed), name
+
+
+def config_words() -> list[str]:
+  """The words of the command line that make the config: --config and --config.FIELD."""
+  arguments = _arguments(sys.argv[1:])
+  return [w for a in arguments if a.name == 'config' or a.config_field() for w in a.words]
 
 
 def _ablations() -> list[str]:
@@ -126,8 +131,7 @@ def _ablations() -> list[str]:
 
 def refuse_config(reason: str) -> None:
   """Raises UserError if --config or --ablation is given, which for this reason would do nothing."""
-  filename = _CONFIG.value and flags.FLAGS['config'].config_filename
-  for name, value in (('config', filename), ('ablation', ','.join(_ablations()))):
+  for name, value in (('config', _CONFIG.value), ('ablation', ','.join(_ablations()))):
     if value:
       raise UserError(f'--{name}={value}: {reason}; leave it out')
 
@@ -187,68 +191,31 @@ def _fail(error) -> int:
 
 
 def _parse(argv):
-  """absl's parser, with its errors and those of the config in one line."""
-  argv = ['--help' if word == '-h' else word for word in argv]
+  """absl's parser, with its errors in one line; `config_files` reads the fields of the config."""
   try:
-    argv = [argv[0], *map(_expanded, argv, argv[1:])]
-    argv = config_files.with_files(argv)
-    _check_config_words(argv)
-    return flags.FLAGS(argv)
+    arguments = _arguments(argv[1:])
+    fields = [a for a in arguments if a.config_field()]
+    if fields and not any(a.name == 'config' for a in arguments):
+      raise UserError(f'{fields[0].words[0]}: give the file whose field that is, as --config=FILE')
+    return flags.FLAGS([argv[0], *(w for a in arguments if a not in fields for w in a.words)])
   except SystemExit:  # --help, after which absl ends with 1
     sys.exit(0)
-  except UserError as error:
-    sys.exit(_fail(error))
-  except Exception as error:  # whatever a config file may raise, however ml_collections wraps it
-    text = str(error).strip()
-    if isinstance(error, (AttributeError, KeyError)):
-      _check_layer_words(argv, text)
-    if 'Traceback' in text:  # its last line says it
-      text = re.sub(r'^(\w+\.)*\w*(Error|Exception): ', '', text.splitlines()[-1])
-    elif not isinstance(error, flags.Error):
-      text = f'the config cannot be read: {type(error).__name__}: {text}'
-    sys.exit(_fail(UserError(' '.join(text.split()))))
+  except (UserError, flags.Error) as error:
+    sys.exit(_fail(UserError(' '.join(str(error).split()))))
 
 
-def _expanded(before: str, word: str) -> str:
-  """A word of the command with `~` expanded in the paths it has; an object store is refused."""
-  name, equals, value = word.partition('=') if word.startswith('-') else ('', '', word)
-  what = name or (before if before.startswith('-') and '=' not in before else 'path')
-  given = value.split(',')
+def _arguments(words: list[str]) -> list[Argument]:
+  """The arguments with `~` expanded in their paths.
+
+  Raises:
+    UserError: a path is one of an object store, or of an unknown home.
+  """
+  return [_expanded(a) for a in split('--help' if word == '-h' else word for word in words)]
+
+
+def _expanded(argument: Argument) -> Argument:
+  what = f'--{argument.name}' if argument.name else 'path'
+  given = argument.value.split(',')
   paths = [files.expand(path, what) for path in given]
-  expanded = [
-    str(path) if text[:1] == '~' else text for text, path in zip(given, paths, strict=True)
-  ]
-  return name + equals + ','.join(expanded)
-
-
-def _check_layer_words(argv, text: str) -> None:
-  """Exits with advice if the error `text` is about a layer that the config does not mention."""
-  for word in argv:
-    section, _, layer = word.lstrip('-').partition('=')[0].rpartition('.')
-    if f'{section}.'.removeprefix('config.') in _OPEN and layer in text:
-      sys.exit(
-        _fail(
-          UserError(
-            f'--{section}.{layer}: the config has no entry for layer {layer!r} to change; give the'
-            f""" whole table: --{section}="{{'{layer}': ...}}\""""
-          )
-        )
-      )
-
-
-def _check_config_words(argv) -> None:
-  """Raises UserError for fields that do not exist."""
-  words = [word.lstrip('-') for word in argv[1:] if word.startswith('-')]
-  for word in words:
-    name = word.partition('=')[0]
-    path = name.removeprefix('no').removeprefix('config.')
-    section, _, layer = path.rpartition('.')
-    if path.startswith(_OPEN) and '/' in layer:  # ml_collections reads it as a division
-      raise UserError(
-        f'--config.{path}: {layer!r} cannot be set alone; give the whole table:'
-        f""" --config.{section}="{{'{layer}': ...}}\""""
-      )
-    if not name.removeprefix('no').startswith('config.') or path.startswith(_OPEN):
-      continue
-    if path not in configs.FIELDS:
-      raise UserError(f'config.{path} is not a field: {configs.nearest(path, "config.")}')
+  expanded = [str(new) if old[:1] == '~' else old for old, new in zip(given, paths, strict=True)]
+  return argument.replace_value(','.join(expanded))

@@ -1,21 +1,23 @@
-"""What a config may say: every field with its default, what is allowed, and what it means.
+"""What a config may say: every field with its default, its range, its meaning and its use.
 
 A config file calls `default()` and changes fields; the command line changes more.  ml_collections
-refuses unknown fields and wrong types at once; `validate` checks values and combinations.  A config
-that starts from trained weights may leave fields to them, see `left_open`.
+refuses unknown fields and wrong types at once; `validate` checks values and combinations, and
+`check_typed` that what the user typed does something.  A config that starts from trained weights
+may leave fields to them, see `left_open`.
 """
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import ablations, layers, nets
+from alexnet_jax.model import nets
+from alexnet_jax.model.ablations import ABLATIONS, EDITS
+from alexnet_jax.terminal import did_you_mean
 
 Check = Callable[[Any], str | None]  # None if the value is allowed, else what would be
 
@@ -35,16 +37,39 @@ def _above(low: float, high: float = math.inf) -> Check:
 
 
 def _increasing(value) -> str | None:
-  numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
-  if numbers and all(a < b for a, b in zip((0, *value), (*value, math.inf), strict=True)):
+  if _numbers(value) and all(a < b for a, b in zip((0, *value), (*value, math.inf), strict=True)):
     return None
   return 'increasing positive epochs, such as (25.0, 51.0)'
 
 
-def _ablations(value) -> str | None:
-  if all(isinstance(edit, str) and edit in ablations.EDITS for edit in value):
+def _numbers(values) -> bool:
+  return all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values)
+
+
+def _decays(value) -> str | None:
+  if _numbers(value.values()) and all(0 <= decay < math.inf for decay in value.values()):
     return None
-  return 'a tuple of ' + ', '.join(ablations.EDITS)
+  return "numbers of at least 0 by layer, such as {'fc8': 0.001}"
+
+
+def _factors(value) -> str | None:
+  try:
+    for changes in value.values():
+      epochs, factors = zip(*changes, strict=True)
+      later = epochs[1:] if epochs[0] == 0 else epochs  # at 0: from the first step on
+      if _increasing(later) or _decays(dict(enumerate(factors))):
+        raise ValueError
+  except (TypeError, ValueError):
+    return (
+      "pairs of increasing epoch and factor by layer, such as {'conv1': ((0.0, 0.1), (72.0, 0.0))}"
+    )
+  return None
+
+
+def _edits(value) -> str | None:
+  if all(isinstance(name, str) and name in EDITS for name in value):
+    return None
+  return 'a tuple of ' + ', '.join(EDITS)
 
 
 def _on_disk(value: str) -> str | None:
@@ -56,28 +81,92 @@ def _anything(value) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Condition:
+  """What has to hold in a config for a field to do something.
+
+  Attributes:
+    text: such as "optimizer.name=adam".
+    holds: whether it does.
+    field: the field that it is about, which has to be in use as well; '' if it is about several.
+  """
+
+  text: str
+  holds: Callable[[ml_collections.ConfigDict], bool]
+  field: str = ''
+
+
+def _is(field: str, *values) -> Condition:
+  text = f'{field}={" or ".join(values)}'
+  return Condition(text, lambda config: _get(config, field) in values, field)
+
+
+def _positive(field: str) -> Condition:
+  return Condition(f'{field} above 0', lambda config: _get(config, field) > 0, field)
+
+
+_FILES = _is('data.source', 'tfds', 'folder')
+_TFDS = _is('data.source', 'tfds')
+_NOISE = _positive('input.color_noise')
+_WARMUP = _positive('optimizer.warmup_epochs')
+_BORDER = Condition(
+  'input.crop below the size of the images', lambda config: config.input.crop < image_size(config)
+)
+_BATCH_NORM = Condition('a model.net with batch normalization', nets.has_batch_norm)
+_DECAY = Condition(
+  'a weight decay above 0',
+  lambda config: any(
+    (config.optimizer.weight_decay, *config.optimizer.layer_weight_decay.values())
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Field:
-  """A config field: default (which fixes its type), check, meaning."""
+  """A config field.
+
+  Attributes:
+    default: also fixes its type.
+    check: of its value.
+    meaning: in words.
+    used_if: without which it does nothing; None: it always does something.
+    alters_run: whether steps made before a change would be those of another run.  If so, a run is
+      resumed with another value only after --allow_change.
+    alters_epochs: whether it decides how many steps an epoch has.  A checkpoint counts steps, so a
+      run is never resumed with another value.
+  """
 
   default: Any
   check: Check
   meaning: str
+  used_if: Condition | None = None
+  alters_run: bool = True
+  alters_epochs: bool = False
 
 
-_SCHEDULE = {
-  'milestones': Field((), _increasing, "kind 'step': epochs at which the rate drops"),
-  'factor': Field(0.1, _above(0, 1), "kinds 'step', 'plateau': what a drop multiplies it by"),
-  'levels': Field(4, _between(1, 1000), "kind 'exponential': number of equal parts"),
-  'target_factor': Field(250.0, _between(1), "kind 'exponential': first rate divided by last"),
-  'power': Field(2.0, _above(0), "kind 'polynomial': of the share of the run that is left"),
-}
+def _schedule(section: str) -> dict[str, Field]:
+  """Fields of a schedule besides its kind."""
+
+  def used(*kinds: str) -> Condition:
+    return _is(f'{section}.kind', *kinds)
+
+  drops = ('step', 'plateau') if section == 'optimizer.schedule' else ('step',)
+  fields = {
+    'milestones': Field((), _increasing, 'epochs at which the rate drops', used('step')),
+    'factor': Field(0.1, _above(0, 1), 'what a drop multiplies the rate by', used(*drops)),
+    'levels': Field(4, _between(1, 1000), 'number of equal parts', used('exponential')),
+    'target_factor': Field(250.0, _between(1), 'first rate over last', used('exponential')),
+    'power': Field(2.0, _above(0), 'of the share of the run that is left', used('polynomial')),
+  }
+  return {f'{section}.{name}': field for name, field in fields.items()}
+
+
 _SPANNING = ('exponential', 'cosine', 'polynomial')  # their rates depend on the run's length
-_KINDS = ('constant', 'step', 'exponential', 'cosine', 'polynomial')
+_KINDS = ('constant', 'step', *_SPANNING)
 
 FIELDS: dict[str, Field] = {
   'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
   'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
-  'batch_size': Field(128, _between(1), 'images per step over all devices'),
+  'batch_size': Field(128, _between(1), 'images per step over all devices', alters_epochs=True),
   'grad_accum_steps': Field(
     1, _between(1), "parts a device's batch is processed in, to save memory"
   ),
@@ -91,62 +180,95 @@ FIELDS: dict[str, Field] = {
     0.0, _between(0, 0.99999), 'evaluate a moving average of the weights; 0: the weights'
   ),
   'deterministic': Field(
-    False, _anything, 'have a GPU repeat itself to the bit, which is slower; others always do'
+    False, _anything, 'have a GPU repeat itself to the bit, which is slower; CPU and TPU always do'
   ),
   'weights': Field('', _on_disk, 'start from the net in this file or workdir; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
-  'model.ablations': Field(
-    (), _ablations, 'ablations of alexnet_jax/model/ablations.py, in this order'
-  ),
+  'model.ablations': Field((), _edits, 'edits of the table, in this order: model/ablations.py'),
   'model.compute_dtype': Field(
     'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
   ),
   'model.ghost_batch': Field(
-    0, _between(0), 'images per batch-norm moment on a device; 0: the global batch'
+    0, _between(0), 'images per batch-norm moment on a device; 0: the global batch', _BATCH_NORM
   ),
   'model.onednn': Field(
     'auto',
     _one_of('auto', 'on', 'off'),
-    'convolve in float32 on a CPU by oneDNN, slower to start; auto: where it is faster, AVX-512',
+    'convolve by oneDNN on a CPU, slower to start; auto: where it is faster, with AVX-512',
+    _is('model.compute_dtype', 'float32'),
   ),
   'model.shard_dense': Field(
-    False, _anything, 'spread the dense layers over the devices: docs/performance.md says when'
+    False,
+    _anything,
+    'spread the dense layers over the devices: docs/performance.md says when',
+    alters_run=False,  # the last digits of sums, as another number of devices does
   ),
   'data.source': Field(
-    'tfds', _one_of('tfds', 'folder', 'digits', 'synthetic'), 'where images come from'
+    'tfds',
+    _one_of('tfds', 'folder', 'digits', 'synthetic'),
+    'where images come from',
+    alters_epochs=True,
   ),
-  'data.name': Field('imagenet2012', _anything, 'TFDS data set'),
+  'data.name': Field('imagenet2012', _anything, 'TFDS data set', _TFDS, alters_epochs=True),
   'data.dir': Field(
-    '', _on_disk, 'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets'
+    '',
+    _on_disk,
+    'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets',
+    _FILES,
+    alters_run=False,
   ),
-  'data.store': Field('', _on_disk, 'the prepared store; "": beside data.dir'),
+  'data.store': Field(
+    '', _on_disk, 'the prepared images; "": beside data.dir', _FILES, alters_run=False
+  ),
   'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
   'data.resize': Field(
-    'crop', _one_of('crop', 'warp'), 'crop: shorter side, then center; warp: both sides'
+    'crop', _one_of('crop', 'warp'), 'crop: shorter side, then center; warp: both sides', _FILES
   ),
   'data.encoding': Field(
-    'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen'
+    'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen', _FILES
   ),
-  'data.jpeg_quality': Field(90, _between(1, 100), "quality with encoding 'jpeg'"),
-  'data.train_split': Field('train', _anything, 'TFDS split to train on'),
-  'data.eval_split': Field('validation', _anything, 'TFDS split to evaluate on'),
+  'data.jpeg_quality': Field(
+    90, _between(1, 100), 'as JPEG libraries count it', _is('data.encoding', 'jpeg')
+  ),
+  'data.train_split': Field(
+    'train', _anything, 'TFDS split to train on', _TFDS, alters_epochs=True
+  ),
+  'data.eval_split': Field('validation', _anything, 'TFDS split to evaluate on', _TFDS),
   'data.validation_fraction': Field(
-    0.2, _above(0, 0.9), 'held-out share where the data has no validation part'
+    0.2,
+    _above(0, 0.9),
+    'held-out share where the data has no validation part',
+    _is('data.source', 'folder', 'digits'),
+    alters_epochs=True,
   ),
-  'data.unreadable': Field('error', _one_of('error', 'skip'), 'what to do with broken images'),
+  'data.unreadable': Field(
+    'error', _one_of('error', 'skip'), 'what to do with broken images', _FILES, alters_epochs=True
+  ),
   'data.num_classes': Field(0, _between(0), 'number of classes; 0: as many as the data has'),
-  'data.train_examples': Field(0, _between(0), 'train on this many random images; 0: all'),
-  'data.synthetic_examples': Field(1024, _between(2), 'generated training images'),
+  'data.train_examples': Field(
+    0, _between(0), 'train on this many random images; 0: all', alters_epochs=True
+  ),
+  'data.synthetic_examples': Field(
+    1024,
+    _between(2),
+    'generated training images',
+    _is('data.source', 'synthetic'),
+    alters_epochs=True,
+  ),
   'input.crop': Field(224, _between(8, 1024), 'side of the view given to the net'),
   'input.resize_to': Field(0, _between(0, 1024), 'enlarge stored images to this; 0: as stored'),
-  'input.random_crop': Field(True, _anything, 'crop at random in training, else centrally'),
+  'input.random_crop': Field(
+    True, _anything, 'crop at random in training, else centrally', _BORDER
+  ),
   'input.random_flip': Field(True, _anything, 'mirror half of the training views'),
   'input.color_noise': Field(
     0.1, _between(0, 10), 'color noise in standard deviations of the RGB components'
   ),
-  'input.color_noise_epochs': Field(0.0, _between(0), 'epochs with color noise; 0: to the end'),
+  'input.color_noise_epochs': Field(
+    0.0, _between(0), 'epochs with color noise; 0: to the end', _NOISE
+  ),
   'input.color_statistics': Field(
-    '2012', _one_of('2012', 'data'), "components as released in 2012, or the data's own"
+    '2012', _one_of('2012', 'data'), "RGB components as released in 2012, or the data's own", _NOISE
   ),
   'input.normalization': Field(
     'mean_image',
@@ -163,42 +285,60 @@ FIELDS: dict[str, Field] = {
   ),
   'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
   'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
-  'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2"),
-  'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon"),
-  'optimizer.trust_coefficient': Field(0.001, _above(0), "LARS's eta"),
+  'optimizer.beta2': Field(
+    0.999, _above(0, 0.99999), 'decay of the squares', _is('optimizer.name', 'adam')
+  ),
+  'optimizer.epsilon': Field(1e-8, _above(0), 'added to their root', _is('optimizer.name', 'adam')),
+  'optimizer.trust_coefficient': Field(
+    0.001, _above(0), "LARS's eta", _is('optimizer.name', 'lars')
+  ),
   'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
-  'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too'),
-  'optimizer.layer_weight_decay': Field({}, _anything, 'decay of single layers, {layer: factor}'),
+  'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too', _DECAY),
+  'optimizer.layer_weight_decay': Field({}, _decays, 'decay of single layers, {layer: factor}'),
   'optimizer.layer_lr_factors': Field(
     {},
-    _anything,
+    _factors,
     'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; of'
     ' "conv1/kernel" on its kernel alone; a layer may be called "last"',
   ),
   'optimizer.warmup_epochs': Field(0.0, _between(0), 'rise of the rate at the start'),
-  'optimizer.warmup_start': Field(0.0, _between(0), 'rate that it rises from; 0: a first part'),
-  'optimizer.warmup_power': Field(1.0, _above(0), '1 for a linear rise, 2 for a quadratic one'),
+  'optimizer.warmup_start': Field(
+    0.0, _between(0), 'rate that it rises from; 0: a first part', _WARMUP
+  ),
+  'optimizer.warmup_power': Field(
+    1.0, _above(0), '1 for a linear rise, 2 for a quadratic one', _WARMUP
+  ),
   'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
-  **{f'optimizer.schedule.{name}': field for name, field in _SCHEDULE.items()},
+  **_schedule('optimizer.schedule'),
   'optimizer.schedule.patience': Field(
-    3, _between(1), "kind 'plateau': evaluations without a new best before a drop"
+    3,
+    _between(1),
+    'evaluations without a new best before a drop',
+    _is('optimizer.schedule.kind', 'plateau'),
   ),
   'optimizer.bias_schedule.kind': Field(
     'same', _one_of(*_KINDS, 'same'), "how the biases' rate falls; same: as the kernels'"
   ),
-  **{f'optimizer.bias_schedule.{name}': field for name, field in _SCHEDULE.items()},
+  **_schedule('optimizer.bias_schedule'),
   'eval.every_epochs': Field(1.0, _above(0), 'epochs between evaluations; the end has one too'),
   'eval.batch_size': Field(256, _between(1), 'images per evaluation step over all devices'),
   'eval.views': Field(1, _one_of(1, 9, 10), 'views averaged during training'),
   'eval.final_views': Field(1, _one_of(1, 9, 10), 'views averaged at the end'),
-  'checkpoint.every_epochs': Field(1.0, _above(0), 'epochs between saved states'),
-  'checkpoint.max_to_keep': Field(2, _between(1), 'saved states kept besides the best'),
-  'guard.max_nonfinite_steps': Field(10, _between(1), 'non-finite steps in a row that end the run'),
-  'guard.flat_steps': Field(
-    2000, _between(1), 'steps after which a loss still at ln(classes) is reported'
+  'checkpoint.every_epochs': Field(1.0, _above(0), 'epochs between saved states', alters_run=False),
+  'checkpoint.max_to_keep': Field(
+    2, _between(1), 'saved states kept besides the best', alters_run=False
   ),
-  'log.every_steps': Field(50, _between(1), 'steps between console lines'),
-  'log.tensorboard': Field(True, _anything, 'write TensorBoard events'),
+  'guard.max_nonfinite_steps': Field(
+    10, _between(1), 'non-finite steps in a row that end the run', alters_run=False
+  ),
+  'guard.flat_steps': Field(
+    2000,
+    _between(1),
+    'steps after which a loss still at ln(classes) is reported',
+    alters_run=False,
+  ),
+  'log.every_steps': Field(50, _between(1), 'steps between console lines', alters_run=False),
+  'log.tensorboard': Field(True, _anything, 'write TensorBoard events', alters_run=False),
 }
 
 # Fields of config.optimizer whose keys are names of layers.
@@ -208,22 +348,24 @@ _BY_LAYER = ('layer_weight_decay', 'layer_lr_factors')
 _OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
 LAST = 'last'  # in optimizer.layer_lr_factors: the layer that gives the logits
 
-# Fields that may differ when a run is resumed: they change where data and weights lie or what is
-# printed; like another number of devices they alter the last digits of a sum at most.
-HARMLESS = ('model.shard_dense', 'data.dir', 'data.store', 'log.', 'checkpoint.', 'guard.')
 
-# Fields that may never differ when a run is resumed: they decide how many steps an epoch has, and a
-# checkpoint counts steps.
-FIXED = (
-  'batch_size',
-  'data.source',
-  'data.name',
-  'data.train_split',
-  'data.validation_fraction',
-  'data.unreadable',
-  'data.train_examples',
-  'data.synthetic_examples',
-)
+def find_field(path: str, flag: str = '') -> Field:
+  """The field of a path, such as "optimizer.layer_weight_decay" and any layer's entry in it.
+
+  Args:
+    path: dotted name.
+    flag: what it was given in, for the message, such as "--grid=".
+
+  Raises:
+    UserError: there is none.
+  """
+  section = path.rpartition('.')[0]
+  if section in FIELDS:
+    path = section
+  if path not in FIELDS:
+    hint = did_you_mean(path, FIELDS) or 'the fields are listed in alexnet_jax/config.py'
+    raise UserError(f'{flag}{path} is not a field: {hint}')
+  return FIELDS[path]
 
 
 def default() -> ml_collections.ConfigDict:
@@ -255,7 +397,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f'config.{path}={value}: must be a finite number')
     if allowed := field.check(value):
-      raise UserError(f'config.{path}={value!r}: must be {allowed} ({field.meaning})')
+      shown = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+      raise UserError(f'config.{path}={shown!r}: must be {allowed} ({field.meaning})')
   if config.input.normalization == 'weights' and not config.weights:
     raise UserError(
       'config.input.normalization=weights: there are none; set --config.weights to the file or run'
@@ -266,82 +409,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
       f'config.input.scale={config.input.scale}: input.normalization=weights scales as the weights'
       ' need it; use 1'
     )
-  table = _table(config)
-  _check_layers(config.optimizer, table)
   _check_views(config)
-  has_norm = any(isinstance(row, layers.BatchNorm) for row in table)
-  if config.model.ghost_batch and not has_norm:
-    raise UserError(
-      f'config.model.ghost_batch={config.model.ghost_batch}: net'
-      f' {nets.title(config.model)} has no batch normalization; set it to 0'
-    )
-  if config.grad_accum_steps > 1 and has_norm and not config.model.ghost_batch:
-    raise UserError(
-      f'config.grad_accum_steps={config.grad_accum_steps}: batch normalization would not'
-      ' see the global batch; set model.ghost_batch to the images of a micro-batch on'
-      ' a device, or grad_accum_steps to 1'
-    )
-  if config.data.encoding == 'jpeg' and config.data.source in ('digits', 'synthetic'):
-    raise UserError(
-      f'config.data.encoding=jpeg: images of source {config.data.source} are made in'
-      ' memory and never stored; use raw'
-    )
-  if (
-    config.data.encoding == 'raw'
-    and config.data.jpeg_quality != FIELDS['data.jpeg_quality'].default
-  ):
-    raise UserError(
-      f'config.data.jpeg_quality={config.data.jpeg_quality}: only used with'
-      ' --config.data.encoding=jpeg'
-    )
-  if (
-    config.data.source in ('tfds', 'folder')
-    and config.data.synthetic_examples != FIELDS['data.synthetic_examples'].default
-  ):
-    raise UserError(
-      f'config.data.synthetic_examples={config.data.synthetic_examples}: only used'
-      ' with --config.data.source=synthetic'
-    )
-
-
-def _check_layers(optimizer, table: layers.Table) -> None:
-  known = [row.name for row in table if isinstance(row, (layers.Conv, layers.Dense))]
-  parameters = [f'{name}/{parameter}' for name in known for parameter in ('kernel', 'bias')]
-  for field in _BY_LAYER:
-    for name in optimizer[field]:
-      if name not in known and not (field == 'layer_lr_factors' and name in parameters):
-        raise UserError(
-          f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
-          f' it has {", ".join(known)}'
-        )
-  if not optimizer.warmup_epochs and (optimizer.warmup_start or optimizer.warmup_power != 1):
-    raise UserError(
-      f'config.optimizer.warmup_start={optimizer.warmup_start:g} with warmup_power='
-      f'{optimizer.warmup_power:g}: only used with optimizer.warmup_epochs above 0'
-    )
-  for name, decay in optimizer.layer_weight_decay.items():
-    number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
-    if not number or not 0 <= decay < math.inf:
-      raise UserError(
-        f'config.optimizer.layer_weight_decay.{name}={decay!r}: must be a number of at least 0'
-      )
-  for name, changes in optimizer.layer_lr_factors.items():
-    try:
-      epochs = [float(epoch) for epoch, _ in changes]
-      later = epochs[1:] if epochs[:1] == [0] else epochs  # at 0: from the first step on
-      valid = not _increasing(later) and all(0 <= float(factor) < math.inf for _, factor in changes)
-    except (TypeError, ValueError):
-      valid = False
-    if not valid:
-      raise UserError(
-        f'config.optimizer.layer_lr_factors.{name}={changes!r}: must be pairs of'
-        ' increasing epoch and factor, such as ((0.0, 0.1), (72.0, 0.0))'
-      )
+  nets.check(config)
 
 
 def _check_views(config) -> None:
-  size = config.input.resize_to or config.data.image_size
-  if config.input.resize_to and config.input.resize_to < config.data.image_size:
+  size = image_size(config)
+  if size < config.data.image_size:
     raise UserError(
       f'config.input.resize_to={config.input.resize_to}: must be 0 or at least'
       f' data.image_size={config.data.image_size}'
@@ -359,32 +433,111 @@ def _check_views(config) -> None:
       )
 
 
-def _table(config) -> layers.Table:
-  try:
-    table = nets.table_of(config, config.data.num_classes or 2)
-    layers.count_macs(table, (config.input.crop, config.input.crop, 3))
-    return table
-  except ValueError as error:
-    raise UserError(
-      f'config.model.net={nets.title(config.model)} with input.crop={config.input.crop}: {error}'
-    ) from None
+def image_size(config: ml_collections.ConfigDict) -> int:
+  """Side in pixels of the images that views are cut from."""
+  return config.input.resize_to or config.data.image_size
 
 
-def nearest(path: str, prefix: str = '') -> str:
-  """Advice about a name that is no field: the one that looks or sounds like it, if any does.
+def idle(config: ml_collections.ConfigDict, path: str) -> str:
+  """Why a field does nothing in a config, such as "only used with ..."; '' if it does something."""
+  condition = find_field(path).used_if
+  while condition:
+    if not condition.holds(config):
+      return f'only used with {condition.text}'
+    condition = FIELDS[condition.field].used_if if condition.field else None
+  return ''
 
-  `optimizer.lr` is learning_rate: initials count for more than letters in common.
+
+def check_typed(config: ml_collections.ConfigDict, typed: Iterable[str]) -> None:
+  """Checks the fields that the user typed; what a config file or an ablation leaves idle may be.
+
+  Fields whose use depends on the machine (deterministic, model.onednn, model.shard_dense) or on
+  what a folder holds (data.validation_fraction) are judged at the start of a run, not here.
+
+  Args:
+    config: validated, with its ablations.
+    typed: paths of the fields.
+
+  Raises:
+    UserError: one of them does nothing in this config.
   """
-  section, _, name = path.rpartition('.')
-  initials = [
-    field
-    for field in FIELDS
-    if field.startswith(section) and ''.join(w[0] for w in field.split('.')[-1].split('_')) == name
-  ]
-  near = initials or difflib.get_close_matches(path, FIELDS, 1, 0.5)
-  if not near:
-    return 'the fields are listed in alexnet_jax/config.py'
-  return f'did you mean {prefix}{near[0]}?'
+  for path in typed:
+    if reason := idle(config, path):
+      raise UserError(f'config.{path}={_get(config, path)}: {reason}; leave it out, or set that')
+
+
+def apply_ablations(
+  config: ml_collections.ConfigDict, names: Sequence[str], typed: Iterable[str] = ()
+) -> ml_collections.ConfigDict:
+  """A copy of a validated config with ablations, in the order given.
+
+  Args:
+    config: validated.
+    names: of ablations; see model/ablations.py.
+    typed: fields that the user typed, each of which has to do something in the end.
+
+  Raises:
+    UserError: an ablation that is not known or changes nothing here, with those that would fit; or
+      a field that was typed and does nothing.
+  """
+  before = config
+  for name in names:
+    try:
+      config = _ablated(config, name)
+    except ValueError as error:
+      fitting = ', '.join(fitting_ablations(config)) or 'none'
+      raise UserError(f'--ablation={name}: {error}; those that fit here: {fitting}') from None
+  typed = list(typed)
+  for path in typed:
+    old, new = _get(before, path), _get(config, path)
+    if old != new and path != 'model.ablations':
+      raise UserError(
+        f'config.{path}={old}: --ablation={",".join(names)} sets it to {new}; leave one of them out'
+      )
+  check_typed(config, typed)
+  return config
+
+
+def fitting_ablations(config: ml_collections.ConfigDict) -> list[str]:
+  """Names of the ablations that change a config."""
+  return [name for name in ABLATIONS if ablation_changes(config, name) is not None]
+
+
+def ablation_changes(
+  config: ml_collections.ConfigDict, name: str
+) -> dict[str, tuple[Any, Any]] | None:
+  """What an ablation does to a config, {field: (old, new)}; None if it does not fit."""
+  try:
+    return diff(to_json(config), to_json(_ablated(config, name)))
+  except ValueError:
+    return None
+
+
+def _ablated(config, name: str):
+  """Raises ValueError with the reason if the ablation does not fit."""
+  if name not in ABLATIONS:
+    near = did_you_mean(name, ABLATIONS)
+    raise ValueError('there is no such ablation' + (f', {near}' if near else ''))
+  changed = config.copy_and_resolve_references()
+  if fields := ABLATIONS[name].fields:
+    changed.update_from_flattened_dict(fields)
+    changes = diff(to_json(config), to_json(changed))
+    if not changes:
+      raise ValueError('the config already has ' + ', '.join(f'{k}={v}' for k, v in fields.items()))
+    if all(idle(config, path) for path in changes):
+      raise ValueError(f'{next(iter(changes))} is {idle(config, next(iter(changes)))}')
+    if name == 'scalar_mean' and config.input.normalization != 'mean_image':
+      raise ValueError(
+        f'no mean image is subtracted: input.normalization is {config.input.normalization}'
+      )
+  else:
+    changed.model.ablations = (*config.model.ablations, name)
+    nets.table_of(changed, config.data.num_classes or 2)
+  try:
+    validate(changed)
+  except UserError as error:
+    raise ValueError(str(error)) from None
+  return changed
 
 
 def _get(config, path: str):
@@ -447,9 +600,37 @@ def diff(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
 def alters_run(path: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
   """Whether a change of one field makes the steps that were done those of another run.
 
-  More epochs do not, unless the rate's schedule spans the whole run.
+  More epochs do not, unless the rate's schedule spans the whole run; nor does a field that does
+  nothing in the new config, where the field that made it idle is what altered the run.
+
+  Args:
+    path: of the field.
+    old, new: its values.
+    config: the new one.
   """
   if path == 'epochs':
     kinds = {config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind}
     return new < old or bool(kinds & set(_SPANNING))
-  return not path.startswith(HARMLESS)
+  return find_field(path).alters_run and not idle(config, path)
+
+
+def check_allowed(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
+  """Checks the fields that --allow_change names.
+
+  Args:
+    config: of the run, as it is now.
+    names: of the fields.
+
+  Raises:
+    UserError: one is no field, or to name it would do nothing: it may differ anyway, can never
+      differ, or does nothing in this config.
+  """
+  for name in names:
+    field = find_field(name, '--allow_change=')
+    reason = idle(config, name)
+    if not field.alters_run:
+      reason = 'may change without it, for it does not alter the run'
+    if field.alters_epochs:
+      reason = 'cannot change, for a step would be another part of an epoch'
+    if reason:
+      raise UserError(f'--allow_change={name}: {name} {reason}; leave it out')

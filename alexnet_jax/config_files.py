@@ -1,8 +1,15 @@
-"""Where --config finds its file: on disk, else among the configs that come with the package."""
+"""From `--config=FILE[:VARIANT]` and `--config.FIELD=VALUE` to a config."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from alexnet_jax.argv import split
+from alexnet_jax.config import FIELDS, find_field
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import did_you_mean
 
@@ -31,7 +38,7 @@ def find(name: str) -> str:
   known = names()
   if folder in (Path(), Path('configs')) and stem in known:
     return f'{shipped() / stem}.py{colon}{variant}'
-  hint = did_you_mean(stem, known) or f'choose from {", ".join(known)}'
+  hint = did_you_mean(stem, known) or f'known are {", ".join(known)}'
   raise UserError(f'config file {path!r} does not exist: {hint}')
 
 
@@ -40,19 +47,41 @@ def names() -> list[str]:
   return sorted(path.stem for path in shipped().glob('[a-z]*.py'))
 
 
-def with_files(argv: Sequence[str]) -> list[str]:
-  """The same words with `find` of what --config says.
+def parse(words: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
+  """Reads a config file and changes the fields that the user typed.
+
+  Args:
+    words: `--config=FILE[:VARIANT]` (see `find`) and `--config.FIELD=VALUE`, in any order.
+
+  Returns:
+    The config, not validated, and the names of the fields that were typed.
 
   Raises:
-    UserError: as `find`.
+    UserError: no such file or field, a value of another type, or a config file that fails.
   """
-  found, is_value = [], False
-  for word in argv:
-    name, equals, value = word.lstrip('-').partition('=')
-    if is_value:
-      word = find(word)
-    elif word.startswith('-') and name == 'config' and equals:
-      word = f'--config={find(value)}'
-    is_value = word in ('-config', '--config')
-    found.append(word)
-  return found
+  arguments = split(words)
+  typed = {a.config_field(): a for a in arguments if a.config_field()}
+  for path in typed:
+    find_field(path, 'config.')
+    if path not in FIELDS:  # as ml_collections reads "conv1/kernel", it is a division
+      table, _, layer = path.rpartition('.')
+      raise UserError(
+        f'config.{path}: layers cannot be set one by one; give the whole table:'
+        f""" --config.{table}="{{'{layer}': ...}}\""""
+      )
+  file = [a.value for a in arguments if a.name == 'config'][-1]
+  argv = ['', f'--config={find(file)}', *(word for a in typed.values() for word in a.words)]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  try:
+    _, *rest = values(argv)
+    if rest:
+      raise UserError(f'unknown argument {rest[0]!r}: fields look like --config.name=value')
+    return values['config'].value, list(typed)
+  except Exception as error:  # whatever a config file may raise, however ml_collections wraps it
+    text = str(error).strip()
+    if 'Traceback' in text:  # its last line says it
+      text = re.sub(r'^(\w+\.)*\w*(Error|Exception): ', '', text.splitlines()[-1])
+    elif not isinstance(error, (flags.Error, UserError)):
+      text = f'the config cannot be read: {type(error).__name__}: {text}'
+    raise UserError(' '.join(text.split())) from None

@@ -207,8 +207,6 @@ def test_from_a_configuration(photos, tmp_path):
   [
     ({'encoding': 'png'}, 'must be one of raw, jpeg'),
     ({'encoding': 'jpeg', 'jpeg_quality': 0}, 'at least 1 and at most 100'),
-    ({'jpeg_quality': 80}, 'only used with --config.data.encoding=jpeg'),
-    ({'encoding': 'jpeg', 'source': 'synthetic'}, 'never stored; use raw'),
   ],
 )
 def test_what_a_configuration_may_not_say(changes, match):

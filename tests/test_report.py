@@ -16,7 +16,6 @@ from helpers.commands import get_config, run
 from PIL import Image
 from scipy import stats
 
-from alexnet_jax import ablations
 from alexnet_jax import config as configs
 from alexnet_jax.data import preparation
 from alexnet_jax.errors import UserError
@@ -35,7 +34,7 @@ def digits(*names, **fields):
   config.epochs = 6.0
   for path, value in fields.items():
     config.update_from_flattened_dict({path.replace('__', '.'): value})
-  return ablations.apply(config, names)
+  return configs.apply_ablations(config, names)
 
 
 def write_run(workdir, config, label, error, *, pace=1.0, predictions=True, seed=0):

@@ -1,11 +1,18 @@
-"""Ablations as edits of a net's rows; `alexnet_jax/ablations.py` says what was published of each.
+"""The paper's claims as changes of a config: `--ablation=NAME`, or `NAME,NAME`, on any command.
 
-"#147" and the like are Krizhevsky's configurations, github.com/computerhistory/AlexNet-Source-Code
-`layers/layers-147.cfg`; what he measured stands in his notes there.
+An ablation edits the rows of the net or sets fields of the recipe; beside it stands what was
+published of it.  `config.apply_ablations` applies them to a config.
+
+"#147" and the like are Krizhevsky's configurations and his notes in them,
+github.com/computerhistory/AlexNet-Source-Code layers/layers-147.cfg and layer-params-147.cfg; "§"
+is a section of the paper.  Published figures are top-1 / top-5 errors in percent with ten views on
+the ILSVRC-2012 validation set where nothing else is said; #145 has 40.66 / 18.21, #170 (a later
+schedule) 40.53 / 18.05.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.layers import (
@@ -21,15 +28,38 @@ from alexnet_jax.model.layers import (
   Tanh,
 )
 
+BASELINE = 'baseline'  # the name of no ablation
+# (rows of a net, (height, width, channels) of its input) -> other rows
+Edit = Callable[[Table, layers.Shape], Table]
 _NORMS = (ResponseNorm, SpatialNorm)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+  """A change of the net or of the recipe, and what was published about it.
+
+  Attributes:
+    what: the change in words.
+    source: where it was published, and what was said beside the numbers; '' if nowhere.
+    difference: published error with the change minus that without, in points, (top-1, top-5);
+      None where no number was published.
+    edit: the change of the net's rows; None for a change of the recipe.
+    fields: {config field: its new value}, for a change of the recipe.
+  """
+
+  what: str
+  source: str = ''
+  difference: tuple[float | None, float | None] = (None, None)
+  edit: Edit | None = None
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def edited(table: Table, names: Sequence[str], shape: layers.Shape) -> Table:
-  """The table after the edits `names`, one after the other.
+  """The rows of a net after some ablations, one after the other.
 
   Args:
     table: rows of a net.
-    names: keys of `EDITS`.
+    names: ablations that edit rows.
     shape: (height, width, channels) of the net's input.
 
   Raises:
@@ -37,45 +67,56 @@ def edited(table: Table, names: Sequence[str], shape: layers.Shape) -> Table:
   """
   for name in names:
     if name not in EDITS:
-      raise ValueError(f'no edit {name!r}: the known ones are {", ".join(EDITS)}')
-    before, table = table, EDITS[name](table, shape)
+      raise ValueError(f'no ablation {name!r} of a net: known are {", ".join(EDITS)}')
+    before, table = table, ABLATIONS[name].edit(table, shape)
     if table == before:
       raise ValueError(f'{name} changes nothing in this net')
     layers.count_macs(table, shape)  # every layer fits its input
   return table
 
 
-def _change(table: Table, kinds, **changes) -> Table:
-  """The table with fields of all rows of some kinds changed."""
-  return tuple(
+# Edits of rows.
+
+
+def _remove(kinds) -> Edit:
+  return lambda table, shape: tuple(row for row in table if not isinstance(row, kinds))
+
+
+def _change(kinds, **changes) -> Edit:
+  """Sets attributes of all rows of some kinds."""
+  return lambda table, shape: tuple(
     dataclasses.replace(row, **changes) if isinstance(row, kinds) else row for row in table
   )
+
+
+def _without_conv(number: int) -> Edit:
+  """Removes a convolution with its nonlinearity and batch norm; a pool after it stays."""
+  names = {f'{kind}{number}' for kind in ('conv', 'bn', 'relu', 'tanh')}
+
+  def edit(table: Table, shape: layers.Shape) -> Table:
+    del shape
+    if not any(_is_conv(row) and row.name == f'conv{number}' for row in table):
+      return table
+    return tuple(row for row in table if row.name not in names)
+
+  return edit
 
 
 def _is_conv(row: layers.Row) -> bool:
   return isinstance(row, Conv) and not isinstance(row, Local)
 
 
-def no_lrn(table: Table, shape: layers.Shape) -> Table:
-  """No response norm of either kind: #148 drops rnorm1, rnorm2 and the spatial cnorm2."""
-  del shape
-  return tuple(row for row in table if not isinstance(row, _NORMS))
+_ungrouped = _change((Conv, ResponseNorm), groups=1)
 
 
-def no_lrn2(table: Table, shape: layers.Shape) -> Table:
-  """The first norm alone: #167 drops rnorm2 and cnorm2."""
+def _first_norm_only(table: Table, shape: layers.Shape) -> Table:
+  """#167 removes rnorm2 and cnorm2."""
   del shape
   first = next((row for row in table if isinstance(row, _NORMS)), None)
   return tuple(row for row in table if row is first or not isinstance(row, _NORMS))
 
 
-def no_spatial_norm(table: Table, shape: layers.Shape) -> Table:
-  """No norm within a map, which the paper's text does not mention."""
-  del shape
-  return tuple(row for row in table if not isinstance(row, SpatialNorm))
-
-
-def lrn_after_pool(table: Table, shape: layers.Shape) -> Table:
+def _lrn_after_pool(table: Table, shape: layers.Shape) -> Table:
   """conv1 - pool - ReLU - norm, as #120; the second layer normalizes before its pool there too."""
   del shape
   first = next((place for place, row in enumerate(table) if isinstance(row, _NORMS)), None)
@@ -85,7 +126,7 @@ def lrn_after_pool(table: Table, shape: layers.Shape) -> Table:
   return (*table[:first], *table[first + 1 : after], table[first], *table[after:])
 
 
-def lrn2_before_relu(table: Table, shape: layers.Shape) -> Table:
+def _lrn2_before_relu(table: Table, shape: layers.Shape) -> Table:
   """conv2 - norms - pool2 - ReLU, as the first layer of #145 and as #166."""
   del shape
   places = {row.name: place for place, row in enumerate(table)}
@@ -95,11 +136,11 @@ def lrn2_before_relu(table: Table, shape: layers.Shape) -> Table:
   return (*table[:relu], *table[relu + 1 : pool + 1], table[relu], *table[pool + 1 :])
 
 
-def non_overlapping_pool(table: Table, shape: layers.Shape) -> Table:
-  """Pools with windows as wide as their stride, on maps that keep their size (section 3.4).
+def _non_overlapping_pool(table: Table, shape: layers.Shape) -> Table:
+  """Windows as wide as their stride, on maps that keep their size.
 
-  Where a pool would come out larger than before, the convolution under it loses a pixel of padding:
-  in #145 conv2 and conv5 do, which is #147.
+  Where a pool would come out larger than before, the convolution before it loses a pixel of
+  padding: in #145 conv2 and conv5 do, which is #147.
   """
   wanted = {row.name: output for row, _, output in layers.walk(table, shape)}
   rows: list[layers.Row] = []
@@ -114,42 +155,33 @@ def non_overlapping_pool(table: Table, shape: layers.Shape) -> Table:
   return tuple(rows)
 
 
-def tanh(table: Table, shape: layers.Shape) -> Table:
-  """Saturating units in place of ReLUs (section 3.1)."""
+def _tanh(table: Table, shape: layers.Shape) -> Table:
   del shape
   return tuple(
     Tanh(row.name.replace('relu', 'tanh')) if isinstance(row, Relu) else row for row in table
   )
 
 
-def one_tower(table: Table, shape: layers.Shape) -> Table:
-  """One GPU: half the kernels of conv1 to conv4, conv5 and the dense layers whole (#145-half)."""
-  if ungrouped(table, shape) == table:
+def _one_tower(table: Table, shape: layers.Shape) -> Table:
+  """#145-half: half the kernels of conv1 to conv4, conv5 and the dense layers whole."""
+  whole = _ungrouped(table, shape)
+  if whole == table:
     return table
   return tuple(
     dataclasses.replace(row, features=row.features // 2)
     if _is_conv(row) and row.name in ('conv1', 'conv2', 'conv3', 'conv4')
     else row
-    for row in ungrouped(table, shape)
+    for row in whole
   )
 
 
-def ungrouped(table: Table, shape: layers.Shape) -> Table:
-  """Every convolution sees all maps, and every norm normalizes over all of them."""
-  del shape
-  return tuple(
-    dataclasses.replace(row, groups=1) if isinstance(row, (Conv, ResponseNorm)) else row
-    for row in table
-  )
+def _no_cross_tower(table: Table, shape: layers.Shape) -> Table:
+  """#150, as its notes describe it: all layers but the last are fed by their own tower.
 
-
-def no_cross_tower(table: Table, shape: layers.Shape) -> Table:
-  """Towers that meet in the classifier only (#150, as its notes describe it).
-
-  conv2 has 160 maps a tower, fc6 4,096 units a tower and fc7 2,048, all fed by their own tower.
-  A dense layer of two towers is a grouped convolution as large as its map.
+  conv2 has 160 maps a tower, fc6 4,096 units a tower and fc7 2,048.  A dense layer of two towers
+  is a grouped convolution as large as its map.
   """
-  if ungrouped(table, shape) == table:
+  if _ungrouped(table, shape) == table:
     return table
   rows: list[layers.Row] = []
   last = table[-1]
@@ -167,59 +199,111 @@ def no_cross_tower(table: Table, shape: layers.Shape) -> Table:
   return tuple(rows)
 
 
-def no_dropout(table: Table, shape: layers.Shape) -> Table:
-  """All units, always."""
-  del shape
-  return tuple(row for row in table if not isinstance(row, Dropout))
+_NO_COLOR_NOISE = {'input.color_noise': 0.0, 'input.color_noise_epochs': 0.0}
 
-
-def inverted_dropout(table: Table, shape: layers.Shape) -> Table:
-  """Dropout as Caffe, PyTorch and Flax have it: training divides by the kept share."""
-  del shape
-  return _change(table, Dropout, inverted=True)
-
-
-def k1(table: Table, shape: layers.Shape) -> Table:
-  """LRN with k = 1, as Caffe and the configurations before #135."""
-  del shape
-  return _change(table, ResponseNorm, k=1.0)
-
-
-def init_01(table: Table, shape: layers.Shape) -> Table:
-  """N(0, 0.01^2) for every kernel, as the paper's section 5 says."""
-  del shape
-  return _change(table, (Conv, Dense), init=0.01)
-
-
-def _without(number: int) -> Callable[[Table, layers.Shape], Table]:
-  """Removes convolution `number` with its unit and its batch norm; a pool on it stays."""
-
-  def edit(table: Table, shape: layers.Shape) -> Table:
-    del shape
-    names = {f'{kind}{number}' for kind in ('conv', 'bn', 'relu', 'tanh')}
-    if not any(_is_conv(row) and row.name == f'conv{number}' for row in table):
-      return table
-    return tuple(row for row in table if row.name not in names)
-
-  return edit
-
-
-EDITS: dict[str, Callable[[Table, layers.Shape], Table]] = {
-  edit.__name__: edit
-  for edit in (
-    no_lrn,
-    no_lrn2,
-    no_spatial_norm,
-    lrn_after_pool,
-    lrn2_before_relu,
-    k1,
-    non_overlapping_pool,
-    tanh,
-    one_tower,
-    ungrouped,
-    no_cross_tower,
-    no_dropout,
-    inverted_dropout,
-    init_01,
-  )
-} | {f'without_conv{number}': _without(number) for number in (3, 4, 5)}
+ABLATIONS: dict[str, Ablation] = {
+  'no_lrn': Ablation(
+    'no response normalization, neither across maps nor (all that CIFAR 18pct has) within a map',
+    '§3.3: 1.4 / 1.2; #148: 42.03 / 19.36. On CIFAR-10 §3.3 gives 13 % without and 11 % with it',
+    (1.37, 1.15),
+    edit=_remove(_NORMS),
+  ),
+  'no_lrn2': Ablation(
+    'only the first response normalization',
+    '#167: 40.49 / 18.12 against 40.53 / 18.05 of #170: no loss',
+    (-0.04, 0.07),
+    edit=_first_norm_only,
+  ),
+  'no_spatial_norm': Ablation(
+    'no normalization within a map, as the text of the paper', edit=_remove(SpatialNorm)
+  ),
+  'lrn_after_pool': Ablation(
+    'the first layer pools before it normalizes',
+    '#120 against #131: 41.04 / 18.71 against 40.93 / 18.57',
+    (0.11, 0.14),
+    edit=_lrn_after_pool,
+  ),
+  'lrn2_before_relu': Ablation(
+    'second normalization before the ReLU, as in the first layer of #145',
+    '#166: 41.10 / 18.67 against 40.53 / 18.05 of #170',
+    (0.57, 0.62),
+    edit=_lrn2_before_relu,
+  ),
+  'k1': Ablation(
+    'LRN with k = 1 in place of 2, as Caffe',
+    '#131 against #135: 40.93 / 18.57 against 41.07 / 18.42',
+    (-0.14, 0.15),
+    edit=_change(ResponseNorm, k=1.0),
+  ),
+  'non_overlapping_pool': Ablation(
+    'pools with windows as wide as their stride, on maps of the same size',
+    '§3.4: 0.4 / 0.3; #147: 41.06 / 18.51',
+    (0.39, 0.30),
+    edit=_non_overlapping_pool,
+  ),
+  'tanh': Ablation(
+    'tanh in place of ReLU',
+    '§3.1, Fig. 1: a four-layer net on CIFAR-10 reaches 25 % training error six times slower',
+    edit=_tanh,
+  ),
+  'one_tower': Ablation(
+    'one GPU: half the kernels of conv1 to conv4, no groups',
+    '§3.2: 1.7 / 1.2; #145-half on the ILSVRC-2010 test set: 39.17 / 18.23 against 37.47 / 17.00',
+    (1.70, 1.23),
+    edit=_one_tower,
+  ),
+  'ungrouped': Ablation('every convolution sees all maps', edit=_ungrouped),
+  'no_cross_tower': Ablation(
+    'two towers that meet in the classifier only',
+    '#150: 41.83 / 19.33',
+    (1.17, 1.12),
+    edit=_no_cross_tower,
+  ),
+  'no_dropout': Ablation(
+    'no dropout',
+    '§4.2: "substantial overfitting"; dropout doubles the iterations to converge',
+    edit=_remove(Dropout),
+  ),
+  'inverted_dropout': Ablation(
+    'dropout that divides by the kept share in training, as Caffe and PyTorch',
+    edit=_change(Dropout, inverted=True),
+  ),
+  'init_01': Ablation(
+    'N(0, 0.01²) for all kernels',
+    '§5 says so; the code has 0.03 in conv3 to conv5',
+    edit=_change((Conv, Dense), init=0.01),
+  ),
+  **{
+    f'without_conv{number}': Ablation(
+      f'without the {name} convolution',
+      '§7: removing any middle layer loses "about 2%" top-1',
+      (2.0, None),
+      _without_conv(number),
+    )
+    for number, name in ((3, 'third'), (4, 'fourth'), (5, 'fifth'))
+  },
+  'no_color_noise': Ablation(
+    'no color noise',
+    '§4.1: color noise gains "over 1%" top-1',
+    (1.0, None),
+    fields=_NO_COLOR_NOISE,
+  ),
+  'no_random_flip': Ablation('no mirror images in training', fields={'input.random_flip': False}),
+  'no_crop': Ablation('central crops in training', fields={'input.random_crop': False}),
+  'no_augmentation': Ablation(
+    'training without random crops, mirrors and color noise',
+    '§4.1: without crops and mirrors "substantial overfitting"',
+    fields={'input.random_crop': False, 'input.random_flip': False, **_NO_COLOR_NOISE},
+  ),
+  'no_weight_decay': Ablation(
+    'no weight decay',
+    '§5: weight decay "was important for the model to learn"',
+    fields={'optimizer.weight_decay': 0.0, 'optimizer.layer_weight_decay': {}},
+  ),
+  'scalar_mean': Ablation(
+    'one number subtracted, the mean of all pixels and channels, in place of the mean image',
+    '#136: "no better"',
+    fields={'input.normalization': 'mean_scalar'},
+  ),
+}
+EDITS = tuple(name for name, ablation in ABLATIONS.items() if ablation.edit)

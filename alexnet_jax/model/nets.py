@@ -10,6 +10,7 @@ An ablation is an edit of rows: every function returns a plain tuple of rows fro
 import dataclasses
 from collections.abc import Callable
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.layers import (
   AvgPool,
@@ -435,6 +436,43 @@ def table_of(config, classes: int) -> layers.Table:
   """
   side = config.input.crop
   return ablations.edited(NETS[config.model.net](classes), config.model.ablations, (side, side, 3))
+
+
+def has_batch_norm(config) -> bool:
+  """Whether a config's net normalizes over batches."""
+  return any(isinstance(row, BatchNorm) for row in table_of(config, 2))
+
+
+def check(config) -> None:
+  """Checks what a config asks of its net.
+
+  Raises:
+    UserError: the net cannot be built on such views, has no layer that a field names, or cannot
+      accumulate gradients.
+  """
+  try:
+    table = table_of(config, config.data.num_classes or 2)
+    layers.count_macs(table, (config.input.crop, config.input.crop, 3))
+  except ValueError as error:
+    raise UserError(
+      f'config.model.net={title(config.model)} with input.crop={config.input.crop}: {error}'
+    ) from None
+  known = [row.name for row in table if isinstance(row, (Conv, Dense))]
+  parameters = [f'{name}/{parameter}' for name in known for parameter in ('kernel', 'bias')]
+  fields = {'layer_weight_decay': known, 'layer_lr_factors': known + parameters}
+  for field, allowed in fields.items():
+    for name in config.optimizer[field]:
+      if name not in allowed:
+        raise UserError(
+          f'config.optimizer.{field}: no layer {name!r} with a kernel in this net;'
+          f' it has {", ".join(known)}'
+        )
+  if config.grad_accum_steps > 1 and has_batch_norm(config) and not config.model.ghost_batch:
+    raise UserError(
+      f'config.grad_accum_steps={config.grad_accum_steps}: batch normalization would not see the'
+      ' global batch; set model.ghost_batch to the images of a micro-batch on a device, or'
+      ' grad_accum_steps to 1'
+    )
 
 
 def title(model) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from alexnet_jax import ablations
 from alexnet_jax import config as configs
+from alexnet_jax.model import ablations
 from alexnet_jax.results import scores
 from alexnet_jax.sweep.finished import METRICS, FinishedRun
 
@@ -96,11 +96,11 @@ def rows(runs: Sequence[FinishedRun]) -> list[Row]:
 
 
 def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-  """Runs by config without seed and harmless fields, one run a seed: the last one found."""
+  """Runs by their config without the seed and what does not alter a run; of a seed the last."""
   groups: dict[str, dict[int, FinishedRun]] = {}
   for run in runs:
     flat = configs.flatten(run.config)
-    kept = {k: v for k, v in flat.items() if k != 'seed' and not k.startswith(configs.HARMLESS)}
+    kept = {k: v for k, v in flat.items() if k != 'seed' and configs.find_field(k).alters_run}
     groups.setdefault(json.dumps(kept, sort_keys=True), {})[run.seed] = run
   return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
@@ -163,7 +163,7 @@ def _named(
     del rest['model.ablations']
   config = configs.from_json(base.config)
   recipes = [name for name, ablation in ablations.ABLATIONS.items() if ablation.fields]
-  effects = {name: ablations.changes(config, name) or {} for name in recipes}
+  effects = {name: configs.ablation_changes(config, name) or {} for name in recipes}
   for name in sorted(recipes, key=lambda name: -len(effects[name])):
     effect = effects[name]
     if effect and all(

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_jax import ablations
+from alexnet_jax.model import ablations
 from alexnet_jax.sweep import relu_vs_tanh
 from alexnet_jax.sweep.comparison import Interval, Row
 from alexnet_jax.sweep.finished import METRICS

@@ -88,7 +88,7 @@ class Devices:
       )
     self.check_batch('batch_size', config.batch_size, config.grad_accum_steps)
     images = config.batch_size // (self.global_count * config.grad_accum_steps)
-    ghost_batch = config.model.ghost_batch
+    ghost_batch = config.model.ghost_batch if nets.has_batch_norm(config) else 0
     whole = config.grad_accum_steps > 1
     if ghost_batch and (images != ghost_batch if whole else images % ghost_batch):
       part = f'{images} images of a {"micro-" * whole}batch on a device'
