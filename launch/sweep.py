@@ -45,7 +45,7 @@ def main() -> None:
 
   workdir = Path(_WORKDIR.value)
   found = sweep.plan(
-    _config_words(sys.argv[1:]),
+    cli.config_words(),
     _ABLATIONS.value,
     sweep.parse_seeds(_SEEDS.value),
     sweep.parse_grid(_GRID.value),
@@ -73,22 +73,6 @@ def _run(found, workdir: Path) -> None:
       f' command tries them again{listed}'
     )
   print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
-
-
-def _config_words(words: list[str]) -> list[str]:
-  """The words of the command line that are about the config, values in words of their own too."""
-  kept, value_follows = [], False
-  for word in words:
-    name, equals, _ = word.lstrip('-').partition('=')
-    if word.startswith('-'):
-      about = name == 'config' or name.startswith(('config.', 'noconfig.'))
-      value_follows = about and not equals
-      if about:
-        kept.append(word)
-    elif value_follows:
-      kept.append(word)
-      value_follows = False
-  return kept
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import get_config, run
@@ -216,29 +215,17 @@ def test_single_fields_of_rows():
   assert sum(isinstance(row, Tanh) for row in table_of('imagenet', 'tanh')) == 7
 
 
-@pytest.mark.parametrize(
-  'name, fields',
-  [
-    ('no_color_noise', {'input.color_noise': 0.0, 'input.color_noise_epochs': 0.0}),
-    ('no_random_flip', {'input.random_flip': False}),
-    ('no_crop', {'input.random_crop': False}),
-    (
-      'no_augmentation',
-      {
-        'input.random_crop': False,
-        'input.random_flip': False,
-        'input.color_noise': 0.0,
-        'input.color_noise_epochs': 0.0,
-      },
-    ),
-    ('no_weight_decay', {'optimizer.weight_decay': 0.0}),
-    ('scalar_mean', {'input.normalization': 'mean_scalar'}),
-  ],
-)
-def test_recipes_change_these_fields_and_no_other(name, fields):
-  plain = configs.flatten(configs.to_json(get_config('imagenet')))
-  changed = configs.to_json(configs.apply_ablations(get_config('imagenet'), [name]))
-  assert configs.flatten(changed) == plain | fields
+def test_recipes_change_these_fields_and_no_other():
+  imagenet = get_config('imagenet')
+  assert configs.ablation_changes(imagenet, 'no_augmentation') == {
+    'input.random_crop': (True, False),
+    'input.random_flip': (True, False),
+    'input.color_noise': (0.1, 0.0),
+    'input.color_noise_epochs': (67.0, 0.0),
+  }
+  assert configs.ablation_changes(imagenet, 'scalar_mean') == {
+    'input.normalization': ('mean_image', 'mean_scalar')
+  }
 
 
 def test_no_weight_decay_means_none_in_any_layer():
@@ -258,21 +245,14 @@ def test_a_config_with_ablations_comes_back_from_json_with_its_net():
     'model.ablations': ([], ['no_lrn', 'ungrouped']),
     'input.random_flip': (True, False),
   }
-  old = configs.to_json(get_config('imagenet'))
-  del old['model']['ablations']  # as runs before there were ablations
-  assert configs.from_json(old).model.ablations == ()
 
 
-def test_a_stored_config_with_an_edit_of_another_version_is_refused():
+def test_a_stored_config_with_an_unknown_edit_is_refused():
   stored = configs.to_json(get_config('imagenet'))
-  stored['model']['ablations'] = [['no_lrn']]
-  with pytest.raises(UserError, match='must be a tuple of no_lrn'):
-    configs.from_json(stored)
-  stored['model']['ablations'] = ['no_softmax']
-  with pytest.raises(
-    UserError, match=r"model.ablations=\('no_softmax',\): must be a tuple of no_lrn"
-  ):
-    configs.from_json(stored)
+  for edits in (['no_softmax'], [['no_lrn']]):
+    stored['model']['ablations'] = edits
+    with pytest.raises(UserError, match=r'model.ablations=\(.*,\): must be a tuple of no_lrn'):
+      configs.from_json(stored)
 
 
 @pytest.mark.parametrize(
@@ -330,72 +310,7 @@ def test_a_layer_that_the_recipe_mentions_cannot_go():
     configs.apply_ablations(config, ['without_conv3'])
 
 
-# Values against PyTorch.
-
-
-def torch_output(table, params, images):
-  """The rows of a table in PyTorch, evaluation mode, as far as the tables below need it."""
-  torch = pytest.importorskip('torch')
-  functional = torch.nn.functional
-  x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
-  for row in table:
-    if isinstance(row, Conv):
-      kernel = torch.tensor(np.array(params[row.name]['kernel'])).permute(3, 2, 0, 1)
-      bias = torch.tensor(np.array(params[row.name]['bias']))
-      x = functional.conv2d(x, kernel, bias, row.stride, row.padding, groups=row.groups)
-    elif isinstance(row, Dense):
-      flat = x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x
-      x = flat @ torch.tensor(np.array(params[row.name]['kernel']))
-      x = x + torch.tensor(np.array(params[row.name]['bias']))
-    elif isinstance(row, ResponseNorm):
-      norm = functional.local_response_norm
-      parts = [
-        norm(p, row.size, row.alpha * row.size, row.beta, row.k) for p in x.chunk(row.groups, 1)
-      ]
-      x = torch.cat(parts, 1)
-    elif isinstance(row, MaxPool):
-      x = functional.max_pool2d(x, row.window, row.stride, ceil_mode=True)
-    else:
-      x = {'Relu': torch.relu, 'Tanh': torch.tanh}[type(row).__name__](x)
-  return x.numpy()
-
-
-SMALL = (
-  Conv('conv1', 8, 5, stride=2, padding=2, init=0.1),
-  Relu('relu1'),
-  ResponseNorm('norm1', alpha=0.3, groups=2),
-  MaxPool('pool1'),
-  Conv('conv2', 12, 3, padding=1, groups=2, init=0.1, bias=0.3),
-  Relu('relu2'),
-  ResponseNorm('norm2', alpha=0.3, groups=2),
-  MaxPool('pool2'),
-  Conv('conv3', 8, 3, padding=1, init=0.1),
-  Relu('relu3'),
-  Dense('fc4', 5, init=0.1),
-)
-
-
-@pytest.mark.parametrize(
-  'name', ['ungrouped', 'lrn_after_pool', 'lrn2_before_relu', 'non_overlapping_pool', 'tanh', 'k1']
-)
-def test_logits_agree_with_torch(name):
-  table = edited(SMALL, [name], (21, 21, 3))
-  images = jax.random.normal(jax.random.key(1), (3, 21, 21, 3)) * 2
-  net = AlexNet(table)
-  params = net.init(jax.random.key(0), images)['params']
-  ours = net.apply({'params': params}, images)
-  np.testing.assert_allclose(ours, torch_output(table, params, images), rtol=2e-5, atol=2e-6)
-  plain = AlexNet(SMALL)
-  same_shapes = jax.tree.map(jnp.shape, params) == jax.tree.map(
-    jnp.shape, plain.init(jax.random.key(0), images)['params']
-  )
-  if same_shapes:  # the edit shows
-    assert not np.allclose(ours, plain.apply({'params': params}, images), rtol=1e-3)
-
-
-# The door.
-
-
+@pytest.mark.slow
 def test_plan_and_summary_show_the_edited_net():
   words = ['--config=configs/imagenet.py', '--ablation=ungrouped,no_random_flip']
   plan = run('alexnet_jax.main', *words, '--dry_run')
@@ -405,10 +320,3 @@ def test_plan_and_summary_show_the_edited_net():
     'imagenet-ungrouped-no_random_flip: net krizhevsky2012 (ungrouped)'
   )
   assert '62,378,344' in summary.stdout
-
-
-def test_a_typo_is_one_line():
-  done = run('alexnet_jax.main', '--config=configs/imagenet.py', '--ablation=tahn')
-  assert done.returncode == 2 and done.stdout == ''
-  (line,) = done.stderr.splitlines()
-  assert line.startswith('error: --ablation=tahn: there is no such ablation, did you mean tanh?')

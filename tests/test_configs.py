@@ -13,7 +13,6 @@ from helpers.tiny_data import write_images
 from alexnet_jax import config as configs
 from alexnet_jax import config_files
 from alexnet_jax.data import preparation
-from alexnet_jax.data.progress import Silent
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import Diverged, UserError
 from alexnet_jax.model import layers, onednn
@@ -222,7 +221,7 @@ def stored(config):
   if config.data.source == 'tfds':
     return preparation.sizes(config.data, None)
   try:
-    store = preparation.prepare_store(config.data, progress=Silent(), workers=1)
+    store = preparation.prepare_store(config.data, workers=1)
   except UserError as error:
     return str(error)
   images = np.asarray(store.train.images)

@@ -12,6 +12,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
+from alexnet_jax.argv import split
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.run.folder import RunFolder, writable
@@ -48,25 +49,16 @@ def check_workdir(
   Raises:
     UserError: the folder holds a run with another config.
   """
-  for name in allowed:
-    if name not in configs.FIELDS:
-      raise UserError(f'--allow_change={name}: not a field: {configs.nearest(name)}')
+  configs.check_allowed(config, allowed)
   if not RunFolder(workdir).config.exists():
     return {}
   old = configs.to_json(read_run_config(workdir))
   changes = configs.diff(old, configs.to_json(config))
-  refused = [
-    path
-    for path, (before, now) in changes.items()
-    if configs.alters_run(path, before, now, config)
-    and (
-      path in configs.FIXED
-      or not any(path == name or path.startswith(f'{name}.') for name in allowed)
-    )
-  ]
-  if refused:
+  altering = [path for path, change in changes.items() if configs.alters_run(path, *change, config)]
+  fixed = [path for path in altering if configs.find_field(path).alters_epochs]
+  accepted = [p for p in altering if any(f'{p}.'.startswith(f'{name}.') for name in allowed)]
+  if refused := [path for path in altering if path in fixed or path not in accepted]:
     shown = ', '.join(f'{path}: {changes[path][0]} -> {changes[path][1]}' for path in refused)
-    fixed = [path for path in refused if path in configs.FIXED]
     ways = (
       f'{", ".join(fixed)} cannot change, for a step would be another part of an epoch; resume it'
       ' with its own config,'
@@ -109,13 +101,7 @@ def claim_workdir(
 
 def with_workdir(command: str, workdir: Path) -> str:
   """The command with another --workdir."""
-  words, rest = [], iter(shlex.split(command))
-  for word in rest:
-    name, equals, _ = word.partition('=')
-    if name not in ('--workdir', '-workdir'):
-      words.append(word)
-    elif not equals:
-      next(rest, None)
+  words = [w for a in split(shlex.split(command)) if a.name != 'workdir' for w in a.words]
   return shlex.join([*words, f'--workdir={workdir}'])
 
 

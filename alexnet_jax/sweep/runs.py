@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
-from alexnet_jax import ablations, config_files
 from alexnet_jax import config as configs
+from alexnet_jax import config_files
 from alexnet_jax.errors import UserError
+from alexnet_jax.model.ablations import BASELINE
 from alexnet_jax.run.claim import read_run_config
 from alexnet_jax.run.folder import RunFolder, read_results
 
@@ -65,13 +64,15 @@ def plan(
   values = [[(field, value) for value in given] for field, given in grid]
   # Seeds outermost: a sweep that is stopped early has all its changes with the first of them.
   for seed, change, point in itertools.product(seeds, changes, itertools.product(*values)):
-    names = [] if change == ablations.BASELINE else change.split('+')
+    names = [] if change == BASELINE else change.split('+')
     parts = [change, f'seed{seed}']
     if point:
       parts.append(_folder(','.join(f'{field}={value}' for field, value in point)))
     words = [*config_words, f'--config.seed={seed}']
     words += [f'--config.{field}={value}' for field, value in point]
-    config = ablations.apply(_parsed(words), names)
+    config, typed = config_files.parse(words)
+    configs.validate(config)
+    config = configs.apply_ablations(config, names, typed)
     if names:
       words.append(f'--ablation={",".join(names)}')
     folder = workdir.joinpath(*parts)
@@ -90,8 +91,7 @@ def parse_grid(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
   for text in texts:
     field, equals, values = text.partition('=')
     field = field.removeprefix('config.')
-    if field not in configs.FIELDS:
-      raise UserError(f'--grid={text}: {field!r} is not a field: {configs.nearest(field)}')
+    configs.find_field(field, '--grid=')
     if field == 'seed' or field in [other for other, _ in grid]:
       raise UserError(f'--grid={text}: give each field once, and seeds as --seeds')
     split = re.findall(r'(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|\'[^\']*\'|[^,])+', values)
@@ -114,19 +114,6 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
   raise UserError(
     f'--seeds={",".join(words)}: must be how many, such as 3, or which, such as 0,4,7'
   )
-
-
-def _parsed(words: Sequence[str]) -> ml_collections.ConfigDict:
-  """The config that the words give to `alexnet_jax.main`, validated."""
-  argv = config_files.with_files(['sweep', *words])
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  try:
-    values(argv)
-  except (flags.Error, TypeError, ValueError) as error:
-    raise UserError(f'--grid: {" ".join(str(error).split())}') from None
-  configs.validate(values['config'].value)
-  return values['config'].value
 
 
 def _folder(text: str) -> str:

@@ -31,7 +31,8 @@ def lines(
   state = 4 * parameters * copies
   # 20 kB was measured for 256x256 JPEGs at quality 90: a tenth of the raw size.
   raw = (examples + held_out) * config.data.image_size**2 * 3
-  stored = raw if config.data.encoding == 'raw' else raw / 10
+  in_memory = config.data.source in ('digits', 'synthetic')
+  stored = raw if in_memory or config.data.encoding == 'raw' else raw / 10
   return [
     f'net           {nets.title(config.model)}: {parameters:,} parameters, {macs:,} MACs an image,'
     f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
@@ -44,7 +45,7 @@ def lines(
     f'{_resident(config, examples)} on each device,'
     f' and about {si(_activations(config, table, shape), "B")} of activations over all devices',
     f'disk          {si(stored, "B")} of prepared images'
-    f'{" in memory only" * (config.data.source in ("digits", "synthetic"))},'
+    f'{" in memory only" * in_memory},'
     f' {si(state, "B")} a checkpoint, up to {config.checkpoint.max_to_keep + 2} of them',
     f'work          {3 * 2 * macs * examples * config.epochs:.2e} floating-point operations',
   ]
