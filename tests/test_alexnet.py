@@ -470,18 +470,12 @@ def test_batch_norm_that_is_not_affine_is_one_with_scale_1_and_bias_0():
   variables = affine.init(jax.random.key(0), x, True)
   stats = {'batch_stats': variables['batch_stats']}
   assert set(plain.init(jax.random.key(0), x, True)) == {'batch_stats'}
+  np.testing.assert_array_equal(stats['batch_stats']['mean'], 0)
+  np.testing.assert_array_equal(stats['batch_stats']['var'], 1)
   for train in (True, False):
     ours, _ = plain.apply(stats, x, train, mutable=['batch_stats'])
     peer, _ = affine.apply(variables, x, train, mutable=['batch_stats'])
     np.testing.assert_array_equal(ours, peer)
-
-
-def test_initial_running_moments_are_those_of_a_normal_variable():
-  module = BatchNormalization(0.9, 1e-5, None, 0)
-  variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), jnp.full((4, 3), 7.0), True)
-  stats = variables['batch_stats']
-  np.testing.assert_array_equal(stats['mean'], 0)
-  np.testing.assert_array_equal(stats['var'], 1)
 
 
 # bfloat16.
@@ -508,7 +502,6 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
   images, labels = images_and_labels(8, (30, 30, 3), 10)
   keys = jax.random.split(jax.random.key(0), 8)
   variables = jax.jit(AlexNet(table).init)(jax.random.key(0), images[:1])
-  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
   stats = {'batch_stats': variables['batch_stats']}
 
   def run(dtype):
@@ -530,7 +523,6 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
   assert set(outputs.values()) == {jnp.dtype('bfloat16')}
   for tree in (half_logits, half_gradients, half_state['batch_stats']):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(tree))
-  assert not np.array_equal(half_logits, logits)
   assert_close(half_logits, logits, 0.03)
   jax.tree.map(
     lambda a, b: assert_close(a, b, 0.01), half_state['batch_stats'], state['batch_stats']

@@ -14,7 +14,7 @@ FLAG = '--xla_cpu_experimental_ynn_fusion_type'
 
 PROGRAM = """
 import os, sys
-from alexnet_jax import cpu
+from alexnet_jax.runtime import cpu
 if sys.argv[1:]:
   cpu.prepare_process()
 import jax, jax.numpy as jnp

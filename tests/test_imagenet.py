@@ -152,29 +152,13 @@ def write_devkit(folder, wnids, labels):
   """A devkit whose ILSVRC2012_ID follows the order of `wnids`; `labels` are WNIDs."""
   io = pytest.importorskip('scipy.io')
   folder.mkdir(parents=True, exist_ok=True)
-  fields = [
-    'ILSVRC2012_ID',
-    'WNID',
-    'words',
-    'gloss',
-    'num_children',
-    'children',
-    'wordnet_height',
-    'num_train_images',
-  ]
+  fields = 'ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images'
+  fields = fields.split()
   synsets = np.zeros((len(wnids) + 1, 1), [(field, object) for field in fields])
   for number, wnid in enumerate([*wnids, 'n00001740']):  # the last is an inner one, as in the real
     inner = number == len(wnids)
-    synsets[number, 0] = (
-      number + 1,
-      wnid,
-      f'words of {wnid}, more',
-      'a gloss',
-      2 * inner,
-      [1, 2] if inner else [],
-      int(inner),
-      2,
-    )
+    words, children = f'words of {wnid}, more', [1, 2] if inner else []
+    synsets[number, 0] = (number + 1, wnid, words, 'gloss', 2 * inner, children, int(inner), 2)
   io.savemat(folder / 'meta.mat', {'synsets': synsets})
   truth = ''.join(f'{list(wnids).index(label) + 1}\n' for label in labels)
   (folder / imagenet.GROUND_TRUTH).write_text(truth)
@@ -206,7 +190,7 @@ def test_flat_validation_without_a_devkit(tmp_path, name):
   assert seen_labels(open_folder(tmp_path, 0.5)) == {n: shipped[n - 1] for n in numbers}
 
 
-@pytest.mark.parametrize('folder', ['', 'devkit/data', 'ILSVRC2012_devkit_t12/data'])
+@pytest.mark.parametrize('folder', imagenet.FOLDERS)
 def test_devkit_whose_ids_are_not_in_the_order_of_wnids(tmp_path, folder):
   wnids = ('n02119789', 'n02100735', 'n15075141', 'n01440764', 'n02110185')
   labels = [wnids[i] for i in (3, 0, 4, 4, 1, 2, 0)]
@@ -218,17 +202,8 @@ def test_devkit_whose_ids_are_not_in_the_order_of_wnids(tmp_path, folder):
   assert seen_labels(source) == dict(enumerate(labels, 1))
   assert source.class_names == tuple(f'words of {wnid}, more' for wnid in sorted(wnids))
   assert [source.eval.labels.count(i) for i in range(5)] == [1, 1, 2, 2, 1]
-
-
-def test_devkits_that_differ_make_fingerprints_that_differ(tmp_path):
-  wnids = ('n02119789', 'n02100735')
-  write_classes(tmp_path, wnids)
-  write_flat(tmp_path, (1, 2))
-  prints = set()
-  for labels in (wnids, wnids[::-1]):
-    write_devkit(tmp_path, wnids, labels)
-    prints.add(open_folder(tmp_path, 0.5).fingerprint)
-  assert len(prints) == 2
+  write_devkit(tmp_path / folder, wnids, labels[::-1])  # other labels are other data
+  assert open_folder(tmp_path, 0.5).fingerprint != source.fingerprint
 
 
 def test_words_of_the_classes(tmp_path):
@@ -242,11 +217,6 @@ def test_words_of_the_classes(tmp_path):
   assert made.class_names == ('tench, Tinca tinca', 'n01443537')
   (root / 'LOC_synset_mapping.txt').unlink()  # names are no part of what a store is
   assert prepare_store(config).class_names == made.class_names
-
-
-def test_words_that_are_classes_already_stay(tmp_path):
-  (tmp_path / 'synset_words.txt').write_text('ant a word\n')
-  assert imagenet.class_names(('ant', 'bee'), [tmp_path]) == ()
 
 
 @pytest.mark.parametrize(

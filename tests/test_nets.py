@@ -129,14 +129,6 @@ def test_the_2012_net_has_650_thousand_neurons():
   assert sum(units.values()) == 659_272
 
 
-def test_a_local_layer_has_weights_and_biases_for_every_position():
-  row = layers.Local('local', 32, 3, padding=1)
-  shape = (6, 5, 64)
-  assert row.output_shape(shape) == (6, 5, 32)
-  assert row.parameters(shape) == {'kernel': (6, 5, 3, 3, 64, 32), 'bias': (6, 5, 32)}
-  assert row.macs(shape) == 6 * 5 * 3 * 3 * 64 * 32
-
-
 # Geometry.
 
 
@@ -224,111 +216,47 @@ def test_the_module_makes_the_shapes_that_its_table_says(net):
   assert logits.shape == (2, table[-1].features)
 
 
-# Order of the layers, to the last: (source, one string a weighted layer), written down from the
-# sources apart from the tables.  lrn is across maps, rnorm within a map.
+# Order of the layers, "|" before each weighted one, written down from the sources and not from the
+# tables.  lrn is across maps, rnorm within a map.
 
-HIDDEN = ['fc relu drop', 'fc relu drop', 'fc']
+HIDDEN = ' | fc relu drop | fc relu drop | fc'
+# CHM layers-145.cfg: neuron=relu at pool1, conv2-4, pool3, fc2048*; none at conv1, conv5.
+CHM_145 = 'conv lrn max relu | conv relu lrn rnorm max | conv relu | conv relu | conv max relu'
+CAFFE_3_TO_5 = ' | conv relu | conv relu | conv relu max'
 ORDER = {
-  # CHM layers-145.cfg: neuron=relu at pool1, conv2-4, pool3, fc2048*; none at conv1, conv5.
-  'krizhevsky2012': [
-    'conv lrn max relu',
-    'conv relu lrn rnorm max',
-    'conv relu',
-    'conv relu',
-    'conv max relu',
-    *HIDDEN,
-  ],
+  'krizhevsky2012': CHM_145 + HIDDEN,
   # CHM layers-145-half.cfg.
-  'one_tower': [
-    'conv lrn max relu',
-    'conv relu lrn rnorm max',
-    'conv relu',
-    'conv relu',
-    'conv max relu',
-    *HIDDEN,
-  ],
+  'one_tower': CHM_145 + HIDDEN,
   # CHM layers-146-2012-2011.cfg: conv6 on pool3, no pool after it.
-  'conv6': [
-    'conv lrn max relu',
-    'conv relu lrn rnorm max',
-    'conv relu',
-    'conv relu',
-    'conv max relu',
-    'conv relu',
-    *HIDDEN,
-  ],
+  'conv6': CHM_145 + ' | conv relu' + HIDDEN,
   # Paper sections 3.5 and 4.2.
-  'paper': [
-    'conv relu lrn max',
-    'conv relu lrn max',
-    'conv relu',
-    'conv relu',
-    'conv relu max',
-    *HIDDEN,
-  ],
+  'paper': 'conv relu lrn max | conv relu lrn max' + CAFFE_3_TO_5 + HIDDEN,
   # BVLC/caffe models/bvlc_alexnet/train_val.prototxt.
-  'caffe': [
-    'conv relu lrn max',
-    'conv relu lrn max',
-    'conv relu',
-    'conv relu',
-    'conv relu max',
-    *HIDDEN,
-  ],
+  'caffe': 'conv relu lrn max | conv relu lrn max' + CAFFE_3_TO_5 + HIDDEN,
   # BVLC/caffe models/bvlc_reference_caffenet/train_val.prototxt.
-  'caffenet': [
-    'conv relu max lrn',
-    'conv relu max lrn',
-    'conv relu',
-    'conv relu',
-    'conv relu max',
-    *HIDDEN,
-  ],
+  'caffenet': 'conv relu max lrn | conv relu max lrn' + CAFFE_3_TO_5 + HIDDEN,
   # torchvision/models/alexnet.py: dropout on the inputs of its dense layers.
-  'owt': [
-    'conv relu max',
-    'conv relu max',
-    'conv relu',
-    'conv relu',
-    'conv relu max',
-    'drop',
-    'fc relu drop',
-    'fc relu',
-    'fc',
-  ],
-  # NVIDIA/caffe models/alexnet_bn/train_val.prototxt.
-  'bn': [
-    'conv norm relu max',
-    'conv norm relu max',
-    'conv norm relu',
-    'conv norm relu',
-    'conv norm relu max',
-    *HIDDEN,
-  ],
+  'owt': 'conv relu max | conv relu max' + CAFFE_3_TO_5 + ' | drop fc relu drop | fc relu | fc',
+  # NVIDIA/caffe models/alexnet_bn/train_val.prototxt and train_val2.prototxt.
+  'bn': 'conv norm relu max | conv norm relu max | conv norm relu | conv norm relu'
+  ' | conv norm relu max' + HIDDEN,
+  'bn_after_pool': 'conv relu max | norm conv relu max | norm conv relu | norm conv relu'
+  ' | norm conv relu max' + HIDDEN,
   # cuda-convnet example-layers/layers-80sec.cfg: "neuron=relu" at fc64.  conv1 has its ReLU before
   # the max pool there, which is the same function; so have the next two.
-  'cifar_80sec': ['conv max relu', 'conv relu avg', 'conv relu avg', 'fc relu', 'fc'],
+  'cifar_80sec': 'conv max relu | conv relu avg | conv relu avg | fc relu | fc',
   # layers-19pct.cfg.
-  'cifar_19pct': ['conv max relu', 'conv relu avg', 'conv relu avg', 'fc'],
+  'cifar_19pct': 'conv max relu | conv relu avg | conv relu avg | fc',
   # layers-18pct.cfg.
-  'cifar_18pct': ['conv max relu rnorm', 'conv relu avg rnorm', 'conv relu avg', 'fc'],
+  'cifar_18pct': 'conv max relu rnorm | conv relu avg rnorm | conv relu avg | fc',
   # layers-conv-local-13pct.cfg.
-  'cifar_13pct': ['conv relu max', 'conv relu max', 'local relu', 'local relu', 'fc'],
+  'cifar_13pct': 'conv relu max | conv relu max | local relu | local relu | fc',
   # cuda-convnet2 layers-cifar10-11pct.cfg.
-  'cifar_11pct': ['conv relu max lrn', 'conv relu lrn max', 'local relu', 'local relu', 'fc'],
-  # NVIDIA/caffe models/alexnet_bn/train_val2.prototxt.
-  'bn_after_pool': [
-    'conv relu max',
-    'norm conv relu max',
-    'norm conv relu',
-    'norm conv relu',
-    'norm conv relu max',
-    *HIDDEN,
-  ],
+  'cifar_11pct': 'conv relu max lrn | conv relu lrn max | local relu | local relu | fc',
   # The published table of layers of the 14-layer net.
-  'cifar_bn': 4 * ['conv relu max norm'] + 4 * ['fc relu drop norm'] + ['fc'],
+  'cifar_bn': 4 * 'conv relu max norm | ' + 4 * 'fc relu drop norm | ' + 'fc',
   # Ours.
-  'digits': ['conv relu lrn max', 'conv relu lrn max', 'conv relu max', 'fc relu drop', 'fc'],
+  'digits': 'conv relu lrn max | conv relu lrn max | conv relu max | fc relu drop | fc',
 }
 
 
@@ -346,7 +274,7 @@ def test_order_of_layers(net):
     layers.BatchNorm: 'norm',
     layers.Dropout: 'drop',
   }
-  assert [words[type(row)] for row in table_of(net)] == ' '.join(ORDER[net]).split()
+  assert [words[type(row)] for row in table_of(net)] == ORDER[net].replace('|', '').split()
 
 
 @pytest.mark.parametrize('net', nets.NETS)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.closeness import assert_close
-from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from alexnet_jax.errors import UserError
@@ -113,15 +112,6 @@ def test_locally_connected_agrees_with_a_loop_over_positions(stride, padding):
   check_grads(op, (x, kernel), order=1, modes=['rev'], eps=1e-1, atol=1e-2, rtol=1e-2)
 
 
-def test_locally_connected_with_the_same_filters_everywhere_is_conv():
-  x, kernel = normal(2, 8, 8, 5), normal(3, 3, 5, 4, seed=1)
-  everywhere = np.broadcast_to(kernel, (8, 8, *kernel.shape))
-  same = ((1, 1), (1, 1))
-  np.testing.assert_allclose(
-    locally_connected(x, everywhere, padding=same), conv(x, kernel, padding=same), atol=1e-5
-  )
-
-
 # Pooling.
 
 POOLS = [(55, 3, 2), (13, 3, 2), (32, 3, 2), (8, 3, 2), (7, 2, 2), (6, 2, 2), (9, 3, 3), (10, 3, 3)]
@@ -192,29 +182,7 @@ def test_pools_refuse_windows_without_a_pixel(pool, size, window, stride):
     pool(jnp.zeros((1, size, size, 1)), window, stride)
 
 
-def test_shapes_of_the_2012_net():
-  def features(x):
-    x = max_pool(conv(x, jnp.zeros((11, 11, 3, 96)), stride=4, padding=((0, 3), (0, 3))))
-    yield x
-    same = ((2, 2), (2, 2))
-    x = max_pool(conv(x, jnp.zeros((5, 5, 48, 256)), padding=same, groups=2))
-    yield x
-    yield max_pool(x)
-
-  image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-  shapes = jax.eval_shape(lambda x: list(features(x)), image)
-  assert [y.shape for y in shapes] == [(2, 27, 27, 96), (2, 13, 13, 256), (2, 6, 6, 256)]
-
-
-def test_shapes_of_the_cifar_nets():
-  size, sizes = 32, []
-  while size > 4:
-    size = jax.eval_shape(max_pool, jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)).shape[1]
-    sizes.append(size)
-  assert sizes == [16, 8, 4]
-
-
-# Normalisation.
+# Normalization.
 
 
 def reference_norm(x, size, alpha, beta, k, groups, axes):
@@ -304,85 +272,3 @@ def test_local_response_norm_agrees_with_tensorflow():
   y, (dx,) = value_and_gradients(op, x, cotangent=g)
   assert_close(y, ty.numpy())
   assert_close(dx, tdx.numpy())
-
-
-# Everything, in every way that training calls it.
-
-
-def like(x, *shape):
-  return jnp.asarray(normal(*shape, seed=1), x.dtype)
-
-
-OPERATIONS = {
-  'conv': lambda x: conv(x, like(x, 3, 3, 4, 6), padding=((1, 1), (1, 1)), groups=2),
-  'conv of colors': lambda x: conv(x[..., :3], like(x, 5, 5, 3, 6), stride=4),
-  'locally_connected': lambda x: locally_connected(x, like(x, 8, 7, 3, 3, 8, 4)),
-  'max_pool': max_pool,
-  'avg_pool': avg_pool,
-  'local_response_norm': partial(local_response_norm, alpha=0.1, groups=2),
-  'spatial_response_norm': partial(spatial_response_norm, size=3, alpha=0.1),
-}
-every_operation = pytest.mark.parametrize('op', OPERATIONS.values(), ids=OPERATIONS)
-
-
-@every_operation
-def test_gradient_is_the_slope(op):
-  # Distinct values, further apart than the step: no maximum changes place.
-  x = np.random.default_rng(0).permutation(2 * 10 * 9 * 8).reshape(2, 10, 9, 8) / 300 - 2.4
-  check_grads(op, (x.astype(np.float32),), order=1, modes=['rev'], eps=1e-3, atol=2e-2, rtol=2e-2)
-
-
-@every_operation
-def test_bfloat16_stays_close_and_keeps_its_type(op):
-  x = jnp.asarray(normal(2, 10, 9, 8)).astype(jnp.bfloat16)
-  wide = x.astype(jnp.float32)
-  g = normal(*op(wide).shape, seed=3)
-  y, (dx,) = value_and_gradients(op, wide, cotangent=g)
-  y16, (dx16,) = value_and_gradients(op, x, cotangent=g)
-  assert y16.dtype == jnp.bfloat16
-  assert dx16.dtype == jnp.bfloat16
-  assert_close(y16, y, 2e-2)
-  assert_close(dx16, dx, 2e-2)
-
-
-@every_operation
-def test_shape_and_type_without_computing(op):
-  for dtype in (jnp.float32, jnp.bfloat16):
-    x = jnp.asarray(normal(2, 10, 9, 8)).astype(dtype)
-    y = jax.jit(op)(x)
-    known = jax.eval_shape(op, jax.ShapeDtypeStruct(x.shape, dtype))
-    assert (known.shape, known.dtype) == (y.shape, y.dtype)
-
-
-@every_operation
-def test_vmap_is_a_loop(op):
-  x = normal(3, 2, 10, 9, 8)
-
-  def both(x):
-    y, pull = jax.vjp(op, x)
-    return y, pull(y)
-
-  for mapped, looped in zip(
-    jax.tree.leaves(jax.vmap(both)(x)),
-    jax.tree.leaves(jax.tree.map(lambda *parts: jnp.stack(parts), *map(both, x))),
-    strict=True,
-  ):
-    np.testing.assert_allclose(mapped, looped, atol=1e-4, rtol=1e-4)
-
-
-@every_operation
-def test_runs_under_pmap_and_shard_map(op):
-  x = normal(2, 10, 9, 8)
-
-  def both(x):
-    y, pull = jax.vjp(op, x)
-    return y, pull(y)[0]
-
-  alone = both(x)
-  mesh, rows = Mesh(np.array(jax.devices()[:1]), 'batch'), PartitionSpec('batch')
-  for run in (
-    lambda x: jax.tree.map(lambda a: a[0], jax.pmap(both, axis_name='batch')(x[None])),
-    jax.jit(jax.shard_map(both, mesh=mesh, in_specs=rows, out_specs=rows)),
-  ):
-    for actual, expected in zip(run(x), alone, strict=True):
-      np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)

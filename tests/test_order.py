@@ -38,13 +38,6 @@ def test_rows_are_a_window_of_one_stream(seed, step, batch, n):
   assert rows.tolist() == one_by_one
 
 
-def test_hosts_share_the_same_batch():
-  whole = order.rows(1, 5, 12, 1000)
-  for hosts in (1, 2, 3, 4):
-    parts = [order.rows(1, 5, 12, 1000).reshape(hosts, -1)[host] for host in range(hosts)]
-    assert np.array_equal(np.concatenate(parts), whole)
-
-
 def test_rows_can_be_changed_without_changing_the_order():
   first = order.rows(1, 0, 10, 10)
   first[:] = 0

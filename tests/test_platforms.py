@@ -1,39 +1,23 @@
 """What the environment asks of JAX that is not here, and what is here that JAX does not use."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from helpers.commands import run
 
 from alexnet_jax.model.preprocessing import Preprocessing, example_keys
 from alexnet_jax.runtime import platforms
-
-ROOT = Path(__file__).parent.parent
-
-
-def command(*arguments, **environment):
-  return subprocess.run(
-    [sys.executable, '-m', *arguments],
-    cwd=ROOT,
-    env=os.environ | environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('module, platform', [('main', 'cuda'), ('diagnose', 'tpu')])
 def test_a_platform_that_is_not_here_is_one_line(module, platform):
-  done = command(f'alexnet_jax.{module}', '--config=configs/digits.py', JAX_PLATFORMS=platform)
-  assert done.returncode == 2
+  done = run(f'alexnet_jax.{module}', '--config=configs/digits.py', JAX_PLATFORMS=platform)
   last = done.stderr.splitlines()[-1]
   assert last.startswith(f'error: JAX_PLATFORMS={platform}: ') and 'set it to cpu' in last
-  assert 'Traceback' not in done.stderr
+  assert done.returncode == 2 and 'Traceback' not in done.stderr
 
 
 @pytest.mark.slow
@@ -42,13 +26,8 @@ def test_64_bits_are_left_aside_in_training(tmp_path):
   losses = []
   for bits in ('0', '1'):
     workdir = tmp_path / bits
-    done = command(
-      'alexnet_jax.main',
-      '--config=configs/digits.py',
-      '--config.epochs=0.2',
-      f'--workdir={workdir}',
-      JAX_ENABLE_X64=bits,
-    )
+    flags = ('--config=configs/digits.py', '--config.epochs=0.2', f'--workdir={workdir}')
+    done = run('alexnet_jax.main', *flags, JAX_ENABLE_X64=bits)
     assert done.returncode == 0, done.stderr
     assert ('note: JAX_ENABLE_X64 is left aside' in done.stderr) == (bits == '1')
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()

@@ -101,12 +101,6 @@ def test_without_random_crop_or_mirror_the_view_is_central():
   assert (straight ^ mirrored).all() and straight.any() and mirrored.any()
 
 
-def test_a_crop_as_large_as_the_image_is_the_image():
-  images = random_images(4, 9)
-  views = training_views(preprocessing(9, random_flip=False), images, keys_of(4))
-  np.testing.assert_array_equal(views, images)
-
-
 def test_the_central_crop_of_the_mean_is_subtracted_wherever_the_view_was_cut():
   mean_image = np.random.default_rng(1).uniform(0, 255, (16, 16, 3)).astype(np.float32)
   mean = central(mean_image, 10)
@@ -214,12 +208,6 @@ def test_color_noise_is_one_shift_per_channel_and_image():
   shifts = views * 6 / np.array([1, 2, 4]) - images
   np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1, :1], shifts.shape), atol=1e-2)
   assert len(np.unique(shifts[:, 0, 0].round(3))) == 30  # another one for each
-
-
-def test_without_color_noise_the_pixels_are_as_stored(store):
-  prepare = make_preprocessing(config_of(normalization='none', random_flip=False), store)
-  images = random_images(3, 32)
-  np.testing.assert_array_equal(training_views(prepare, images, keys_of(3)), images)
 
 
 def test_color_noise_ends_at_its_epoch():

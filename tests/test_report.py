@@ -326,7 +326,7 @@ def test_the_page_says_the_same_as_csv_and_needs_nothing_else(folder):
     assert len(re.findall(f'<{tag}[ >]', text)) == text.count(f'</{tag}>') > 0
 
 
-def test_charts_follow_light_and_dark_and_no_line_runs_through_a_name(folder):
+def test_charts_follow_light_and_dark(folder):
   """Every color is a variable of the style sheet, which has a value for each."""
   text = (folder / 'report.html').read_text()
   charts = re.findall('<svg.*?</svg>', text, re.S)
@@ -336,15 +336,6 @@ def test_charts_follow_light_and_dark_and_no_line_runs_through_a_name(folder):
     names = {color[6:-1] for color in used if color.startswith('var(--')}
     assert len(names) > 3 and used - {f'var(--{name})' for name in names} <= {'none'}
     assert all(text.count(f' --{name}: light-dark(') == 1 for name in names)
-  (forest,) = (chart for chart in charts if 'points of top-1 error' in chart)
-  heights = [
-    float(re.search(rf'y="([\d.]+)"[^>]*>{name}<', forest)[1]) for name in list(ERRORS)[1:]
-  ]
-  lines = re.findall(r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n"', forest)
-  upright = [sorted((float(y), float(z))) for x, y, w, z in lines if x == w and y != z]
-  assert len(upright) >= 3 * len(heights)
-  for height in heights:  # of the base line; letters are some 8 units high
-    assert not any(top < height + 2 and bottom > height - 8 for top, bottom in upright)
 
 
 def test_names_cannot_smuggle_html_into_the_page(tmp_path, labels, monkeypatch):
@@ -367,8 +358,6 @@ def test_confusions_and_surest_mistakes_are_those_of_the_predictions(folder):
   label, probabilities = saved(folder / 'no_lrn' / 'seed0')
   wrong = [i for i in range(len(label)) if probabilities[i].argmax() != label[i]]
   wrong.sort(key=lambda i: -probabilities[i].max())
-  (run,) = finished.find([folder / 'no_lrn' / 'seed0'])[0]
-  assert list(report.surest_mistakes(run, 5)) == wrong[:5]
   times = collections.Counter()
   for seed in range(3):
     for row, answers in zip(*saved(folder / 'no_lrn' / f'seed{seed}'), strict=True):
@@ -376,9 +365,10 @@ def test_confusions_and_surest_mistakes_are_those_of_the_predictions(folder):
   text = shown((folder / 'report.html').read_text()).split('times, all seeds')[2]
   for (row, answer), count in times.most_common(6):
     assert f' {row} {answer} {count} ' in text
-  first = wrong[0]
-  sure = f'{probabilities[first].max():.0%}'
-  assert f'probability {label[first]} {probabilities[first].argmax()} {sure} ' in text
+  sure = [
+    f'{label[i]} {probabilities[i].argmax()} {probabilities[i].max():.0%}' for i in wrong[:12]
+  ]
+  assert f'probability {" ".join(sure)} ' in text
 
 
 def test_pictures_need_the_store_that_was_evaluated(tmp_path, labels):

@@ -104,7 +104,7 @@ def test_folder_with_validation(tmp_path):
   assert example.data == pathlib.Path(example.name).read_bytes()
 
 
-@pytest.mark.parametrize('name', ['val', 'valid', 'Validation', 'TEST'])
+@pytest.mark.parametrize('name', ['val', 'Valid', 'TEST'])
 def test_other_names_of_the_validation_folder(tmp_path, name):
   write_folder(tmp_path, train=3, held_out=2)
   (tmp_path / 'validation').rename(tmp_path / name)
@@ -257,19 +257,11 @@ def test_tfds(tiny):
 
 
 def test_tfds_parts_of_splits(tiny):
-  source = open_source(
-    data_config(
-      source='tfds', name='tiny', dir=tiny, train_split='train[:80%]', eval_split='train[80%:]'
-    )
-  )
+  parts = {'train_split': 'train[:80%]', 'eval_split': 'train[80%:]'}
+  source = open_source(data_config(source='tfds', name='tiny', dir=tiny, **parts))
   assert (len(source.train), len(source.eval)) == (24, 6)
-  refused(
-    "has no split 'validation': it has train, test",
-    source='tfds',
-    name='tiny',
-    dir=tiny,
-    eval_split='validation',
-  )
+  other = {'source': 'tfds', 'name': 'tiny', 'dir': tiny, 'eval_split': 'validation'}
+  refused("has no split 'validation': it has train, test", **other)
 
 
 def test_a_tfds_data_set_that_goes_away(tiny, tmp_path):
@@ -333,16 +325,10 @@ def test_sizes_of_data_sets_that_are_not_there(tmp_path, monkeypatch):
 
 
 def test_absent_data_set(tmp_path):
-  refused(
-    'is not at .*cifar10/3.0.2: run python -m alexnet_jax.prepare',
-    source='tfds',
-    name='cifar10',
-    dir=tmp_path,
-  )
+  absent = {'source': 'tfds', 'name': 'cifar10', 'dir': tmp_path}
+  refused('is not at .*cifar10/3.0.2: run python -m alexnet_jax.prepare', **absent)
   (tmp_path / 'cifar10/incomplete.ABC_3.0.2').mkdir(parents=True)
-  refused(
-    'only incomplete.ABC_3.0.2 of an interrupted', source='tfds', name='cifar10', dir=tmp_path
-  )
+  refused('only incomplete.ABC_3.0.2 of an interrupted', **absent)
 
 
 def prepare_refused(match, name, directory):

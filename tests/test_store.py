@@ -1,5 +1,6 @@
 """The store: right pixels, exact statistics, the same bytes whatever happened, nothing silent."""
 
+import contextlib
 import fcntl
 import io
 import json
@@ -9,9 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -124,15 +123,6 @@ def test_color_components_of_gray_images_are_finite():
   np.testing.assert_allclose(memory.color_stdevs[:2], 0, atol=1e-4)
 
 
-def test_the_first_rows_are_a_random_subset(source, tmp_path):
-  first = write(source, tmp_path / 'store').train.first(30)
-  assert len(first) == 30 and first.images.shape[0] == 30
-  assert np.bincount(first.labels, minlength=3).min() >= 5
-
-
-# The same bytes, whatever happens.
-
-
 @pytest.mark.parametrize('workers', [2, 3])
 def test_any_number_of_workers(source, tmp_path, reference, workers):
   write(source, tmp_path / 'store', workers=workers)
@@ -147,17 +137,10 @@ class Stop(Console):
     super().__init__(quiet=True)
     self.rows = rows
 
+  @contextlib.contextmanager
   def count(self, title, total, done=0):
     self.done = done
-
-    class Context:
-      def __enter__(context):
-        return self.advance
-
-      def __exit__(context, *error):
-        pass
-
-    return Context()
+    yield self.advance
 
   def advance(self, n):
     self.rows -= n
@@ -180,62 +163,6 @@ def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, referenc
   assert contents(tmp_path / 'store') == reference
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='finds processes in /proc')
-@pytest.mark.slow
-def test_kill_9(insects, source, tmp_path, reference):
-  script = textwrap.dedent(f"""
-    import os, pathlib, time
-    from alexnet_jax.data import image_folder, writer
-
-    class Held:
-      # Goes no further than some parts while the process that began them lives.
-      def __init__(self, split):
-        self.split, self.parent = split, os.getpid()
-      def __len__(self):
-        return len(self.split)
-      def __getitem__(self, index):
-        parts = pathlib.Path({str(tmp_path / 'store.tmp/parts')!r})
-        while len(list(parts.glob('*.npz'))) >= 3 and os.getppid() == self.parent:
-          time.sleep(0.01)
-        return self.split[index]
-
-    if __name__ == '__main__':
-      import dataclasses
-      source = image_folder.open_folder(pathlib.Path({str(insects)!r}), 0.25)
-      source = dataclasses.replace(source, train=Held(source.train), eval=Held(source.eval))
-      writer.write_store(source, {str(tmp_path / 'store')!r}, image_size={SIZE}, resize='crop',
-                         workers=2, rows_per_part=8)
-    """)
-  (tmp_path / 'slow.py').write_text(script)
-  environment = os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])}
-  child = subprocess.Popen(
-    [sys.executable, tmp_path / 'slow.py'], env=environment, stderr=subprocess.DEVNULL
-  )
-  parts = tmp_path / 'store.tmp/parts'
-  deadline = time.monotonic() + 60
-  while len(list(parts.glob('*.npz'))) < 3:
-    assert time.monotonic() < deadline and child.poll() is None
-    time.sleep(0.01)
-  workers = pathlib.Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split()
-  assert len(workers) >= 2
-  child.send_signal(signal.SIGKILL)
-  child.wait()
-  deadline = time.monotonic() + 60
-  with open(tmp_path / '.store.lock') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      beside = [worker for worker in workers if pathlib.Path(f'/proc/{worker}').exists()]
-    except BlockingIOError:
-      beside = []
-    assert not beside, 'workers of a killed run write beside those of the next'
-  while any(pathlib.Path(f'/proc/{worker}').exists() for worker in workers):
-    assert time.monotonic() < deadline, 'workers outlive their parent'
-    time.sleep(0.01)
-  assert 3 <= len(list(parts.glob('*.npz'))) < 11
-  write(source, tmp_path / 'store')
-  assert contents(tmp_path / 'store') == reference
-
-
 @pytest.mark.parametrize(('workers', 'encoding'), [(1, 'raw'), (2, 'raw'), (1, 'jpeg 90')])
 @pytest.mark.slow
 def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
@@ -245,9 +172,9 @@ def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
     env=os.environ | {'PYTHONPATH': str(here.parent)},
     capture_output=True,
     text=True,
+    timeout=300,
   )
   assert finished.returncode == 0, finished.stderr
-  print(finished.stdout)
 
 
 @pytest.mark.parametrize('step', ['cut', 'rename'])
@@ -354,8 +281,7 @@ def check_skipped(path, source):
   verify_store(path)
 
 
-@pytest.mark.parametrize('workers', [1, 2])
-@pytest.mark.parametrize('rows_per_part', [8, 7, 100])
+@pytest.mark.parametrize(('workers', 'rows_per_part'), [(1, 8), (2, 7), (1, 100)])
 def test_unreadable_images_are_left_out(broken, tmp_path, workers, rows_per_part):
   source = open_folder(broken, 0.25)
   write(source, tmp_path / 'store', unreadable='skip', workers=workers, rows_per_part=rows_per_part)
@@ -395,17 +321,17 @@ def test_interrupted_leaving_out(broken, tmp_path, monkeypatch):
   check_skipped(tmp_path / 'store', source)
 
 
-def test_a_class_without_readable_images_is_refused(broken, tmp_path):
-  for file in broken.glob('train/bee/*'):
+@pytest.mark.parametrize(
+  ('files', 'said'),
+  [
+    ('train/bee/*', "none of the 20 train images of class 'bee' can be read"),
+    ('validation/*/*', 'no readable image to make its eval split'),
+  ],
+)
+def test_a_class_or_split_without_readable_images_is_refused(broken, tmp_path, files, said):
+  for file in broken.glob(files):
     file.write_bytes(b'')
-  with pytest.raises(UserError, match="none of the 20 train images of class 'bee' can be read"):
-    write(open_folder(broken, 0.25), tmp_path / 'store', unreadable='skip')
-
-
-def test_a_split_without_readable_images_is_refused(broken, tmp_path):
-  for file in broken.glob('validation/*/*'):
-    file.write_bytes(b'')
-  with pytest.raises(UserError, match='no readable image to make its eval split'):
+  with pytest.raises(UserError, match=said):
     write(open_folder(broken, 0.25), tmp_path / 'store', unreadable='skip')
 
 
@@ -425,8 +351,7 @@ class Numbers:
     return Example(np.full((8, 8), index, np.uint8), self.label, f'number {index}')
 
 
-@pytest.mark.parametrize('label', [-1, 3])
-@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize(('label', 'workers'), [(-1, 1), (3, 2)])
 def test_a_label_that_is_no_class(tmp_path, label, workers):
   source = Source('numbers', ('a', 'b', 'c'), Numbers(label), Numbers(), 'x')
   with pytest.raises(UserError, match=rf'number \d+ has label {label}, allowed are 0..2'):
@@ -580,12 +505,6 @@ def test_photos_are_turned_unless_the_classes_are_of_imagenet(tmp_path):
     assert kept.upright is upright
     (seen,) = next(pictures.batches([root / names[0] / '0.png'], SIZE, 'crop', 1, kept.upright))
     assert np.array_equal(seen, made.train.images[0])
-
-
-@pytest.mark.parametrize('kind', ['digits', 'synthetic'])
-def test_preparation_in_memory(kind):
-  prepared = prepare_store(data_config(source=kind, train_examples=50))
-  assert prepared.path is None and len(prepared.train) == 50
 
 
 def test_store_path():

@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from helpers.commands import ENVIRONMENT, ROOT, wait_until
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import Interrupted, UserError
@@ -26,8 +25,6 @@ pytestmark = [
   pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning'),
 ]
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
 DIGITS = [f'--config={ROOT}/configs/digits.py']
 
 
@@ -40,13 +37,6 @@ def run(*words, **environment):
     sweep(*words),
     cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=900,
   )  # fmt: skip
-
-
-def wait_until(condition, seconds=240):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end
-    time.sleep(0.02)
 
 
 # What a sweep consists of.

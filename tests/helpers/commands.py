@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,13 @@ def run(module, *words, folder=ROOT, stdin=None, **environment):
     text=True,
     timeout=400,
   )
+
+
+def wait_until(condition, seconds=240):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, 'waited in vain'
+    time.sleep(0.05)
 
 
 def error_line(process):
