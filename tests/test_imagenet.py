@@ -10,8 +10,6 @@ import re
 import numpy as np
 import pytest
 from helpers.tiny_data import data_config, encoded, write_imagenet_archives
-from PIL import Image, ImageOps
-from test_images import pillow_crop
 
 from alexnet_jax.data import imagenet, images, tfds_prepare, tfds_source
 from alexnet_jax.data.image_folder import open_folder
@@ -23,16 +21,6 @@ from alexnet_jax.terminal import Console
 SIZE = 32
 # Names are of the two kinds that TFDS repairs: its list of CMYK images, and its only PNG.
 CMYK, PNG = 'n01739381_1309.JPEG', 'n02105855_2933.JPEG'
-
-
-def photo_files():
-  """WNID -> bytes of a real photo of that class, if a folder of them is named."""
-  folder = os.environ.get('ALEXNET_JAX_PHOTOS')
-  if not folder:
-    pytest.skip('set ALEXNET_JAX_PHOTOS to a folder of photos named <wnid>_<name>.JPEG')
-  files = sorted(pathlib.Path(folder).glob('n*_*.JPEG'))
-  assert files, f'no photos in ALEXNET_JAX_PHOTOS={folder}'
-  return {file.name.split('_')[0]: file.read_bytes() for file in files}
 
 
 def plain(color, file_format='JPEG', mode='RGB'):
@@ -55,15 +43,10 @@ def generated_files():
   return train, [plain([40 * number, 255 - 40 * number, 100]) for number in range(6)]
 
 
-@pytest.fixture(scope='module', params=['generated', 'photos'])
-def archives(request, tmp_path_factory):
+@pytest.fixture(scope='module')
+def archives(tmp_path_factory):
   """A TFDS directory with the two archives, and what is in them."""
-  if request.param == 'generated':
-    train, validation = generated_files()
-  else:
-    photos = photo_files()
-    train = {wnid: {f'{wnid}_1.JPEG': photo} for wnid, photo in photos.items()}
-    validation = list(photos.values())[:20]
+  train, validation = generated_files()
   if any(importlib.util.find_spec(name) is None for name in tfds_prepare.NEEDED_MODULES):
     pytest.skip('needs TensorFlow to prepare data sets')
   directory = tmp_path_factory.mktemp('tfds')
@@ -99,7 +82,7 @@ def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
     name = source.train[int(index)].name.split()[-1]
     assert made.classes[made.train.labels[row]] == name.split('_')[0]
     expected = images.square(files[name], SIZE, 'crop').astype(int)
-    repaired = name in (CMYK, PNG) and counts['train'] < 20  # TFDS encodes those once more
+    repaired = name in (CMYK, PNG)  # TFDS encodes those once more
     assert np.abs(made.train.images[row] - expected).max() <= (8 if repaired else 0), name
     seen.add(name)
   assert seen == set(files)
@@ -244,38 +227,3 @@ def test_what_is_wrong_with_flat_validation(tmp_path, spoil, match):
   with pytest.raises(UserError, match=match) as caught:
     open_folder(tmp_path, 0.5)
   assert '\n' not in str(caught.value)
-
-
-# Real photos.
-
-
-def test_photos_in_folders(tmp_path):
-  """Every photo is a row of the class in its name, as Pillow alone would make it."""
-  photos = photo_files()
-  for wnid in photos:
-    for split in ('train', 'val'):
-      (tmp_path / 'data' / split / wnid).mkdir(parents=True)
-      (tmp_path / 'data' / split / wnid / f'{wnid}_1.JPEG').write_bytes(photos[wnid])
-  config = data_config(dir=tmp_path / 'data', store=tmp_path / 'store', image_size=256)
-  made = prepare_store(config, workers=2, progress=Console(quiet=True))
-  published = imagenet.published_classes()
-  assert made.classes == tuple(name for name in published if name in photos)
-  assert sorted(made.train.labels) == list(range(len(photos)))
-  differences = []
-  for row, label in enumerate(made.eval.labels):
-    with Image.open(
-      tmp_path / 'data/val' / made.classes[label] / f'{made.classes[label]}_1.JPEG'
-    ) as file:
-      photo = file.convert('RGB')
-    assert np.array_equal(made.eval.images[row], pillow_crop(photo, 256))
-    if min(photo.size) >= 256:
-      differences.append(np.abs(made.eval.images[row].astype(int) - pillow_fit(photo, 256)).mean())
-  assert np.mean(differences) < 4  # resizing the center alone is off by part of a pixel
-  stdevs = made.color_stdevs  # of few photos, so only roughly those of all ImageNet
-  assert np.allclose(stdevs, [19.72, 37.09, 121.78], rtol=0.35)
-  assert np.allclose(made.mean_image.mean((0, 1)), [127.3, 119.7, 104.9], atol=20)
-
-
-def pillow_fit(image, size):
-  """Resizes the center alone."""
-  return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))

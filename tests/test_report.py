@@ -326,18 +326,6 @@ def test_the_page_says_the_same_as_csv_and_needs_nothing_else(folder):
     assert len(re.findall(f'<{tag}[ >]', text)) == text.count(f'</{tag}>') > 0
 
 
-def test_charts_follow_light_and_dark(folder):
-  """Every color is a variable of the style sheet, which has a value for each."""
-  text = (folder / 'report.html').read_text()
-  charts = re.findall('<svg.*?</svg>', text, re.S)
-  assert len(charts) == 3
-  for chart in charts:
-    used = set(re.findall(r'(?:fill|stroke): ([^;"]+)', chart))
-    names = {color[6:-1] for color in used if color.startswith('var(--')}
-    assert len(names) > 3 and used - {f'var(--{name})' for name in names} <= {'none'}
-    assert all(text.count(f' --{name}: light-dark(') == 1 for name in names)
-
-
 def test_names_cannot_smuggle_html_into_the_page(tmp_path, labels, monkeypatch):
   evil = '<script>alert(1)</script>'
   write_run(tmp_path / '0', digits(), labels, 0.1)

@@ -1,9 +1,9 @@
-"""Which folders of an image folder are parts of the data set, and which are classes."""
+"""Tells folders of classes from folders of splits, such as train/ and val/."""
 
 import dataclasses
 import pathlib
 
-from alexnet_jax.data.listing import Listing, folders_of
+from alexnet_jax.data.listing import Listing
 from alexnet_jax.errors import UserError
 
 _ROLES = {
@@ -15,17 +15,16 @@ _ROLES = {
   'test': 'test',
   'testing': 'test',
 }
-HOW = 'train/ and validation/ made of class folders, or class folders alone'
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Names of the parts at the top of an image folder.
+  """The splits of an image folder.
 
   Attributes:
     train: folder of the training classes; '' if they are at the top.
-    held_out: folder of the held-out images; '' if a part of each class is to be held out.
-    ignored: what at the top is not used, and why, in words.
+    held_out: folder of the held-out images; '' if a share of each class is to be held out.
+    ignored: what is not used, and why, for the user.
   """
 
   train: str
@@ -34,17 +33,13 @@ class Layout:
 
 
 def find_layout(root: pathlib.Path, listing: Listing) -> Layout:
-  """Tells parts from classes by their names and by what they hold.
-
-  Args:
-    root: the image folder, for messages.
-    listing: what is in it.
+  """Finds the splits of the image folder `root` by the names of folders and by what they hold.
 
   Raises:
-    UserError: there are several ways to read it, or none.
+    UserError: it can be read in several ways, or in none.
   """
   direct, top = listing.children()
-  kids = {name: set(folders_of(files, 1)) for name, files in top.items()}
+  kids = {name: {f.split('/')[1] for f in files if f.count('/') > 1} for name, files in top.items()}
   roles: dict[str, list[str]] = {'train': [], 'validation': [], 'test': []}
   for name in sorted(top):
     if role := _ROLES.get(name.lower()):
@@ -106,5 +101,6 @@ def _check_alone(
   if others:
     raise UserError(
       f'{root} has {train}/, which holds folders as a part of a data set does, and {others[0]}/'
-      f' beside it: leave {HOW}; a class called {train} goes into train/{train}/'
+      ' beside it: leave train/ and validation/, or class folders alone; a class called'
+      f' {train} goes into train/{train}/'
     )

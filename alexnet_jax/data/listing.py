@@ -1,11 +1,10 @@
-"""Image files below a folder of a user, and what else lies there."""
+"""Lists the image files below a folder, and what else is there."""
 
 import collections
 import dataclasses
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
 
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.errors import UserError
@@ -16,10 +15,10 @@ class Listing:
   """What is below a folder; all paths are relative to it.
 
   Attributes:
-    files: image file -> bytes, in order of name. A link to nothing that is named like an image has
-      -1: it is an image that cannot be read.
+    files: image file -> bytes, sorted. A broken link that is named like an image has -1: it is an
+      image that cannot be read.
     folders: every folder at any depth.
-    broken: other links to nothing.
+    broken: other broken links.
     ignored: kind of entry -> how many there are.
   """
 
@@ -48,7 +47,7 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
 
   Args:
     root: the folder.
-    known: names of files that are of use although they are no images.
+    known: names of other files that are not to be counted as ignored.
 
   Raises:
     UserError: a folder cannot be read.
@@ -99,11 +98,3 @@ def _walk(
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
   return status.st_dev, status.st_ino
-
-
-def folders_of(files: list[str], depth: int) -> Iterator[str]:
-  """The folder at a depth, from 0, in the path of each file that lies below one."""
-  for file in files:
-    parts = file.split('/')
-    if len(parts) > depth + 1:
-      yield parts[depth]

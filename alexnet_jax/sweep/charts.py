@@ -1,4 +1,4 @@
-"""Charts of a report as inline SVG; the page's style sheet sets the colors, for light and dark."""
+"""Charts of a report as inline SVG."""
 
 import io
 import re
@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from alexnet_jax.sweep.comparison import Row
 
 Points = Sequence[tuple[float, float]]
-COLORS = 8  # --c0 to --c7 of the style sheet
-_STAND_INS = {f'#00000{i}': f'c{i}' for i in range(COLORS)}  # drawn with, then replaced
-_STAND_INS |= {'#00000a': 'ink', '#00000b': 'faint', '#00000c': 'rule', '#00000d': 'card'}
-_INK, _FAINT, _RULE, _CARD = list(_STAND_INS)[COLORS:]
+COLORS = '#3d4852 #c2412d #2b6cb0 #2f855a #8a4fbf #b7791f #0f8b8d #d1477e'.split()  # of rows
+_INK, _FAINT, _RULE = '#1f2933', '#5d6875', '#dde1e6'
 _WIDTH, _LONGEST = 4.6, 54  # inches; characters of a name that fit into them
 
 
@@ -27,7 +25,7 @@ def curves(lines: Sequence[tuple[Points, Sequence[Points]]], level: float | None
   """
   figure, axes = _axes(3.0)
   for number, (mean, seeds) in enumerate(lines):
-    color, style = f'#00000{number % COLORS}', '-' if number < COLORS else '--'
+    color, style = COLORS[number % len(COLORS)], '-' if number < len(COLORS) else '--'
     for curve in seeds if len(seeds) > 1 else ():
       _plot(axes, curve, color=color, linewidth=0.7, alpha=0.45)
     _plot(axes, mean, color=color, linewidth=1.8, linestyle=style)
@@ -59,7 +57,7 @@ def forest(rows: Sequence[Row]) -> Markup:
   axes.xaxis.set_major_formatter(lambda value, _: f'{value:+g}' if value else '0')
   ticks = [tick for tick in axes.get_xticks() if abs(tick) <= reach]
   for y, (number, row) in enumerate(shown):
-    change, color = row.differences['top1_error'], f'#00000{number % COLORS}'
+    change, color = row.differences['top1_error'], COLORS[number % len(COLORS)]
     name = row.name if len(row.name) <= _LONGEST else row.name[: _LONGEST - 1] + '…'
     axes.text(-reach, y - 0.33, name, color=_INK, fontsize=10, va='center', parse_math=False)
     axes.vlines(ticks, y - 0.12, y + 0.3, color=_RULE, linewidth=0.8)
@@ -69,10 +67,10 @@ def forest(rows: Sequence[Row]) -> Markup:
         ends = [100 * end for end in interval]
         axes.plot(ends, (y + 0.09,) * 2, color=color, linewidth=width, alpha=alpha)
     mark = {'markersize': 7, 'markeredgewidth': 1.2, 'clip_on': False}
-    axes.plot(100 * change.mean, y + 0.09, 'o', color=color, markeredgecolor=_CARD, **mark)
+    axes.plot(100 * change.mean, y + 0.09, 'o', color=color, markeredgecolor='white', **mark)
     if row.published[0] is not None:
       x = 100 * row.published[0]
-      axes.plot(x, y + 0.09, 'D', color=_CARD, markeredgecolor=_INK, **mark | {'markersize': 6})
+      axes.plot(x, y + 0.09, 'D', color='white', markeredgecolor=_INK, **mark | {'markersize': 6})
   return _svg(figure, 'differences of the top-1 error')
 
 
@@ -93,7 +91,7 @@ def _plot(axes, points: Points, **style) -> None:
 
 
 def _svg(figure: Figure, label: str) -> Markup:
-  """The figure as an <svg> element with text as text and colors of the style sheet."""
+  """The figure as an <svg> element with text as text."""
   text = io.StringIO()
   settings = {'svg.fonttype': 'none', 'svg.hashsalt': label, 'font.sans-serif': ['DejaVu Sans']}
   with matplotlib.rc_context(settings):
@@ -101,7 +99,4 @@ def _svg(figure: Figure, label: str) -> Markup:
     figure.savefig(text, format='svg', transparent=True, metadata=metadata)
   svg = text.getvalue()
   svg = svg[svg.index('<svg') :].replace('<svg', f'<svg role="img" aria-label="{label}"', 1)
-  svg = re.sub('<g id="[^"]*"', '<g', svg)  # each chart would have the same ones
-  for stand_in, name in _STAND_INS.items():
-    svg = svg.replace(f': {stand_in}', f': var(--{name})')
-  return Markup(svg)
+  return Markup(re.sub('<g id="[^"]*"', '<g', svg))  # each chart would have the same ids

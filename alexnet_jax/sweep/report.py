@@ -46,7 +46,7 @@ def write(folders: Sequence[Path], out: Path, command: str) -> str:
 
 
 def html_page(rows: Sequence[Row], unfinished: Sequence[Path], command: str) -> str:
-  """The page, for light and dark, wide and narrow; arguments as `comparison.rows` and `write`."""
+  """The page, for wide and narrow screens; arguments as of `tables.markdown` and `write`."""
   config = rows[0].runs[0].config
   data = config['data']
   name = {'tfds': data['name'], 'folder': Path(data['dir']).name}.get(data['source'])
