@@ -261,6 +261,7 @@ def test_local_response_norm_agrees_with_torch():
   assert_close(dx, tx.grad.numpy().transpose(0, 2, 3, 1))
 
 
+@pytest.mark.slow
 def test_local_response_norm_agrees_with_tensorflow():
   tf = pytest.importorskip('tensorflow')
   x, g = 100 * normal(2, 5, 5, 16), normal(2, 5, 5, 16, seed=1)
