@@ -33,7 +33,7 @@ def main() -> None:
     )
   progress = Console()
   prepared = preparation.prepare_store(config.data, progress=progress, workers=_WORKERS.value)
-  if _VERIFY.value:
+  if _VERIFY.value and prepared.path is not None:
     store.verify_store(prepared.path, progress)
   red, green, blue = prepared.mean_image.mean((0, 1))
   stdevs = ', '.join(f'{value:.4f}' for value in prepared.color_stdevs)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 _SECONDS_BETWEEN_LINES = 30.0  # of `count`, where there is no terminal
 _SECONDS_BETWEEN_PICTURES = 0.1
@@ -32,7 +32,7 @@ class Console:
     self._quiet = quiet
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
-    self._bar = None  # a rich.progress.Progress while there is progress on a terminal
+    self._bar: Any = None  # a rich.progress.Progress while there is progress on a terminal
 
   def message(self, text: str) -> None:
     """Writes `text`, of one line or more; above the bar if there is one."""
@@ -149,7 +149,7 @@ class Pace:
 
   def restart(self) -> None:
     """Forgets what was done so far, after a time in which the process was suspended."""
-    self._first = None
+    self._first: tuple[float, int] | None = None
 
   def rate(self, done: int) -> float | None:
     """How many a second; None as long as it cannot be told."""

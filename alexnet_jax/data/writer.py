@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import pathlib
 import resource
@@ -139,7 +140,8 @@ def _share_out(
       writer.close()
       processes[reader] = process
     while processes:
-      for reader in multiprocessing.connection.wait(list(processes)):
+      ready = multiprocessing.connection.wait(list(processes))
+      for reader in [reader for reader in processes if reader in ready]:
         try:
           message = reader.recv()
         except EOFError:
@@ -155,7 +157,7 @@ def _share_out(
     held.close()
 
 
-def _finish(process: multiprocessing.Process) -> None:
+def _finish(process: multiprocessing.process.BaseProcess) -> None:
   process.join()
   if process.exitcode:
     raise UserError(

@@ -121,7 +121,7 @@ class Predictor:
       str(item) if isinstance(item, Path) else f'#{number}'
       for number, item in enumerate(inputs, start=1)
     )
-    under_way = collections.deque()
+    under_way: collections.deque[tuple[list, tuple]] = collections.deque()
     for batch in decoded:
       under_way.append((batch, self._start(batch, size, top, features)))
       if len(under_way) > 2:

@@ -36,7 +36,8 @@ class Speed:
   @property
   def mean(self) -> float | None:
     """Mean over seeds; None unless all reached it."""
-    return None if None in self.epochs else statistics.fmean(self.epochs)
+    reached = [epochs for epochs in self.epochs if epochs is not None]
+    return statistics.fmean(reached) if len(reached) == len(self.epochs) else None
 
 
 def speeds(rows: Sequence[Row]) -> list[Speed]:
@@ -57,11 +58,11 @@ def speeds(rows: Sequence[Row]) -> list[Speed]:
 
 def ratio(found: Sequence[Speed]) -> float | None:
   """Fewest epochs with tanh over fewest with ReLU; None if one of them never got there."""
-  best = {
-    unit: min((s.mean for s in found if s.unit == unit and s.mean is not None), default=None)
+  relu, tanh = (
+    min((s.mean for s in found if s.unit == unit and s.mean is not None), default=None)
     for unit in ('ReLU', 'tanh')
-  }
-  return None if None in best.values() else best['tanh'] / best['ReLU']
+  )
+  return None if relu is None or tanh is None else tanh / relu
 
 
 def verdict(found: Sequence[Speed]) -> str:
@@ -86,7 +87,7 @@ def verdict(found: Sequence[Speed]) -> str:
 
 def training_errors(record: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
   """(epoch, mean training error over the epoch before it), from the end of the first epoch on."""
-  lines, previous = [], 0
+  lines, previous = [], 0.0
   for line in record:
     if 'train/top1_error' in line and 'epoch' in line:
       lines.append((line['epoch'], line['step'] - previous, line['train/top1_error']))

@@ -94,8 +94,8 @@ class _Children:
       self._processes.remove(process)
     results = read_results(run.workdir)
     if code == 0 and results is not None:
-      error = results.get('eval/top1_error')
-      _say(run, 'done' if error is None else f'done, top-1 error {100 * error:.2f} %')
+      top1 = results.get('eval/top1_error')
+      _say(run, 'done' if top1 is None else f'done, top-1 error {100 * top1:.2f} %')
       return ''
     how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
     reason = ': '.join(filter(None, (how, _last_line(run))))

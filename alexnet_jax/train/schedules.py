@@ -190,10 +190,10 @@ class Plateau:
   patience: int
 
   @staticmethod
-  def initial() -> dict[str, np.ndarray]:
+  def initial() -> dict[str, np.generic]:
     return {'scale': np.float32(1), 'best': np.float32(np.inf), 'waited': np.int32(0)}
 
-  def after(self, state: dict, error: float) -> dict[str, np.ndarray]:
+  def after(self, state: dict, error: float) -> dict[str, np.generic]:
     """The state after an evaluation that found `error`."""
     if error < state['best']:
       return {**state, 'best': np.float32(error), 'waited': np.int32(0)}

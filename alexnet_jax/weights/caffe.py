@@ -57,7 +57,8 @@ def read(data: bytes) -> tuple[str, list[Layer]]:
 
 
 def _layer(message: memoryview, numbers: tuple[int, int, int]) -> Layer:
-  name, kind, blobs = '', '', []
+  name, kind = '', ''
+  blobs: list[LazyArray] = []
   for field, value in _fields(message):
     if field == numbers[0]:
       name = _text(_bytes(value))
@@ -94,13 +95,14 @@ def _blob(message: memoryview, name: str) -> LazyArray:
 def _dims(message: memoryview) -> tuple[int, ...]:
   dims = []
   for field, value in _fields(message):
-    if field == 1 and isinstance(value, int):
-      dims.append(value)
-    elif field == 1:  # packed
-      place = 0
-      while place < len(value):
-        dim, place = _varint(value, place)
-        dims.append(dim)
+    match field, value:
+      case 1, int():
+        dims.append(value)
+      case 1, memoryview():  # packed
+        place = 0
+        while place < len(value):
+          dim, place = _varint(value, place)
+          dims.append(dim)
     if len(dims) > 32:
       raise ValueError('a blob has more than 32 axes')
   return tuple(dims)

@@ -25,11 +25,13 @@ def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -
   Raises:
     UserError: the weights cannot be read.
   """
-  if not config.weights:
-    return None
+  return _read(config.weights, workdir) if config.weights else None
+
+
+def _read(source: str, workdir: Path | None) -> Pretrained:
   if workdir and Checkpoints(RunFolder(workdir).checkpoints, primary=False).steps('last'):
     return load_workdir(workdir, 'last')
-  return load(config.weights)
+  return load(source)
 
 
 def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> None:
@@ -43,7 +45,7 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
       'config.weights is missing: name the trained net to start from, a file or the folder of a'
       ' run, such as --config.weights=runs/digits'
     )
-  weights = weights_of(config, workdir)
+  weights = _read(config.weights, workdir)
   preprocessing = weights.preprocessing
   if not config.input.crop:
     config.input.crop = preprocessing.crop
