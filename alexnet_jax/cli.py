@@ -34,10 +34,15 @@ _ABLATION = flags.DEFINE_multi_string(
 
 
 def run(main: Callable[..., None], *, positional: bool = False, configured: bool = True) -> int:
-  """Parses the flags, runs `main` and turns what goes wrong into one line and an exit code.
+  """Parses the flags, runs a command, and turns its exceptions into one line and an exit code.
 
-  With `positional`, `main` is given the list of words that are not flags; else there may be none.
-  Unless `configured`, the command has nothing to do with --config and --ablation.
+  Args:
+    main: the command.
+    positional: whether `main` takes the list of arguments that are not flags; else there are none.
+    configured: whether the command takes --config and --ablation.
+
+  Returns:
+    The exit code, for `sys.exit`.
   """
   if (missing := _missing_system()) is not None:
     return _fail(missing)
@@ -68,7 +73,7 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
 
 
 def _missing_system() -> UserError | None:
-  """What to say where files cannot be locked as on Linux and macOS."""
+  """The error of systems without POSIX file locks."""
   try:
     import fcntl  # noqa: F401
   except ImportError:
@@ -160,7 +165,7 @@ def command_line() -> str:
 
 
 def _stop(number, frame):
-  """Ends a command where it is; training has its own way while there is a state to save."""
+  """Handles signals outside the training loop, whose `StopSignal` saves the state first."""
   del frame
   raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command goes on')
 
@@ -175,7 +180,8 @@ def _guard(main: Callable[[], None]) -> int:
     print('interrupted', file=sys.stderr)
     return _KILLED
   except BrokenPipeError:  # the reader has seen enough, such as `head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the exit flush to it
+    # Python flushes at exit, which must not fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except Exception as error:
     if not distributed.is_member():

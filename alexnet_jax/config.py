@@ -2,11 +2,12 @@
 
 A config file calls `default()` and changes fields; the command line changes more.  ml_collections
 refuses unknown fields and wrong types at once; `validate` checks values and combinations, and
-`check_typed` that what the user typed does something.  A config that starts from trained weights
-may leave fields to them, see `left_open`.
+`apply_ablations` that what the user typed does something.  A config that starts from trained
+weights may leave fields to them, see `left_open`.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -76,7 +77,7 @@ def _on_disk(value: str) -> str | None:
   return 'on a disk of this machine: copy it there first' if '://' in value else None
 
 
-def _anything(value) -> None:
+def _any(value) -> None:
   del value
 
 
@@ -104,8 +105,10 @@ def _positive(field: str) -> Condition:
   return Condition(f'{field} above 0', lambda config: _get(config, field) > 0, field)
 
 
+_SOURCES = ('tfds', 'folder', 'digits', 'synthetic')
 _FILES = _is('data.source', 'tfds', 'folder')
 _TFDS = _is('data.source', 'tfds')
+_ADAM, _LARS = _is('optimizer.name', 'adam'), _is('optimizer.name', 'lars')
 _NOISE = _positive('input.color_noise')
 _WARMUP = _positive('optimizer.warmup_epochs')
 _BORDER = Condition(
@@ -143,51 +146,46 @@ class Field:
   alters_epochs: bool = False
 
 
-def _schedule(section: str) -> dict[str, Field]:
-  """Fields of a schedule besides its kind."""
-
-  def used(*kinds: str) -> Condition:
-    return _is(f'{section}.kind', *kinds)
-
-  drops = ('step', 'plateau') if section == 'optimizer.schedule' else ('step',)
-  fields = {
-    'milestones': Field((), _increasing, 'epochs at which the rate drops', used('step')),
-    'factor': Field(0.1, _above(0, 1), 'what a drop multiplies the rate by', used(*drops)),
-    'levels': Field(4, _between(1, 1000), 'number of equal parts', used('exponential')),
-    'target_factor': Field(250.0, _between(1), 'first rate over last', used('exponential')),
-    'power': Field(2.0, _above(0), 'of the share of the run that is left', used('polynomial')),
-  }
-  return {f'{section}.{name}': field for name, field in fields.items()}
-
+# May differ when a run is resumed: they change where data lie or what is printed, and the last
+# digits of sums at most.
+_free = functools.partial(Field, alters_run=False)
+# May never differ: see `Field.alters_epochs`.
+_fixed = functools.partial(Field, alters_epochs=True)
 
 _SPANNING = ('exponential', 'cosine', 'polynomial')  # their rates depend on the run's length
 _KINDS = ('constant', 'step', *_SPANNING)
 
+
+def _schedule(section: str, *drops: str) -> dict[str, Field]:
+  """Fields of a schedule besides its kind; of kinds `drops` the rate drops by a factor."""
+  kind = f'{section}.kind'
+  spread, power = _is(kind, 'exponential'), _is(kind, 'polynomial')
+  return {
+    f'{section}.milestones': Field((), _increasing, 'epochs of the drops', _is(kind, 'step')),
+    f'{section}.factor': Field(
+      0.1, _above(0, 1), 'what a drop multiplies the rate by', _is(kind, *drops)
+    ),
+    f'{section}.levels': Field(4, _between(1, 1000), 'number of equal parts', spread),
+    f'{section}.target_factor': Field(250.0, _between(1), 'first rate over last', spread),
+    f'{section}.power': Field(2.0, _above(0), 'of the share of the run that is left', power),
+  }
+
+
 FIELDS: dict[str, Field] = {
   'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
   'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
-  'batch_size': Field(128, _between(1), 'images per step over all devices', alters_epochs=True),
-  'grad_accum_steps': Field(
-    1, _between(1), "parts a device's batch is processed in, to save memory"
-  ),
+  'batch_size': _fixed(128, _between(1), 'images per step over all devices'),
+  'grad_accum_steps': Field(1, _between(1), 'micro-batches of a batch, to save memory'),
   'steps_per_call': Field(
-    1, _between(1), 'steps made without the host; above 1 the devices keep all training images'
+    1, _between(1), 'steps without the host; above 1 devices hold all images'
   ),
-  'label_smoothing': Field(
-    0.0, _between(0, 0.9), 'share of the target spread evenly over the classes'
-  ),
-  'ema_decay': Field(
-    0.0, _between(0, 0.99999), 'evaluate a moving average of the weights; 0: the weights'
-  ),
-  'deterministic': Field(
-    False, _anything, 'have a GPU repeat itself to the bit, which is slower; CPU and TPU always do'
-  ),
+  'label_smoothing': Field(0.0, _between(0, 0.9), 'share of the target spread over all classes'),
+  'ema_decay': Field(0.0, _between(0, 0.99999), 'evaluate averaged weights; 0: the last ones'),
+  'deterministic': Field(False, _any, 'on a GPU: the same bits every time, but slower'),
   'weights': Field('', _on_disk, 'start from the net in this file or workdir; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
   'model.ablations': Field((), _edits, 'edits of the table, in this order: model/ablations.py'),
-  'model.compute_dtype': Field(
-    'float32', _one_of('float32', 'bfloat16'), 'type of activations and products'
-  ),
+  'model.compute_dtype': Field('float32', _one_of('float32', 'bfloat16'), 'type of activations'),
   'model.ghost_batch': Field(
     0, _between(0), 'images per batch-norm moment on a device; 0: the global batch', _BATCH_NORM
   ),
@@ -197,29 +195,16 @@ FIELDS: dict[str, Field] = {
     'convolve by oneDNN on a CPU, slower to start; auto: where it is faster, with AVX-512',
     _is('model.compute_dtype', 'float32'),
   ),
-  'model.shard_dense': Field(
-    False,
-    _anything,
-    'spread the dense layers over the devices: docs/performance.md says when',
-    alters_run=False,  # the last digits of sums, as another number of devices does
-  ),
-  'data.source': Field(
-    'tfds',
-    _one_of('tfds', 'folder', 'digits', 'synthetic'),
-    'where images come from',
-    alters_epochs=True,
-  ),
-  'data.name': Field('imagenet2012', _anything, 'TFDS data set', _TFDS, alters_epochs=True),
-  'data.dir': Field(
+  'model.shard_dense': _free(False, _any, 'spread dense layers over devices: docs/performance.md'),
+  'data.source': _fixed('tfds', _one_of(*_SOURCES), 'where images come from'),
+  'data.name': _fixed('imagenet2012', _any, 'TFDS data set', _TFDS),
+  'data.dir': _free(
     '',
     _on_disk,
     'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets',
     _FILES,
-    alters_run=False,
   ),
-  'data.store': Field(
-    '', _on_disk, 'the prepared images; "": beside data.dir', _FILES, alters_run=False
-  ),
+  'data.store': _free('', _on_disk, 'the prepared images; "": beside data.dir', _FILES),
   'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
   'data.resize': Field(
     'crop', _one_of('crop', 'warp'), 'crop: shorter side, then center; warp: both sides', _FILES
@@ -228,53 +213,36 @@ FIELDS: dict[str, Field] = {
     'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen', _FILES
   ),
   'data.jpeg_quality': Field(
-    90, _between(1, 100), 'as JPEG libraries count it', _is('data.encoding', 'jpeg')
+    90, _between(1, 100), 'of the stored JPEGs', _is('data.encoding', 'jpeg')
   ),
-  'data.train_split': Field(
-    'train', _anything, 'TFDS split to train on', _TFDS, alters_epochs=True
-  ),
-  'data.eval_split': Field('validation', _anything, 'TFDS split to evaluate on', _TFDS),
-  'data.validation_fraction': Field(
+  'data.train_split': _fixed('train', _any, 'TFDS split to train on', _TFDS),
+  'data.eval_split': Field('validation', _any, 'TFDS split to evaluate on', _TFDS),
+  'data.validation_fraction': _fixed(
     0.2,
     _above(0, 0.9),
     'held-out share where the data has no validation part',
     _is('data.source', 'folder', 'digits'),
-    alters_epochs=True,
   ),
-  'data.unreadable': Field(
-    'error', _one_of('error', 'skip'), 'what to do with broken images', _FILES, alters_epochs=True
+  'data.unreadable': _fixed(
+    'error', _one_of('error', 'skip'), 'broken images are an error, or skipped', _FILES
   ),
   'data.num_classes': Field(0, _between(0), 'number of classes; 0: as many as the data has'),
-  'data.train_examples': Field(
-    0, _between(0), 'train on this many random images; 0: all', alters_epochs=True
-  ),
-  'data.synthetic_examples': Field(
-    1024,
-    _between(2),
-    'generated training images',
-    _is('data.source', 'synthetic'),
-    alters_epochs=True,
+  'data.train_examples': _fixed(0, _between(0), 'train on this many random images; 0: all'),
+  'data.synthetic_examples': _fixed(
+    1024, _between(2), 'generated training images', _is('data.source', 'synthetic')
   ),
   'input.crop': Field(224, _between(8, 1024), 'side of the view given to the net'),
   'input.resize_to': Field(0, _between(0, 1024), 'enlarge stored images to this; 0: as stored'),
-  'input.random_crop': Field(
-    True, _anything, 'crop at random in training, else centrally', _BORDER
-  ),
-  'input.random_flip': Field(True, _anything, 'mirror half of the training views'),
-  'input.color_noise': Field(
-    0.1, _between(0, 10), 'color noise in standard deviations of the RGB components'
-  ),
-  'input.color_noise_epochs': Field(
-    0.0, _between(0), 'epochs with color noise; 0: to the end', _NOISE
-  ),
+  'input.random_crop': Field(True, _any, 'crop at random in training, else centrally', _BORDER),
+  'input.random_flip': Field(True, _any, 'mirror half of the training views'),
+  'input.color_noise': Field(0.1, _between(0, 10), 'in standard deviations of RGB components'),
+  'input.color_noise_epochs': Field(0.0, _between(0), 'epochs with color noise; 0: all', _NOISE),
   'input.color_statistics': Field(
     '2012', _one_of('2012', 'data'), "RGB components as released in 2012, or the data's own", _NOISE
   ),
   'input.normalization': Field(
     'mean_image',
-    _one_of(
-      'mean_image', 'mean_pixel', 'mean_scalar', 'standardize', 'torchvision', 'none', 'weights'
-    ),
+    _one_of(*'mean_image mean_pixel mean_scalar standardize torchvision none weights'.split()),
     'what is subtracted (and divided by) before the net; weights: as they were trained with',
   ),
   'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
@@ -285,15 +253,11 @@ FIELDS: dict[str, Field] = {
   ),
   'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
   'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
-  'optimizer.beta2': Field(
-    0.999, _above(0, 0.99999), 'decay of the squares', _is('optimizer.name', 'adam')
-  ),
-  'optimizer.epsilon': Field(1e-8, _above(0), 'added to their root', _is('optimizer.name', 'adam')),
-  'optimizer.trust_coefficient': Field(
-    0.001, _above(0), "LARS's eta", _is('optimizer.name', 'lars')
-  ),
+  'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2", _ADAM),
+  'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon", _ADAM),
+  'optimizer.trust_coefficient': Field(0.001, _above(0), "LARS's eta", _LARS),
   'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
-  'optimizer.decay_biases': Field(False, _anything, 'whether biases decay too', _DECAY),
+  'optimizer.decay_biases': Field(False, _any, 'whether biases decay too', _DECAY),
   'optimizer.layer_weight_decay': Field({}, _decays, 'decay of single layers, {layer: factor}'),
   'optimizer.layer_lr_factors': Field(
     {},
@@ -301,15 +265,11 @@ FIELDS: dict[str, Field] = {
     'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; of'
     ' "conv1/kernel" on its kernel alone; a layer may be called "last"',
   ),
-  'optimizer.warmup_epochs': Field(0.0, _between(0), 'rise of the rate at the start'),
-  'optimizer.warmup_start': Field(
-    0.0, _between(0), 'rate that it rises from; 0: a first part', _WARMUP
-  ),
-  'optimizer.warmup_power': Field(
-    1.0, _above(0), '1 for a linear rise, 2 for a quadratic one', _WARMUP
-  ),
+  'optimizer.warmup_epochs': Field(0.0, _between(0), 'length of the rise of the rate at the start'),
+  'optimizer.warmup_start': Field(0.0, _between(0), 'rate at step 0; 0: an equal part', _WARMUP),
+  'optimizer.warmup_power': Field(1.0, _above(0), '1: linear, 2: quadratic', _WARMUP),
   'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
-  **_schedule('optimizer.schedule'),
+  **_schedule('optimizer.schedule', 'step', 'plateau'),
   'optimizer.schedule.patience': Field(
     3,
     _between(1),
@@ -319,26 +279,17 @@ FIELDS: dict[str, Field] = {
   'optimizer.bias_schedule.kind': Field(
     'same', _one_of(*_KINDS, 'same'), "how the biases' rate falls; same: as the kernels'"
   ),
-  **_schedule('optimizer.bias_schedule'),
+  **_schedule('optimizer.bias_schedule', 'step'),
   'eval.every_epochs': Field(1.0, _above(0), 'epochs between evaluations; the end has one too'),
   'eval.batch_size': Field(256, _between(1), 'images per evaluation step over all devices'),
   'eval.views': Field(1, _one_of(1, 9, 10), 'views averaged during training'),
   'eval.final_views': Field(1, _one_of(1, 9, 10), 'views averaged at the end'),
-  'checkpoint.every_epochs': Field(1.0, _above(0), 'epochs between saved states', alters_run=False),
-  'checkpoint.max_to_keep': Field(
-    2, _between(1), 'saved states kept besides the best', alters_run=False
-  ),
-  'guard.max_nonfinite_steps': Field(
-    10, _between(1), 'non-finite steps in a row that end the run', alters_run=False
-  ),
-  'guard.flat_steps': Field(
-    2000,
-    _between(1),
-    'steps after which a loss still at ln(classes) is reported',
-    alters_run=False,
-  ),
-  'log.every_steps': Field(50, _between(1), 'steps between console lines', alters_run=False),
-  'log.tensorboard': Field(True, _anything, 'write TensorBoard events', alters_run=False),
+  'checkpoint.every_epochs': _free(1.0, _above(0), 'epochs between saved states'),
+  'checkpoint.max_to_keep': _free(2, _between(1), 'saved states kept besides the best'),
+  'guard.max_nonfinite_steps': _free(10, _between(1), 'non-finite steps in a row end the run'),
+  'guard.flat_steps': _free(2000, _between(1), 'steps until a loss of ln(classes) is reported'),
+  'log.every_steps': _free(50, _between(1), 'steps between console lines'),
+  'log.tensorboard': _free(True, _any, 'write TensorBoard events'),
 }
 
 # Fields of config.optimizer whose keys are names of layers.
@@ -448,59 +399,41 @@ def idle(config: ml_collections.ConfigDict, path: str) -> str:
   return ''
 
 
-def check_typed(config: ml_collections.ConfigDict, typed: Iterable[str]) -> None:
-  """Checks the fields that the user typed; what a config file or an ablation leaves idle may be.
-
-  Fields whose use depends on the machine (deterministic, model.onednn, model.shard_dense) or on
-  what a folder holds (data.validation_fraction) are judged at the start of a run, not here.
-
-  Args:
-    config: validated, with its ablations.
-    typed: paths of the fields.
-
-  Raises:
-    UserError: one of them does nothing in this config.
-  """
-  for path in typed:
-    if reason := idle(config, path):
-      raise UserError(f'config.{path}={_get(config, path)}: {reason}; leave it out, or set that')
-
-
 def apply_ablations(
   config: ml_collections.ConfigDict, names: Sequence[str], typed: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
   """A copy of a validated config with ablations, in the order given.
 
+  What a config file or an ablation leaves idle may be; what the user typed has to do something.
+  Fields whose use depends on the machine (deterministic, model.onednn, model.shard_dense) or on
+  the data (data.validation_fraction) are judged when a run starts.
+
   Args:
     config: validated.
     names: of ablations; see model/ablations.py.
-    typed: fields that the user typed, each of which has to do something in the end.
+    typed: fields that the user typed.
 
   Raises:
     UserError: an ablation that is not known or changes nothing here, with those that would fit; or
-      a field that was typed and does nothing.
+      a field that was typed and does nothing in the end.
   """
   before = config
   for name in names:
     try:
       config = _ablated(config, name)
     except ValueError as error:
-      fitting = ', '.join(fitting_ablations(config)) or 'none'
+      fits = [name for name in ABLATIONS if ablation_changes(config, name)]
+      fitting = ', '.join(fits) or 'none'
       raise UserError(f'--ablation={name}: {error}; those that fit here: {fitting}') from None
-  typed = list(typed)
   for path in typed:
     old, new = _get(before, path), _get(config, path)
     if old != new and path != 'model.ablations':
       raise UserError(
         f'config.{path}={old}: --ablation={",".join(names)} sets it to {new}; leave one of them out'
       )
-  check_typed(config, typed)
+    if reason := idle(config, path):
+      raise UserError(f'config.{path}={new}: {reason}; leave it out, or set that')
   return config
-
-
-def fitting_ablations(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of the ablations that change a config."""
-  return [name for name in ABLATIONS if ablation_changes(config, name) is not None]
 
 
 def ablation_changes(

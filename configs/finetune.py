@@ -1,4 +1,4 @@
-"""A trained net made to tell your own classes apart: from a few dozen images of each.
+"""Fine-tuning: a trained net learns your own classes from a few dozen images of each.
 
   python -m alexnet_jax.main --config=configs/finetune.py:/path/to/images --config.weights=PATH
 

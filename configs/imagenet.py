@@ -41,9 +41,9 @@ def get_config(variant: str = ''):
     'one_tower': _one_tower,
     'conv6': _conv6,
     'bn': _bn,
-    'bn_8k': _bn_8k,
-    'bn_16k': _bn_16k,
-    'bn_32k': _bn_32k,
+    'bn_8k': lambda config: _lars(config, 8192, 10.0, 3.836),  # 600 steps of warm-up
+    'bn_16k': lambda config: _lars(config, 16384, 24.0, 5.115),  # 400
+    'bn_32k': lambda config: _lars(config, 32768, 32.0, 10.23),  # 400
     'modern': _modern,
   }
   if variant not in variants:
@@ -180,18 +180,6 @@ def _lars(config, batch_size: int, learning_rate: float, warmup_epochs: float):
   config.optimizer.warmup_start = 1.0
   config.optimizer.warmup_power = 2.0
   config.model.ghost_batch = 128
-
-
-def _bn_8k(config):
-  _lars(config, 8192, 10.0, 3.836)  # 600 steps
-
-
-def _bn_16k(config):
-  _lars(config, 16384, 24.0, 5.115)  # 400 steps
-
-
-def _bn_32k(config):
-  _lars(config, 32768, 32.0, 10.23)  # 400 steps
 
 
 def _modern(config):
