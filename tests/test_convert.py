@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 from helpers import weight_files as files
-from helpers.commands import ROOT, run
+from helpers.commands import ROOT, error_line, run
+from helpers.trained import random_variables
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
@@ -24,19 +25,7 @@ from alexnet_jax.weights.save import save
 
 def pretrained(net, crop, classes=4, **changes):
   """A net with random weights, moments and preprocessing, none of them at its default."""
-  rng = np.random.default_rng(2)
-  shapes = jax.eval_shape(
-    AlexNet(NETS[net](classes)).init, jax.random.key(0), np.zeros((1, crop, crop, 3), np.float32)
-  )
-
-  def filled(path, leaf):
-    values = rng.standard_normal(leaf.shape, np.float32)
-    if path[-1].key == 'kernel':
-      return values * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
-    return 1 + 0.1 * values  # a variance has to be positive
-
-  variables = jax.tree_util.tree_map_with_path(filled, dict(shapes))
-  variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+  rng, variables = np.random.default_rng(2), random_variables(net, classes, crop)
   preprocessing = Preprocessing(
     crop=crop,
     mean=rng.uniform(90, 130, (crop, crop, 3)).astype(np.float32),
@@ -159,18 +148,11 @@ def test_command(tmp_path):
   assert_equal(load(tmp_path / 'b.npz'), dataclasses.replace(weights, classes=('x', 'y', 'z')))
   for arguments, message in (
     ((), 'give SRC and DST'),
-    (('a.npz', 'b.npz', 'c.npz'), 'got a.npz b.npz c.npz'),
     (('a.npz', 'b.onnx'), 'b.onnx has to end in .npz'),
     (('names', 'b.npz'), 'names cannot be loaded'),
     (('a.npz', 'b.npz', '--net=vgg'), '--net=vgg'),
-    (('a.npz', 'b.npz', '--clases=x'), 'clases'),
   ):
-    assert_refused(run('alexnet_jax.convert', *arguments, folder=tmp_path), message)
-
-
-def assert_refused(done, message):
-  assert done.returncode == 2 and message in done.stderr
-  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert message in error_line(run('alexnet_jax.convert', *arguments, folder=tmp_path))
 
 
 CONFIG = f'--config={ROOT}/configs/digits.py'
@@ -181,13 +163,11 @@ CONFIG = f'--config={ROOT}/configs/digits.py'
   [
     ('convert', ['a.npz', 'b.npz', CONFIG], f'{CONFIG}: this command takes none; leave it out'),
     ('predict', ['--weights=a.npz', 'a.png', '--ablation=no_lrn'], '--ablation=no_lrn: this'),
-    ('report', ['runs', CONFIG], 'this command takes none'),
     ('evaluate', ['--workdir=run', CONFIG], 'a run is evaluated with its own config; leave it out'),
-    ('evaluate', ['--ensemble=a,b', '--ablation=k1,no_lrn'], '--ablation=k1,no_lrn: a run is'),
   ],
 )
 def test_a_config_that_would_do_nothing_is_refused(tmp_path, module, arguments, message):
-  assert_refused(run(f'alexnet_jax.{module}', *arguments, folder=tmp_path), message)
+  assert message in error_line(run(f'alexnet_jax.{module}', *arguments, folder=tmp_path))
 
 
 @pytest.mark.slow
@@ -221,8 +201,7 @@ def test_evaluating_weights(tmp_path):
     (('--weights=a.npz', '--workdir=.', digits), 'give one of --workdir'),
     (('--weights=a.npz', digits, '--config.data.image_size=40'), 'wants pictures of 32 pixels'),
   ):
-    refused = run('alexnet_jax.evaluate', *arguments, folder=tmp_path)
-    assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+    assert message in error_line(run('alexnet_jax.evaluate', *arguments, folder=tmp_path))
 
 
 def test_classes_have_to_be_those_of_the_data():

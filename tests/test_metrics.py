@@ -53,6 +53,8 @@ def test_files_are_replaced_whole(tmp_path, monkeypatch):
   assert os.listdir(path.parent) == ['results.json']
   files.write_text(path, 'né\n')
   assert path.read_bytes() == b'n\xc3\xa9\n'
+  (tmp_path / 'plain').write_text('')
+  assert path.stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
 def test_paths_of_users(monkeypatch):
@@ -67,12 +69,6 @@ def test_paths_of_users(monkeypatch):
     with pytest.raises(UserError, match=match) as caught:
       files.expand(given, '--json')
     assert '\n' not in str(caught.value)
-
-
-def test_files_get_the_permissions_of_ordinary_files(tmp_path):
-  (tmp_path / 'plain').write_text('')
-  files.write_bytes(tmp_path / 'atomic', b'')
-  assert (tmp_path / 'atomic').stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
 def test_json_is_strict(tmp_path):
@@ -129,6 +125,7 @@ def test_resumed_run_leaves_the_files_of_an_unbroken_one(tmp_path, tail, killed_
 
 
 def test_whole_last_line_without_its_newline_stays(tmp_path):
+  assert read_metrics(tmp_path) == []
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1.0}')
   writer = MetricWriter(tmp_path, start_step=1, tensorboard=False)
   writer.write(2, {'a': 2})
@@ -150,10 +147,6 @@ def test_damage_in_the_middle_is_told(tmp_path):
   for read in (read_metrics, MetricWriter):
     with pytest.raises(UserError, match=r'metrics.jsonl, line 2, .*rubbish'):
       read(tmp_path)
-
-
-def test_no_record_yet(tmp_path):
-  assert read_metrics(tmp_path) == []
 
 
 def test_csv_grows_with_new_names_and_is_whole_after_each_evaluation(tmp_path):
@@ -233,17 +226,6 @@ def test_events_can_be_read_back(tmp_path):
   assert values == expected
   assert (first.step, second.step) == (1, 2**40)
   assert 0 <= second.wall_time - first.wall_time < 60
-
-
-def test_resumed_events_tell_tensorboard_to_forget(tmp_path):
-  for start in (0, 5):
-    writer = MetricWriter(tmp_path, start_step=start)
-    writer.write(start + 1, {'a': 1.0})
-    writer.close()
-  first, second = sorted(tmp_path.glob('events.*'))
-  assert not any(event.HasField('session_log') for event in _read_events(first))
-  session = _read_events(second)[1]
-  assert (session.session_log.status, session.step) == (session.session_log.START, 6)
 
 
 @pytest.mark.slow

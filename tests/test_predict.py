@@ -1,5 +1,6 @@
 """Trained nets on pictures, against Pillow, NumPy, PyTorch and scikit-learn."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.commands import run
+from helpers.commands import error_line, run
 from helpers.trained import (
   CLASSES,
   digits_config,
@@ -18,7 +19,7 @@ from helpers.trained import (
 )
 from PIL import Image
 
-from alexnet_jax.data import pictures
+from alexnet_jax.data import imagenet, pictures
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference import image_predictions, neighbors
 from alexnet_jax.inference.predictor import Predictor
@@ -149,7 +150,6 @@ def test_forms_of_inputs(photos):
   [
     (np.zeros((8, 8, 3)), r'input 1, ndarray of float64, shape \(8, 8, 3\), is no picture: give'),
     (np.zeros((5, 8, 8), np.uint8), r'shape \(5, 8, 8\)'),
-    (np.zeros((8, 8, 4), np.uint8), r'shape \(8, 8, 4\)'),
     (np.zeros((2, 8, 8, 4), np.uint8), r'shape \(8, 8, 4\)'),
     (np.zeros((0, 8, 3), np.uint8), r'shape \(0, 8, 3\)'),
     (['a.png', None], 'input 2, NoneType None, is no picture'),
@@ -207,7 +207,6 @@ def test_last_hidden_layer(net, layer):
 
 
 def test_imagenet_folders_are_classes():
-  imagenet = pytest.importorskip('alexnet_jax.data.imagenet')
   classes = tuple(f'word {i}' for i in range(1000))
   predictor = Predictor(digits_net(classes))
   (found,) = predictor([np.zeros((40, 40, 3), np.uint8)])
@@ -282,7 +281,7 @@ def test_damaged_preprocessing_is_named(tmp_path):
 def pickled():
   """An .npz that would run code if it were trusted."""
   buffer = io.BytesIO()
-  fields = ('crop', 'mean', 'scale', 'color_basis', 'resize_to', 'random_crop', 'random_flip')
+  fields = (field.name for field in dataclasses.fields(preprocessing()))
   np.savez(buffer, **{name: np.array([print], dtype=object) for name in fields})
   return buffer.getvalue()
 
@@ -335,24 +334,28 @@ def test_command_tells_classes_and_names_broken_files(workdir, photos, tmp_path)
 
 def test_command_reads_lists_and_writes_features(workdir, photos, tmp_path):
   folder, files = photos
-  path = tmp_path / 'features.npz'
+  path, names = tmp_path / 'features.npz', tmp_path / 'names.txt'
+  names.write_text(''.join(f'the {name}\n' for name in CLASSES))
   found = run(
     'alexnet_jax.predict',
     f'--workdir={workdir}',
     '-',
     '--features=pool3',
     f'--npz={path}',
+    f'--classes={names}',
     '--json=-',
     stdin=f'{files[3]}\n\n{folder / "bee"}\n',
   )
   assert found.returncode == 0, found.stderr
   listed = [files[3], *files[5:]]
-  assert [x['file'] for x in json.loads(found.stdout)['pictures']] == list(map(str, listed))
+  told = json.loads(found.stdout)['pictures']
+  assert [x['file'] for x in told] == list(map(str, listed))
   with np.load(path, allow_pickle=False) as saved:
     assert saved['names'].tolist() == list(map(str, listed))
     assert saved['features'].shape == (6, 3, 3, 64) and saved['features'].dtype == np.float32
-    expected = Predictor(workdir)(listed[:1], features='pool3')[0].features
-    np.testing.assert_allclose(saved['features'][0], expected, rtol=1e-3, atol=1e-4)
+    (expected,) = Predictor(workdir)(listed[:1], features='pool3')
+    np.testing.assert_allclose(saved['features'][0], expected.features, rtol=1e-3, atol=1e-4)
+  assert [x['class'] for x in told[0]['predictions']] == [f'the {x}' for x in expected.classes]
 
 
 @pytest.mark.slow
@@ -382,23 +385,6 @@ def test_command_finds_neighbors(workdir, photos, tmp_path):
   assert (tmp_path / 'found.png').stat().st_size > 1000
 
 
-@pytest.mark.slow
-def test_classes_can_be_named(workdir, photos, tmp_path):
-  _, files = photos
-  names = tmp_path / 'names.txt'
-  names.write_text(''.join(f'the {name}\n' for name in CLASSES))
-  found = run(
-    'alexnet_jax.predict', f'--workdir={workdir}', files[0], f'--classes={names}', '--top=7'
-  )
-  assert found.returncode == 0, found.stderr
-  (expected,) = Predictor(workdir)(files[:1], top=7)
-  told = [line.split('%')[0].split()[:2] for line in found.stdout.splitlines() if '%' in line]
-  assert told == [['the', name] for name in expected.classes]
-  names.write_text('ant\nbee\n')
-  refused = run('alexnet_jax.predict', f'--workdir={workdir}', files[0], f'--classes={names}')
-  assert refused.returncode == 2 and '2 names; the net has 7' in refused.stderr
-
-
 @pytest.mark.parametrize(
   'words, told',
   [
@@ -407,16 +393,10 @@ def test_classes_can_be_named(workdir, photos, tmp_path):
     (['--workdir=absent', '.'], '--workdir=absent is not a folder'),
     (['--workdir=absent', '--neighbors=3', '.'], '--gallery=FOLDER'),
     (['--workdir=absent', '--npz=a.npz', '.'], '--features=LAYER'),
-    (['--workdir=absent', 'empty'], 'has no pictures'),
-    (['--workdir=absent', '--neighbors=3', '.'], 'neighbors'),
     (['--workdir=run', 'nothing.png'], 'none of 1 can be read'),
   ],
 )
 def test_mistakes_are_told_in_one_line(words, told, tmp_path, workdir):
-  (tmp_path / 'empty').mkdir()
   (tmp_path / 'run').symlink_to(workdir)
   write_photos(tmp_path, 1)
-  process = run('alexnet_jax.predict', *words, folder=tmp_path)
-  assert process.returncode == 2 and 'Traceback' not in process.stderr, process.stderr
-  last = process.stderr.strip().splitlines()[-1]
-  assert last.startswith('error: ') and told in last, process.stderr
+  assert told in error_line(run('alexnet_jax.predict', *words, folder=tmp_path))

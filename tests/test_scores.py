@@ -88,3 +88,11 @@ def test_searched_weights_are_never_worse_than_equal_ones(predictions):
   equal = scores.errors(scores.mix([probabilities, noise], [1, 1]), label)['top5_error']
   assert searched <= equal
   assert weights[0] > weights[1]
+
+
+def test_confusions_agree_with_scikit_learn():
+  random = np.random.default_rng(0)
+  probabilities = random.random((200, 6))
+  labels = random.integers(0, 5, 200)  # no image of the last class
+  expected = metrics.confusion_matrix(labels, probabilities.argmax(1), labels=range(6))
+  np.testing.assert_array_equal(scores.confusion(probabilities, labels), expected)
