@@ -1,4 +1,4 @@
-"""Error rates of a trained run, of several runs together, or of weights of others.
+"""Error rates of a trained run, of an ensemble of runs, or of imported weights.
 
   python -m alexnet_jax.evaluate --workdir=runs/imagenet --views=10
   python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --ensemble_weights=search

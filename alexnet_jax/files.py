@@ -1,4 +1,4 @@
-"""Paths that a user gives, and files that are whole or not there.
+"""Paths that users give, files that are written atomically, and JSON.
 
 Files are written beside the target, flushed to disk and renamed: a reader, or a run killed in the
 middle of a write, sees the old content or the new, never a part.

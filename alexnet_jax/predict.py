@@ -1,4 +1,4 @@
-"""What a trained net sees in pictures, its features of them, and which are alike to it.
+"""Predictions, features and nearest neighbors of pictures, by a trained net.
 
   python -m alexnet_jax.predict --workdir=runs/digits a.png photos/ --figure=guesses.png
   python -m alexnet_jax.predict --weights=alexnet.pth --views=10 --json=guesses.json photos/
@@ -46,7 +46,7 @@ _FEATURES = flags.DEFINE_string(
   'features', None, 'Layer whose outputs are wanted, such as fc7; for --neighbors the last hidden.'
 )
 _NPZ = flags.DEFINE_string('npz', None, 'File for names and features; features-LAYER.npz.')
-_NEIGHBOURS = flags.DEFINE_integer(
+_NEIGHBORS = flags.DEFINE_integer(
   'neighbors', None, 'How many pictures of the gallery to find for each.', lower_bound=1
 )
 _GALLERY = flags.DEFINE_string('gallery', None, 'Folder of pictures to look for neighbors in.')
@@ -81,7 +81,7 @@ def _check_flags(words: list[str]) -> None:
     raise UserError('give either --workdir=RUN or --weights=FILE')
   if not words:
     raise UserError('no pictures: give files or folders, or - for a list on standard input')
-  if bool(_NEIGHBOURS.value) != bool(_GALLERY.value):
+  if bool(_NEIGHBORS.value) != bool(_GALLERY.value):
     raise UserError('--neighbors=K and --gallery=FOLDER need each other')
   if _NPZ.value and not _FEATURES.value:
     raise UserError(f'--npz={_NPZ.value}: which layer? give --features=LAYER too')
@@ -145,7 +145,7 @@ def _show_neighbors(predictor, files, gallery) -> None:
   candidates = _look(predictor, gallery, f'pictures of {_GALLERY.value}', layer)
   looked_at = len(queries) + len(candidates)
   queries, candidates = ([x for x in each if not x.error] for each in (queries, candidates))
-  found = neighbors.search(queries, candidates, _NEIGHBOURS.value)
+  found = neighbors.search(queries, candidates, _NEIGHBORS.value)
   _say(neighbors.neighbors_text(queries, found))
   if broken := looked_at - len(queries) - len(candidates):
     _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')

@@ -18,7 +18,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.model.preprocessing import Preprocessing
-from alexnet_jax.model.pretrained import Pretrained, check_classes
+from alexnet_jax.model.pretrained import Pretrained, check_same_classes
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.save import save
 
@@ -209,7 +209,7 @@ def test_classes_have_to_be_those_of_the_data():
   store = types.SimpleNamespace(classes=('n01', 'n02', 'n03'), class_names=('ant', 'bee', 'cat'))
 
   def check(*classes):
-    check_classes('net.pth', classes, store)
+    check_same_classes('net.pth', classes, store)
 
   check('n01', 'n02', 'n03')
   check('ant', 'bee', 'cat')

@@ -109,7 +109,7 @@ def test_evaluate_where_nothing_can_be_written(digits, tmp_path):
   finished = run('alexnet_jax.evaluate', f'--workdir={workdir}', '--checkpoint=best')
   assert finished.returncode == 0 and 'top1_error' in finished.stdout
   warning = finished.stderr.splitlines()[-1]
-  assert warning.startswith(f'warning: this is not kept in {workdir}: ')
+  assert warning.startswith(f'warning: the results are not saved in {workdir}: ')
 
 
 def test_checkpoints_are_healthy(digits):

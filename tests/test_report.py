@@ -90,7 +90,7 @@ def folder(tmp_path_factory, labels):
 
 
 def rows_of(folder):
-  return comparison.rows(finished.find([folder])[0])
+  return comparison.rows(finished.find_finished_runs([folder])[0])
 
 
 def saved(workdir):
@@ -365,7 +365,7 @@ def test_pictures_need_the_store_that_was_evaluated(tmp_path, labels):
     [(digits(), labels, True), (digits(), labels[::-1].copy(), False), (absent, labels, False)]
   ):
     write_run(tmp_path / str(i), config, label, 0.1)
-    ((run,), _) = finished.find([tmp_path / str(i)])
+    ((run,), _) = finished.find_finished_runs([tmp_path / str(i)])
     assert (report.held_out(run) is not None) == held_out
   assert not (tmp_path / 'gone').exists()
 
@@ -375,9 +375,9 @@ def test_pictures_need_the_store_that_was_evaluated(tmp_path, labels):
 
 def test_damaged_and_absent_runs_are_one_line(tmp_path, labels):
   with pytest.raises(UserError, match='is not a folder'):
-    finished.find([tmp_path / 'none'])
+    finished.find_finished_runs([tmp_path / 'none'])
   with pytest.raises(UserError, match='holds no finished run'):
-    finished.find([tmp_path])
+    finished.find_finished_runs([tmp_path])
   write_run(tmp_path / 'a', digits(), labels, 0.1)
   path = tmp_path / 'a' / 'predictions-last-1.npz'
   good = path.read_bytes()
@@ -385,11 +385,11 @@ def test_damaged_and_absent_runs_are_one_line(tmp_path, labels):
   for content in (path.read_bytes(), good[:1000], b'', b'PK'):
     path.write_bytes(content)
     with pytest.raises(UserError, match='predictions-last-1.npz is damaged') as error:
-      finished.find([tmp_path])
+      finished.find_finished_runs([tmp_path])
     assert '\n' not in str(error.value)
   np.savez(path, label=labels + 9, probabilities=np.ones((len(labels), 10), np.float32))
   with pytest.raises(UserError, match='is damaged'):
-    finished.find([tmp_path])
+    finished.find_finished_runs([tmp_path])
 
 
 @pytest.mark.slow

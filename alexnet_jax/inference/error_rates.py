@@ -12,7 +12,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.pretrained import check_classes
+from alexnet_jax.model.pretrained import check_same_classes
 from alexnet_jax.results import scores
 from alexnet_jax.run.claim import read_run_config
 from alexnet_jax.run.folder import RunFolder
@@ -29,7 +29,7 @@ from alexnet_jax.weights.start import weights_of
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedNet:
-  """What a net, `name` in the table, says of the held-out images, averaged over `views`."""
+  """Predictions of one net, `name` in the table, averaged over `views` views."""
 
   name: str
   predictions: SplitProbabilities
@@ -94,7 +94,7 @@ def evaluate_weights(
   devices = Devices()
   devices.check_batch('eval.batch_size', config.eval.batch_size)
   store = prepare_store(config.data)
-  check_classes(path, weights.classes, store)
+  check_same_classes(path, weights.classes, store)
   if config.data.resize != weights.resize:
     print(
       f'note: the weights were made for pictures resized by {weights.resize!r}, these are resized'
@@ -210,5 +210,5 @@ def report(nets: Sequence[EvaluatedNet], workdir: Path, saved_as: str, command: 
     files.write_json(folder.evaluation(saved_as, last.views), record | environment(devices))
     write_predictions(folder.predictions(saved_as, last.views), last.predictions)
   except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
-    print(f'warning: this is not kept in {workdir}: {error.strerror}', file=sys.stderr)
+    print(f'warning: the results are not saved in {workdir}: {error.strerror}', file=sys.stderr)
   processes.shutdown_together('the report')

@@ -1,4 +1,4 @@
-"""Pictures with what a net says of them: the two halves of the paper's Figure 4."""
+"""The paper's Figure 4: pictures with their predictions, and with their nearest neighbors."""
 
 import math
 import os
@@ -24,7 +24,7 @@ def predictions(
   """Draws pictures with bars for their most probable classes, the true one in red (Figure 4 left).
 
   Args:
-    shown: picture uint8 (S, S, 3) and what the net says of it; in rows of four.
+    shown: picture uint8 (S, S, 3) and its prediction; in rows of four.
     path: where to put the PNG.
     title: a line above.
   """
@@ -68,12 +68,12 @@ def neighbors(
     title: a line above.
   """
   columns = 1 + max(map(len, found))
-  side, apart = 1.3, 0.2
-  page = _Page(len(queries) * columns, columns, side + _CAPTION, title, side, 0.12, apart)
+  side, space = 1.3, 0.2
+  page = _Page(len(queries) * columns, columns, side + _CAPTION, title, side, 0.12, space)
   for row, (query, others) in enumerate(zip(queries, found, strict=True)):
     for column, (picture, caption) in enumerate([query, *others]):
       left, top = page.cell(row * columns + column)
-      left += apart if column else 0
+      left += space if column else 0
       page.picture(picture, left, top, side)
       page.text(
         caption, left + side / 2, top + side + 0.13, side, _FAINT if column else _INK, 'center'

@@ -1,4 +1,4 @@
-"""What a net says of single pictures, for people and for programs."""
+"""Predictions for single pictures, as text and as JSON."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ _BAR, _NAME = 24, 40  # characters, at most
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImagePrediction:
-  """What a net says of a picture.
+  """The prediction for one picture.
 
   Attributes:
     name: the file, or '#3' for the third of some arrays.
     classes: names of the most probable classes, best first; () if the picture cannot be read.
-    labels: their numbers.
+    labels: their indices.
     probabilities: theirs, float32 (k,).
     true_class: what the folder of the file says it shows; '' if it says nothing.
-    true_label: the number of that class, or None.
+    true_label: the index of that class, or None.
     features: float32, the output of the layer that was asked for, or None.
     error: why the picture cannot be read; '' if it can.
   """
@@ -38,11 +38,11 @@ class ImagePrediction:
 
 
 def predictions_text(found: Sequence[ImagePrediction], classes: int) -> str:
-  """A block for each picture, or a line where there are many, and what they come to.
+  """A block for each picture, or a line if there are many, and a summary.
 
   Args:
     found: of which one can be read at least.
-    classes: how many the net tells apart.
+    classes: how many the net has.
   """
   readable = [each for each in found if not each.error]
   lines = _lines(readable) if len(readable) > _MANY else _blocks(readable)
@@ -82,7 +82,7 @@ def _short(name: str) -> str:
 
 
 def error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
-  """Where the true class is known: known (how many), and shares top1_error, top5_error.
+  """Error rates where the true class is known: known (how many), top1_error, top5_error.
 
   top5_error is left out where fewer than five of more than five classes are named.
   """

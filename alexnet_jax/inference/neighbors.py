@@ -1,4 +1,4 @@
-"""Which pictures a net takes for alike (paper section 6.1)."""
+"""Nearest neighbors of pictures by the features of a net (paper section 6.1)."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ _BATCH_SIZE = 128
 
 
 class Predictor:
-  """Decodes pictures as training did, runs the net on one device, and names what it sees.
+  """Applies a trained net to pictures, decoded as in training, on one device.
 
   Attributes:
     weights: the trained net.

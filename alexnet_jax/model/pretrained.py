@@ -42,7 +42,7 @@ class Pretrained:
     return ablations.edited(NETS[self.net](len(self.classes)), self.ablations, (side, side, 3))
 
 
-def check_classes(path: Path | str, classes: tuple[str, ...], store) -> None:
+def check_same_classes(path: Path | str, classes: tuple[str, ...], store) -> None:
   """Raises UserError if the logits cannot mean the classes of the data."""
   if len(classes) != len(store.classes):
     raise UserError(

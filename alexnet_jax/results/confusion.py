@@ -1,4 +1,4 @@
-"""Which classes a net takes for which, as a picture."""
+"""The confusion matrix as a picture."""
 
 import os
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ def confusion_matrix(
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
-  """Draws a row for each true class: the share of its images taken for each class.
+  """Draws the confusion matrix: a row for each true class, a column for each predicted one.
 
-  What is right, on the diagonal, is blue; what is wrong is red, its depth as the root of its share,
-  so that rare mistakes are seen.
+  A cell is colored by its share of the row: blue on the diagonal; elsewhere red, by the square root
+  of the share, so that rare mistakes are seen.
 
   Args:
     counts: integers (classes, classes), see `scores.confusion`.
@@ -76,7 +76,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
   for spine in axes.spines.values():
     spine.set_color('#dde1e6')
   figure.text(0.2 / width, 1 - 0.3 / height, **fonts.label(title), fontsize=12, color=_INK)
-  axes.set_xlabel('taken for the column, a row for each true class', fontsize=8.5, color=_FAINT)
+  axes.set_xlabel('predicted class; a row for each true class', fontsize=8.5, color=_FAINT)
   return figure
 
 

@@ -82,7 +82,7 @@ def filter_grid(
   Args:
     kernel: Weights (height, width, 3 or 1 input channels, kernels), in RGB order.
     path: Where to put the PNG.
-    towers: The parts into which the kernels are split, in order; drawn apart.
+    towers: The parts into which the kernels are split, in order; drawn as separate blocks.
     title: A line above.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Names in any script on figures: fonts that have the letters, and no warning where none has."""
+"""Text in any script on figures: finds fonts that have its letters, and replaces those of none."""
 
 import functools
 import itertools
@@ -26,7 +26,7 @@ def label(text: str) -> dict[str, Any]:
 
 
 def width(text: str) -> int:
-  """Letters across; those of East Asia are two wide."""
+  """The columns that a text takes; East Asian letters take two."""
   return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in text)
 
 

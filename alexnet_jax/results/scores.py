@@ -1,4 +1,4 @@
-"""What a set of predictions is worth: errors, how sure they are, where they fail, how to mix them.
+"""Scores of predictions: error rates and their intervals, worst classes, confusions, ensembles.
 
 NumPy on (probabilities, labels) of a whole split, so that every figure can be computed again from a
 saved `predictions-*.npz`.
@@ -39,10 +39,10 @@ def errors(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def error_interval(wrongs: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-  """Wilson's score interval of an error rate (1927), which none or all wrong does not make a point.
+  """Wilson's score interval of an error rate (1927); not a point where none or all are wrong.
 
   Args:
-    wrongs: images taken for another class.
+    wrongs: number of misclassified images.
     images: all of them.
     confidence: probability covered.
 
@@ -68,7 +68,7 @@ def worst_classes(
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """How often each class is taken for each: int64 (classes, classes), a row for each true class."""
+  """The confusion matrix, int64 (classes, classes): a row for each true class, a column a guess."""
   classes = probabilities.shape[1]
   pairs = labels.astype(np.int64) * classes + probabilities.argmax(1)
   return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder, `<directory>/last/1200/` or `<directory>/best/800/`. It is written under
 a hidden name and appears by one rename; it is deleted by one rename to a hidden name first. So
-what is listed was whole once, and what a kill leaves behind is hidden and swept away.
+what is listed is complete, and what a kill leaves behind is hidden, and removed at the next start.
 
 Orbax writes the arrays, but not through its `CheckpointManager`: that one lists checkpoints whose
 deletion was cut short, never falls back to an older one, silently skips `save(step <= latest)`,

@@ -1,4 +1,4 @@
-"""What checkpoints there are, for people: also unfinished and damaged ones."""
+"""Lists checkpoints and their health, unfinished and damaged ones too."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whose the folder of a run is: its config, and which changes of it are allowed."""
+"""Which run a folder belongs to: its config, and the changes of it that are allowed."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""The numbers of a run: metrics.jsonl (the record), metrics.csv and TensorBoard (views of it)."""
+"""The metrics of a run: metrics.jsonl, and metrics.csv and TensorBoard events made from it."""
 
 import csv
 import io
@@ -100,7 +100,7 @@ class MetricWriter:
 
 
 class NoMetrics:
-  """A writer for the processes of a job that leave writing to the first."""
+  """What all processes of a job but the first have in place of a `MetricWriter`."""
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Does nothing."""

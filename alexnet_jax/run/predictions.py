@@ -15,7 +15,7 @@ VIEW_NAMES = {1: 'center view', 9: 'nine views', 10: 'ten views'}
 
 @dataclasses.dataclass(frozen=True)
 class SplitProbabilities:
-  """What a net says of a split: label int32 (n,), probabilities float32 (n, classes)."""
+  """Predictions for every image: label int32 (n,), probabilities float32 (n, classes)."""
 
   label: np.ndarray
   probabilities: np.ndarray

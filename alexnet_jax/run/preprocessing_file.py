@@ -1,4 +1,4 @@
-"""The preprocessing that a run keeps in its folder, so that the folder is enough to use the net."""
+"""preprocessing.npz: with it the folder of a run is enough to use its net, without the data."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ def write_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
-  """The preprocessing that a run keeps.
+  """Reads what `write_preprocessing` wrote.
 
   Raises:
     UserError: the file is missing or damaged.

@@ -8,7 +8,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from alexnet_jax.sweep.comparison import Row
+from alexnet_jax.sweep.comparison import ReportRow
 
 Points = Sequence[tuple[float, float]]
 COLORS = '#3d4852 #c2412d #2b6cb0 #2f855a #8a4fbf #b7791f #0f8b8d #d1477e'.split()  # of rows
@@ -37,7 +37,7 @@ def curves(lines: Sequence[tuple[Points, Sequence[Points]]], level: float | None
   return _svg(figure, 'error against epochs')
 
 
-def forest(rows: Sequence[Row]) -> Markup:
+def forest(rows: Sequence[ReportRow]) -> Markup:
   """The differences of the top-1 error with their intervals, published ones as hollow marks.
 
   Each row has its name above its marks; no vertical line runs through the names.

@@ -43,7 +43,7 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ReportRow:
   """Runs of one config.
 
   Attributes:
@@ -81,14 +81,14 @@ class Row:
     )
 
 
-def rows(runs: Sequence[FinishedRun]) -> list[Row]:
+def rows(runs: Sequence[FinishedRun]) -> list[ReportRow]:
   """One row a config, the base first, each compared with the same config without its ablations."""
   groups = _groups(runs)
   base = _base(groups)
   found = [_row(base, group) for group in groups]
   found.sort(key=lambda row: (bool(row.changes), len(row.others)))
 
-  def reference(row: Row) -> Row:
+  def reference(row: ReportRow) -> ReportRow:
     same = (other for other in found if not other.ablations and other.others == row.others)
     return next(same, found[0]) if row.ablations else found[0]
 
@@ -127,7 +127,7 @@ def _base(groups: list[list[FinishedRun]]) -> list[FinishedRun]:
   return min((group for group in groups if distance(group) == least), key=unnamed)
 
 
-def _row(base: list[FinishedRun], group: list[FinishedRun]) -> Row:
+def _row(base: list[FinishedRun], group: list[FinishedRun]) -> ReportRow:
   changes = _differing(base[0], group[0])
   names, rest = _named(base[0], group[0], changes)
   title = ['+'.join(names)] if names else [] if rest else [ablations.BASELINE]
@@ -137,7 +137,7 @@ def _row(base: list[FinishedRun], group: list[FinishedRun]) -> Row:
   errors = [run.errors for run in group]
   known = [name for name in METRICS if all(name in error for error in errors)]
   values = {name: [error[name] for error in errors] for name in known}
-  return Row(
+  return ReportRow(
     name=', '.join(title),
     ablations=names,
     others={field: new for field, (_, new) in rest.items()},
@@ -174,7 +174,7 @@ def _named(
   return tuple(names), rest
 
 
-def _compared(row: Row, reference: Row) -> Row:
+def _compared(row: ReportRow, reference: ReportRow) -> ReportRow:
   if row is reference or not _same_data(row.runs[0], reference.runs[0]):
     return row
   found = {

@@ -76,7 +76,7 @@ class FinishedRun:
 METRICS = {'top1_error': 1, 'top5_error': 5}  # and their k
 
 
-def find(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
+def find_finished_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
   """The finished runs in some folders and below, and the folders of unfinished ones.
 
   Raises:

@@ -11,7 +11,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from alexnet_jax.sweep.comparison import Row
+from alexnet_jax.sweep.comparison import ReportRow
 
 LEVEL = 0.25
 PUBLISHED = 6.0  # times as many epochs with tanh
@@ -40,7 +40,7 @@ class Speed:
     return statistics.fmean(reached) if len(reached) == len(self.epochs) else None
 
 
-def speeds(rows: Sequence[Row]) -> list[Speed]:
+def speeds(rows: Sequence[ReportRow]) -> list[Speed]:
   """The rows that are plain or have tanh alone; [] if there is no tanh among them."""
   found = [
     Speed(

@@ -18,7 +18,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.results import confusion, figures, scores
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.sweep import charts, comparison, finished, relu_vs_tanh, tables
-from alexnet_jax.sweep.comparison import Row
+from alexnet_jax.sweep.comparison import ReportRow
 from alexnet_jax.sweep.finished import FinishedRun
 
 
@@ -33,7 +33,7 @@ def write(folders: Sequence[Path], out: Path, command: str) -> str:
   Raises:
     UserError: no finished run, a damaged one, or `out` cannot be written.
   """
-  runs, unfinished = finished.find(folders)
+  runs, unfinished = finished.find_finished_runs(folders)
   rows = comparison.rows(runs)
   text = tables.markdown(rows, unfinished)
   try:
@@ -45,7 +45,7 @@ def write(folders: Sequence[Path], out: Path, command: str) -> str:
   return text
 
 
-def html_page(rows: Sequence[Row], unfinished: Sequence[Path], command: str) -> str:
+def html_page(rows: Sequence[ReportRow], unfinished: Sequence[Path], command: str) -> str:
   """The page, for wide and narrow screens; arguments as of `tables.markdown` and `write`."""
   config = rows[0].runs[0].config
   data = config['data']
@@ -75,7 +75,7 @@ def html_page(rows: Sequence[Row], unfinished: Sequence[Path], command: str) -> 
   )
 
 
-def _curves(rows: Sequence[Row], errors_of, level: float | None = None) -> str:
+def _curves(rows: Sequence[ReportRow], errors_of, level: float | None = None) -> str:
   """A chart of `errors_of` each run; '' without a point."""
   lines = []
   for row in rows:
@@ -95,7 +95,7 @@ def _training_errors(run: FinishedRun) -> charts.Points:
   return relu_vs_tanh.training_errors(run.record)
 
 
-def _details(row: Row) -> Mapping[str, Any]:
+def _details(row: ReportRow) -> Mapping[str, Any]:
   """What the template shows of a row; filters and mistakes are those of its first run."""
   run = row.runs[0]
   filters = RunFolder(run.workdir).figure('first_layer_kernels')

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alexnet_jax.model import ablations
 from alexnet_jax.sweep import relu_vs_tanh
-from alexnet_jax.sweep.comparison import Interval, Row
+from alexnet_jax.sweep.comparison import Interval, ReportRow
 from alexnet_jax.sweep.finished import METRICS
 
 # Paper, Table 1: ILSVRC-2010 test set; top-1 and top-5 error in percent.
@@ -35,7 +35,7 @@ EXPLANATION = (
 )
 
 
-def markdown(rows: Sequence[Row], unfinished: Sequence[Path]) -> str:
+def markdown(rows: Sequence[ReportRow], unfinished: Sequence[Path]) -> str:
   """The whole report without pictures."""
   parts = [
     '# Ablations\n',
@@ -57,7 +57,7 @@ def markdown(rows: Sequence[Row], unfinished: Sequence[Path]) -> str:
   return '\n'.join(parts) + '\n'
 
 
-def main_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def main_table(rows: Sequence[ReportRow]) -> tuple[list[str], list[list[str]]]:
   """Heading and cells of the comparison, as text."""
   errors = {'top1_error': 'top-1 error, %', 'top5_error': 'top-5 error, %'}
   errors = {name: text for name, text in errors.items() if any(name in row.mean for row in rows)}
@@ -81,7 +81,7 @@ def main_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
   return heading, cells
 
 
-def error_text(row: Row, metric: str) -> str:
+def error_text(row: ReportRow, metric: str) -> str:
   if metric not in row.mean:
     return '-'
   text = f'{100 * row.mean[metric]:.2f}'
@@ -96,12 +96,12 @@ def interval_text(interval: Interval | None) -> str:
   return f'{points(interval[0])} to {points(interval[1])}' if interval else '-'
 
 
-def published_text(row: Row) -> str:
+def published_text(row: ReportRow) -> str:
   known = [points(value) for value in row.published if value is not None]
   return ' / '.join(known)
 
 
-def csv_text(rows: Sequence[Row]) -> str:
+def csv_text(rows: Sequence[ReportRow]) -> str:
   """One line a row, numbers as fractions."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
@@ -125,7 +125,7 @@ def csv_text(rows: Sequence[Row]) -> str:
   return text.getvalue()
 
 
-def ilsvrc(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+def ilsvrc(rows: Sequence[ReportRow]) -> list[tuple[str, list[str], list[list[str]]]]:
   """Tables 1 and 2 of the paper with what was measured here: (title, heading, cells)."""
   first = [[*line, 'not run' if 'CNN' in line[0] else '-'] for line in _ILSVRC_2010]
   second = []
@@ -144,7 +144,7 @@ def ilsvrc(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
   ]
 
 
-def _is_ilsvrc(row: Row, net: str) -> bool:
+def _is_ilsvrc(row: ReportRow, net: str) -> bool:
   config = row.runs[0].config
   return (
     not row.ablations
@@ -171,7 +171,7 @@ def speeds_table(speeds: Sequence[relu_vs_tanh.Speed]) -> tuple[list[str], list[
   return heading, cells
 
 
-def claim(row: Row) -> str:
+def claim(row: ReportRow) -> str:
   """What was published of a row's single ablation, in words."""
   return ablations.ABLATIONS[row.ablations[0]].source if len(row.ablations) == 1 else ''
 

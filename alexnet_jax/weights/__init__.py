@@ -1,1 +1,1 @@
-"""Weights of others in, ours out."""
+"""Reads and writes trained weights."""

@@ -1,4 +1,4 @@
-"""Between the arrays of torchvision and Caffe and the variables of our nets.
+"""Converts arrays of torchvision and Caffe to the variables of our nets, and back.
 
 Convolutions are (O, I, h, w) there and (h, w, I, O) here, dense layers (outputs, inputs) there and
 (inputs, outputs) here; the first dense layer sees a map flattened as (C, H, W) there and (H, W, C)
@@ -42,12 +42,12 @@ Parameters = dict[str, dict[str, np.ndarray]]
 
 
 def torchvision_preprocessing() -> Preprocessing:
-  """References of torchvision: shorter side to 256, center 224, [0, 1] standardized."""
+  """Torchvision's: shorter side to 256, center crop 224, [0, 1] standardized."""
   return _preprocessing(224, TORCHVISION_MEAN, 1 / np.array(TORCHVISION_STD))
 
 
 def caffe_preprocessing() -> Preprocessing:
-  """BVLC's: both sides to 256, center 227, 0-255 minus the mean."""
+  """BVLC's: both sides to 256, center crop 227, 0-255 minus the mean color."""
   return _preprocessing(227, CAFFE_MEAN, np.ones(3))
 
 

@@ -1,4 +1,4 @@
-"""An array that still lies in a file: its shape can be checked before a byte of it is copied."""
+"""Arrays that are not read yet, so that shapes are checked before any bytes are copied."""
 
 import dataclasses
 import math

@@ -44,8 +44,8 @@ def load(
 
   Args:
     path: a file, or the folder of a run.
-    net: 'caffe' or 'caffenet', where the file does not tell these two apart: an .npy (taken for
-      'caffe' otherwise), or a .caffemodel without its pools and norms.
+    net: 'caffe' or 'caffenet', for a file that could be either: an .npy (taken for 'caffe'
+      otherwise), or a .caffemodel without its pools and norms.
     classes: text file with a name a line, in the order of the logits.  Without it names come from
       `path`; else a net of 1,000 classes has ImageNet's WNIDs, any other 'class 0', 'class 1', ...
     checkpoint: of a run: 'best' or 'last'.

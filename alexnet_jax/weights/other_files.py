@@ -1,4 +1,4 @@
-"""What a file is that holds no weights which are read here, and what to do about it."""
+"""Recognizes files that hold no weights, for errors that say what they are and what to do."""
 
 import json
 import re

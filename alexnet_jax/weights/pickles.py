@@ -239,7 +239,7 @@ _KNOWN = {
 
 
 def torch_storage(identity: tuple) -> Storage:
-  """What a persistent id of torch speaks of; `data` is for the caller to fill in."""
+  """Parses the persistent id of a torch storage; the caller sets `data`."""
   match identity:
     case ('storage', np.dtype() as dtype, str(key), str(), int(count), *rest) if (
       count >= 0 and rest in ([], [None])

@@ -14,10 +14,10 @@ from alexnet_jax.run.preprocessing_file import read_preprocessing
 
 
 def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
-  """The net of a run, without its data.
+  """Loads the trained net of a run; its data are not needed.
 
-  Its weights are the moving average where the run kept one.  Nothing is changed in the folder, so
-  the run may be going on.
+  The weights are the exponential moving average if the run has one.  The folder is only read, so
+  the run may still be going on.
 
   Args:
     workdir: folder of the run.

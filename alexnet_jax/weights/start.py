@@ -1,4 +1,4 @@
-"""What a run starts from, and the fields of its config that follow from that."""
+"""The weights that a run starts from, and the fields of its config that follow from them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from alexnet_jax.weights.run_folder import load_workdir
 
 
 def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Pretrained | None:
-  """The trained net that a run starts from; None if it starts at random.
+  """Loads the trained net that a run starts from; None if it is initialized at random.
 
   A run with a checkpoint has all that it took from the weights, so it goes on without them.
 
