@@ -122,7 +122,6 @@ def _with_store(config: ml_collections.ConfigDict, folder: Path) -> ml_collectio
   # A store is enough where the data set that it was made from is not at hand.
   if config.data.source == 'synthetic':
     config.data.source = 'folder'
-    config.data.synthetic_examples = configs.FIELDS['data.synthetic_examples'].default
   config.data.store, config.data.dir = str(folder / 'store'), str(folder / 'absent')
   return config
 
