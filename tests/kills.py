@@ -32,8 +32,8 @@ COMMAND = (
 
 # Where the process kills itself: a module, a function of it, and at which part of its work.
 MOMENTS = {
-  'compiling': ('alexnet_jax.train.devices', 'Devices.train_step', 'after'),
-  'first and later steps': ('alexnet_jax.train.throughput', 'Interval.add', 'before'),
+  'compiling': ('alexnet_jax.train.loop', 'make_program', 'after'),
+  'first and later steps': ('alexnet_jax.train.throughput', 'Throughput.add', 'before'),
   'writing a metrics line': ('alexnet_jax.run.metrics', 'MetricWriter.write', 'before'),
   'before a save': ('alexnet_jax.run.checkpoint', 'Checkpoints.save', 'before'),
   'just after a save began': ('alexnet_jax.run.checkpoint', 'Checkpoints.save', 'after'),

@@ -7,6 +7,7 @@ spectrum, so shares of active units are held to .12 and signals to four tenths o
 import jax
 import numpy as np
 import pytest
+from helpers.narrow import narrow
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -81,9 +82,7 @@ def measured():
   """
   tables = {net: nets.NETS[net](1000) for net in ('krizhevsky2012', 'paper', 'caffenet', 'caffe')}
   found = {
-    net: statistics(layers.narrow(table, 2), 227)
-    if net.startswith('caffe')
-    else statistics(table, 224)
+    net: statistics(narrow(table, 2), 227) if net.startswith('caffe') else statistics(table, 224)
     for net, table in tables.items()
   }
   return tuple({net: pair[i] for net, pair in found.items()} for i in (0, 1))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.narrow import narrow
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet, dropout
@@ -191,7 +192,7 @@ def masks_of(table, keys):
 )
 def test_logits_and_gradients(net, side, divisor, train):
   table = nets.NETS[net.__name__](10)
-  table = layers.narrow(table, divisor) if divisor > 1 else table
+  table = narrow(table, divisor) if divisor > 1 else table
   shape = (side, side, 3)
   weights = random_weights(table, shape)
   images, labels = images_and_labels(2, shape, 10)
@@ -257,7 +258,7 @@ def torchvision_alexnet(classes, drop, thin):
 
 
 def test_owt_is_torchvisions_net_under_its_names():
-  table, shape = layers.narrow(nets.owt(10), 8), (224, 224, 3)
+  table, shape = narrow(nets.owt(10), 8), (224, 224, 3)
   weights = random_weights(table, shape)
   places = {
     'conv1': 'features.0',

@@ -13,9 +13,10 @@ from alexnet_jax.model.batch_norm import BatchNormalization
 from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
 from alexnet_jax.model.pooling import avg_pool, max_pool
 from alexnet_jax.model.preprocessing import Preprocessing
+from alexnet_jax.train.grad_accum import accumulate
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
 from alexnet_jax.train.schedules import make_rates
-from alexnet_jax.train.step import Recipe, init_state, make_train_step
+from alexnet_jax.train.step import Recipe, init_state, make_compute_gradients, make_train_step
 
 BF16 = jnp.bfloat16
 # What may be done to bfloat16: products, which hardware adds up in float32, moving, choosing and
@@ -68,7 +69,6 @@ def step_of(table, crop, grad_accum_steps):
     ),
     label_smoothing=0.1,
     ema_decay=0.999,
-    grad_accum_steps=grad_accum_steps,
   )
   state = jax.eval_shape(lambda v: init_state(v, recipe, {}), variables)
   data = {
@@ -76,7 +76,10 @@ def step_of(table, crop, grad_accum_steps):
     'label': jax.ShapeDtypeStruct((batch,), jnp.int32),
     'position': jax.ShapeDtypeStruct((batch,), jnp.int32),
   }
-  return make_train_step(net, recipe, None), state, data
+  compute_gradients = make_compute_gradients(net, recipe)
+  if grad_accum_steps > 1:
+    compute_gradients = accumulate(compute_gradients, grad_accum_steps)
+  return make_train_step(recipe, compute_gradients), state, data
 
 
 # Every kind of row, and micro-batches.

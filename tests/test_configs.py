@@ -17,11 +17,14 @@ from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import Diverged, UserError
 from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.nets import NETS
+from alexnet_jax.run.predictions import SplitProbabilities
 from alexnet_jax.runtime.deterministic import promise
-from alexnet_jax.train import loop, plan
-from alexnet_jax.train.devices import Devices
+from alexnet_jax.train import milestones, modes, plan
+from alexnet_jax.train.devices import Devices, check_batch_size
 from alexnet_jax.train.experiment import make_experiment
-from alexnet_jax.train.step import make_train_step
+from alexnet_jax.train.grad_accum import accumulate
+from alexnet_jax.train.step import make_compute_gradients, make_train_step
+from alexnet_jax.train.throughput import Report
 from alexnet_jax.weights.start import weights_of
 
 # ml_collections' loader of config files.
@@ -84,7 +87,10 @@ def train_step_of(config, experiment):
     )
     for name, shape in shapes.items()
   }
-  step = make_train_step(experiment.model, experiment.recipe, None)
+  compute_gradients = make_compute_gradients(experiment.model, experiment.recipe)
+  if config.grad_accum_steps > 1:
+    compute_gradients = accumulate(compute_gradients, config.grad_accum_steps)
+  step = make_train_step(experiment.recipe, compute_gradients)
   return step, jax.eval_shape(experiment.initial_state), batch
 
 
@@ -204,7 +210,7 @@ def observed(config, path):
   if path.startswith(('eval.', 'checkpoint.', 'guard.', 'log.')):
     yield from watched(config)
     return
-  yield promise('gpu', config.deterministic), Devices().dense_shards(config)
+  yield promise('gpu', config.deterministic)
   try:
     weights_of(config)
   except UserError as error:
@@ -212,7 +218,7 @@ def observed(config, path):
     return
   yield 'no weights'
   experiment = make_experiment(config, store_of(config), None, platform='cpu')
-  yield experiment.plateau
+  yield experiment.plateau, modes.notes(experiment, Devices())
   step, state, batch = train_step_of(config, experiment)
   program = jax.make_jaxpr(step)(state, batch)
   yield re.sub('0x[0-9a-f]+', '', str(program)), [np.asarray(x).tobytes() for x in program.consts]
@@ -234,30 +240,33 @@ def stored(config):
 def watched(config):
   """What the loop is to do, without a step: when, with how many views, and what it warns of."""
   try:
-    Devices().check_batch('eval.batch_size', config.eval.batch_size)
+    check_batch_size('eval.batch_size', config.eval.batch_size, Devices())
   except UserError as error:
     yield str(error)
   experiment = make_experiment(config, store_of(config), None)
   console, metrics = mock.Mock(), mock.Mock(return_value=[])
   with (
-    mock.patch.object(loop, 'Evaluator') as evaluator,
-    mock.patch.object(loop, 'MetricWriter') as writer,
-    mock.patch.object(loop, 'read_metrics', metrics),
+    mock.patch.object(milestones, 'Evaluator') as evaluator,
+    mock.patch.object(milestones, 'MetricWriter') as writer,
+    mock.patch.object(milestones, 'read_metrics', metrics),
   ):
-    run = loop.Run(experiment, store_of(config), Devices(), mock.Mock(), None, console, 0)
-  yield run.evaluation_steps, run.save_steps, [run.is_milestone(step) for step in range(200)]
+    run = milestones.Milestones(
+      experiment, store_of(config), Devices(), mock.Mock(), None, console, 0
+    )
+  yield run.evaluation_steps, run.save_steps, [run.is_due(step) for step in range(200)]
   yield writer.call_args.kwargs['tensorboard']
-  evaluator.return_value.return_value = {'top1_error': 0.5, 'count': 1}
+  found = SplitProbabilities(np.zeros(1, np.int32), np.full((1, 10), 0.1))
+  evaluator.return_value.predictions.return_value = found
   run.evaluation(1, mock.Mock())
   run.final_predictions(mock.Mock())
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]
   means = dict.fromkeys(('top1_error', 'gradient_norm', 'learning_rate'), 0.0)
-  interval = mock.Mock(total_seconds=1.0)
-  interval.take.return_value = ({**means, 'loss': np.log(10)}, 5, 5, 1.0, 0.0)
+  throughput = mock.Mock(total_seconds=1.0)
+  throughput.take.return_value = Report({**means, 'loss': np.log(10)}, 5, 5, 1.0, 0.0)
   run.stop = mock.Mock()
   console.reset_mock()
   try:
-    run.log(5, interval)
+    run.log(5, throughput)
     yield console.message.mock_calls
   except Diverged as error:
     yield str(error)

@@ -112,13 +112,6 @@ def test_evaluate_where_nothing_can_be_written(digits, tmp_path):
   assert warning.startswith(f'warning: the results are not saved in {workdir}: ')
 
 
-def test_checkpoints_are_healthy(digits):
-  workdir, _ = digits
-  finished = run('alexnet_jax.checkpoints', f'--workdir={workdir}', '--verify')
-  assert finished.returncode == 0, finished.stderr
-  assert 'last' in finished.stdout and 'best' in finished.stdout
-
-
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
   """Two classes that color tells apart."""
@@ -180,26 +173,6 @@ def test_empty_class_folder_is_named(photos, tmp_path):
     empty.rmdir()
 
 
-def test_absent_imagenet_says_what_to_do(tmp_path):
-  line = error_line(
-    run(
-      'alexnet_jax.main',
-      '--config=configs/imagenet.py',
-      f'--workdir={tmp_path / "run"}',
-      TFDS_DATA_DIR=str(tmp_path),
-    )
-  )
-  for needed in (
-    'ILSVRC2012_img_train.tar',
-    str(tmp_path),
-    'data.source=folder',
-    'data.source=synthetic',
-    "pip install 'alexnet_jax[prepare]'",
-  ):
-    assert needed in line
-  assert not (tmp_path / 'run').exists()
-
-
 def test_imagenet_plan_needs_no_data():
   finished = run('alexnet_jax.main', '--config=configs/imagenet.py', '--dry_run')
   assert finished.returncode == 0, finished.stderr
@@ -215,12 +188,6 @@ def test_imagenet_plan_needs_no_data():
     '488 MB',
   ):
     assert fact in finished.stdout, fact
-
-
-def test_summary_of_a_variant():
-  finished = run('alexnet_jax.summarize', '--config=configs/imagenet.py:owt')
-  assert finished.returncode == 0, finished.stderr
-  assert '61,100,840' in finished.stdout and '714,188,480' in finished.stdout
 
 
 def test_full_net_trains_on_generated_images(tmp_path):

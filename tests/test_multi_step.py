@@ -19,7 +19,7 @@ from alexnet_jax.run.metrics import read_metrics
 from alexnet_jax.train import loop
 from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.multi_step import calls
-from alexnet_jax.train.throughput import Interval
+from alexnet_jax.train.throughput import Throughput
 
 EXAMPLES, BATCH, STEPS = 40, 16, 10  # four epochs whose ends lie within batches
 
@@ -131,7 +131,7 @@ def test_the_ends_are_close(one_and_three):
 @pytest.mark.slow
 def test_a_run_stopped_within_a_call_ends_with_the_same_bits(tmp_path, monkeypatch):
   """Stopped at step 7, two steps after a milestone; then calls begin elsewhere."""
-  add, workdir = Interval.add, tmp_path / 'run'
+  add, workdir = Throughput.add, tmp_path / 'run'
   made = []
 
   def stopped(interval, metrics, steps):
@@ -140,7 +140,7 @@ def test_a_run_stopped_within_a_call_ends_with_the_same_bits(tmp_path, monkeypat
     if sum(made) == 7:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  monkeypatch.setattr(Interval, 'add', stopped)
+  monkeypatch.setattr(Throughput, 'add', stopped)
   with pytest.raises(Interrupted, match='at step 7,'):
     train(workdir, 2)
   assert made == [1, 2, 1, 1, 2]
@@ -197,14 +197,14 @@ def test_the_device_with_the_least_memory_counts(monkeypatch):
   devices = Devices.single()
   stand_ins = [SimpleNamespace(memory_stats=lambda n=n: n) for n in ({'bytes_limit': 7}, None)]
   stand_ins.append(SimpleNamespace(memory_stats=lambda: {'bytes_limit': 5, 'bytes_in_use': 1}))
-  monkeypatch.setattr(devices, '_whole', SimpleNamespace(device_set=stand_ins))
+  monkeypatch.setattr(devices, '_replicated', SimpleNamespace(device_set=stand_ins))
   assert devices.memory_bytes() == 5
-  monkeypatch.setattr(devices, '_whole', SimpleNamespace(device_set=stand_ins[1:2]))
+  monkeypatch.setattr(devices, '_replicated', SimpleNamespace(device_set=stand_ins[1:2]))
   assert devices.memory_bytes() is None
 
 
 @pytest.mark.parametrize('most', [1, 3, 100])
-def test_multi_step_hold_every_step_once_and_end_at_milestones(most):
+def test_calls_hold_every_step_once_and_end_at_milestones(most):
   found = list(calls(5, 40, most, {7, 8, 20}.__contains__))
   assert [step for call in found for step in call] == list(range(5, 40))
   assert {7, 8, 20, 40} <= {call.stop for call in found}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import run
+from helpers.narrow import narrow
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -450,7 +451,7 @@ def test_a_layer_that_does_not_fit_is_named(table, shape, message):
 
 def test_narrow_keeps_all_but_the_width():
   table = nets.krizhevsky2012()
-  thin = layers.narrow(table, 8)
+  thin = narrow(table, 8)
   shape = (224, 224, 3)
   assert sides(thin, shape) == sides(table, shape)
   for wide, row in zip(table, thin, strict=True):

@@ -205,7 +205,7 @@ def test_the_next_step_is_the_same_on_another_topology(
   flags = ['--config.epochs=0.4', *['--config.model.shard_dense=True'] * spread]
   logs = run(workdir, processes, devices, *flags)
   if spread:  # of fc5 4 do not divide the 10 classes
-    assert 'layers spread over 4 devices: fc4\n' in logs[0]
+    assert 'dense layers sharded over 4 devices: fc4\n' in logs[0]
   assert 'changed since the run began: epochs: 0.2 -> 0.4' in logs[0]
   np.testing.assert_allclose(series(workdir), series(two), rtol=1e-5)
   gradients = [series(folder, 'train/gradient_norm') for folder in (workdir, two)]

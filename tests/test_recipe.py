@@ -11,7 +11,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.train import schedules
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.optimizer import lars
-from alexnet_jax.train.step import make_train_step
+from alexnet_jax.train.step import make_compute_gradients, make_train_step
 
 
 def small_run(**changes):
@@ -44,7 +44,8 @@ def small_run(**changes):
     'label': random.integers(0, 7, 8).astype(np.int32),
     'position': np.arange(8, dtype=np.int32),
   }
-  step = jax.jit(make_train_step(experiment.model, experiment.recipe, None))
+  compute_gradients = make_compute_gradients(experiment.model, experiment.recipe)
+  step = jax.jit(make_train_step(experiment.recipe, compute_gradients))
   return experiment, experiment.initial_state(), step, batch
 
 

@@ -1,8 +1,7 @@
-"""Dense layers spread over devices learn the same as plain data parallelism and one device."""
+"""Dense layers sharded over devices learn the same as plain data parallelism and one device."""
 
 import functools
 import json
-import math
 import subprocess
 import sys
 
@@ -11,18 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.closeness import assert_close
+from helpers.tiny_training import (
+  CLASSES,
+  CROP,
+  batch_of,
+  decay_of,
+  devices,
+  initial_state,
+  recipe_of,
+)
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import compiled
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.preprocessing import Preprocessing
-from alexnet_jax.train import optimizer, schedules
-from alexnet_jax.train.devices import AXIS, Devices, Layout, to_host
-from alexnet_jax.train.step import Recipe, init_state, make_train_step
+from alexnet_jax.train import optimizer
+from alexnet_jax.train.devices import AXIS, pmean, to_host
+from alexnet_jax.train.grad_accum import accumulate
+from alexnet_jax.train.sharded_dense import DenseSharding, check_sharded, sharded_layers
+from alexnet_jax.train.step import make_compute_gradients, make_train_step
 
-BATCH, SIDE, CROP, CLASSES, STEPS = 32, 14, 12, 7, 4
+STEPS = 4
 
 # As in AlexNet, dropout before and behind dense layers; 7 classes do not divide over devices.
 TABLE = (
@@ -32,16 +41,11 @@ TABLE = (
   layers.Dense('fc2', 24, init=0.1, bias=0.1),
   layers.Relu('relu2'),
   layers.Dropout('drop2'),
-  layers.Dense('fc3', 16, init=0.2),
+  layers.Dense('fc3', 16, init=0.2, bias=0.2),
   layers.Relu('relu3'),
   layers.Dense('fc4', CLASSES, init=0.3),
 )
-SHAPES = {
-  row.name: row.parameters(inputs)
-  for row, inputs, _ in layers.walk(TABLE, (CROP, CROP, 3))
-  if row.parameters(inputs)
-}
-DECAY = optimizer.weight_decay_tree(SHAPES, 0.01, {}, biases=True)
+DECAY = decay_of(TABLE, biases=True)
 OPTIMIZERS = {
   'momentum': optimizer.krizhevsky_momentum(0.9, DECAY),
   # At this trust some rates are clipped and others are not.
@@ -50,88 +54,67 @@ OPTIMIZERS = {
 }
 
 
-def recipe_of(name, **changes):
-  preprocessing = Preprocessing(
-    crop=CROP,
-    mean=np.full(3, 128, np.float32),
-    scale=np.full(3, 0.05, np.float32),
-    color_basis=np.diag([30, 20, 10]).astype(np.float32),
-  )
-  settings = {
-    'seed': 3,
-    'preprocessing': preprocessing,
-    'color_noise': lambda step: jnp.float32(0.1),
-    'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
-    'optimizer': OPTIMIZERS[name],
-    'ema_decay': 0.5,
-  }
-  return Recipe(**settings | changes)
+def make_recipe(**changes):
+  return recipe_of(TABLE, 0.05, ema_decay=0.5, **{'optimizer': OPTIMIZERS['momentum'], **changes})
 
 
-def initial_state(recipe):
-  rng = np.random.default_rng(0)
-  rows = {row.name: row for row in TABLE if row.name in SHAPES}
-  params = {
-    name: {
-      'kernel': rows[name].init * rng.standard_normal(shapes['kernel'], np.float32),
-      'bias': rng.uniform(0.1, 0.3, shapes['bias']).astype(np.float32),
-    }
-    for name, shapes in SHAPES.items()
-  }
-  return to_host(init_state({'params': params, 'batch_stats': {}}, recipe, {}))
+def sharded_step(on, recipe, dtype=jnp.float32, micro_batches=1):
+  """The training step of `modes.add_modes`, and how it takes the state."""
+  sharding = DenseSharding(on, initial_state(TABLE, recipe), sharded_layers(TABLE, on.global_count))
+  model = sharding.model(AlexNet(TABLE, dtype, axis_name=AXIS))
+  compute_gradients = make_compute_gradients(model, recipe)
+  if micro_batches > 1:
+    compute_gradients = accumulate(compute_gradients, micro_batches)
+  step = make_train_step(recipe, compute_gradients, sharding.pmean, sharding.squares)
+  axes = sharding.state_axes
+  return on.pmap(step, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0), sharding
 
 
-def batch_of(step):
-  rng = np.random.default_rng(step)
-  return {
-    'image': rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
-    'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
-    'position': np.arange(BATCH, dtype=np.int32),
-  }
+def plain_step(on, recipe, dtype=jnp.float32):
+  compute_gradients = make_compute_gradients(AlexNet(TABLE, dtype, axis_name=AXIS), recipe)
+  step = make_train_step(recipe, compute_gradients, pmean)
+  step = on.pmap(step, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+  return step, DenseSharding(on, None, ())
 
 
-def take_steps(count, spread, recipe, dtype=jnp.float32):
-  """The last state and every step's metrics on so many devices, with dense layers spread or not."""
-  on = Devices(jax.local_devices(backend='cpu')[:count])
-  shards = count if spread else 1
-  state = initial_state(recipe)
-  layout = Layout(on, state, layers.sharded(TABLE, shards))
-  model = AlexNet(TABLE, dtype, axis_name=AXIS)
-  step = on.train_step(make_train_step(model, recipe, AXIS, shards), layout.axes)
-  state, metrics = layout.put(state), []
+def take_steps(count, sharded, recipe, dtype=jnp.float32, **more):
+  """The last state and the metrics of every step, with dense layers sharded or not."""
+  on = devices(count)
+  step, sharding = (sharded_step if sharded else plain_step)(on, recipe, dtype, **more)
+  state, metrics = sharding.shard_state(on.replicate(initial_state(TABLE, recipe))), []
   for i in range(STEPS):
     state, found = step(state, on.put_batch(batch_of(i)))
     metrics.append(to_host(found))
-  if spread:
+  if sharded:
     assert state.params['fc2']['kernel'].shape == (count, 5 * 5 * 4, 24 // count)
     assert state.params['fc2']['bias'].shape == (count, 24 // count)
     assert state.ema['fc3']['kernel'].shape == (count, 24, 16 // count)
-    assert state.params['fc4']['kernel'].shape == (16, CLASSES)  # stays whole
-  return to_host(layout.whole(state)), metrics
+    assert state.params['fc4']['kernel'].shape == (16, CLASSES)
+  return to_host(sharding.gather_state(state)), metrics
 
 
 @functools.cache
-def plain(count, name, **changes):
-  return take_steps(count, False, recipe_of(name, **changes))
+def plain(count, name):
+  return take_steps(count, False, make_recipe(optimizer=OPTIMIZERS[name]))
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_spread_layers_learn_the_same(name):
+def test_sharded_layers_learn_the_same(name):
   """Masks, loss, gradients and their norm, LARS's norms, decay and averages of all are the same."""
-  found = take_steps(8, True, recipe_of(name))
+  found = take_steps(8, True, make_recipe(optimizer=OPTIMIZERS[name]))
   assert_close(found, plain(1, name))
   if name == 'momentum':  # that one device and many agree is tested in test_step.py
     assert_close(found, plain(8, name))
 
 
-def test_accumulated_gradients_of_spread_layers_add_up():
-  assert_close(take_steps(2, True, recipe_of('momentum', grad_accum_steps=4)), plain(1, 'momentum'))
+def test_accumulated_gradients_of_sharded_layers_add_up():
+  assert_close(take_steps(2, True, make_recipe(), micro_batches=4), plain(1, 'momentum'))
 
 
-def test_bfloat16_is_as_close_as_it_is_without():
-  recipe = recipe_of('momentum')
+def test_bfloat16_is_as_close_as_without_sharding():
+  recipe = make_recipe()
   expected = plain(1, 'momentum')
-  errors = [take_steps(8, spread, recipe, jnp.bfloat16) for spread in (False, True)]
+  errors = [take_steps(8, sharded, recipe, jnp.bfloat16) for sharded in (False, True)]
   losses = [[m['loss'] - e['loss'] for m, e in zip(e[1], expected[1], strict=True)] for e in errors]
   assert 1e-5 < np.abs(losses[0]).max() < 0.05 and np.abs(losses[1]).max() < 0.05
   assert_close(errors[1][0].params, errors[0][0].params, tolerance=0.03)
@@ -139,69 +122,60 @@ def test_bfloat16_is_as_close_as_it_is_without():
 
 def test_what_is_not_finite_on_one_device_stops_all():
   """The gradient of one column of fc3 is too large to be squared, all else is well."""
-  on, recipe = Devices(jax.local_devices(backend='cpu')[:8]), recipe_of('momentum')
-  state = initial_state(recipe)
+  on, recipe = devices(8), make_recipe()
+  state = initial_state(TABLE, recipe)
   fc2, fc3, fc4 = (state.params[name] for name in ('fc2', 'fc3', 'fc4'))
   fc2['bias'][0] = 1e25
   fc3['kernel'][0] = 0  # so that nothing behind sees it
   fc4['kernel'][1:] = 0  # and only column 0, on device 0, has a gradient
-  layout = Layout(on, state, ('fc2', 'fc3'))
-  step = on.train_step(
-    make_train_step(AlexNet(TABLE, axis_name=AXIS), recipe, AXIS, shards=8), layout.axes
-  )
-  after, metrics = step(layout.put(state), on.put_batch(batch_of(0)))
+  step, sharding = sharded_step(on, recipe)
+  after, metrics = step(sharding.shard_state(on.replicate(state)), on.put_batch(batch_of(0)))
   assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['gradient_norm'])
   assert float(metrics['nonfinite_steps']) == 1
-  jax.tree.map(np.testing.assert_array_equal, to_host(layout.whole(after).params), state.params)
+  jax.tree.map(
+    np.testing.assert_array_equal, to_host(sharding.gather_state(after).params), state.params
+  )
 
 
-def test_a_state_comes_back_as_it_was_put():
-  """In the layout that every topology knows, bit for bit, wherever the layers' names stand."""
-  state = initial_state(recipe_of('adam'))
-  on = Devices(jax.local_devices(backend='cpu')[:8])
-  layout = Layout(on, state, layers.sharded(TABLE, 8))
-  assert layout.sharded == ('fc2', 'fc3')
-  lying = layout.put(state)
-  expected = {leaf.shape for leaf in jax.tree.leaves(layout.shapes(state))}
-  assert {leaf.shape for leaf in jax.tree.leaves(lying)} == expected
-  third = np.asarray(lying.params['fc2']['kernel'][3])
+def test_gathering_is_the_inverse_of_sharding():
+  state = initial_state(TABLE, make_recipe(optimizer=OPTIMIZERS['adam']))
+  on = devices(8)
+  sharding = DenseSharding(on, state, sharded_layers(TABLE, 8))
+  assert sharding.sharded == ('fc2', 'fc3')
+  sharded = sharding.shard_state(on.replicate(state))
+  third = np.asarray(sharded.params['fc2']['kernel'][3])
   np.testing.assert_array_equal(third, state.params['fc2']['kernel'][:, 9:12])
-  whole = layout.whole(lying)
-  assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(whole))
-  jax.tree.map(np.testing.assert_array_equal, to_host(whole), state)
+  gathered = sharding.gather_state(sharded)
+  assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(gathered))
+  jax.tree.map(np.testing.assert_array_equal, to_host(gathered), state)
 
 
-# What can be spread.
+# What can be sharded.
 
 
-def config_of(net, classes, shard_dense=True):
+def check(count, net, classes):
   config = configs.default()
-  config.model.net, config.data.num_classes = net, classes
-  config.model.shard_dense = shard_dense
-  return config
+  config.model.net, config.data.num_classes, config.model.shard_dense = net, classes, True
+  check_sharded(config, devices(count))
 
 
 @pytest.mark.parametrize(
-  'count, net, classes, shard_dense, shards',
+  'count, net, classes',
   [
-    (8, 'krizhevsky2012', 1000, True, 8),
-    (8, 'krizhevsky2012', 1000, False, 1),
-    (8, 'digits', 10, True, 8),  # fc4 divides, fc5 does not
-    (1, 'cifar_18pct', 10, True, 1),
-    (2, 'cifar_18pct', 10, True, 2),
-    (8, 'cifar_18pct', 0, True, 8),  # it may
-    (8, 'cifar_18pct', 10, False, 1),
+    (8, 'krizhevsky2012', 1000),
+    (8, 'digits', 10),  # fc4 divides, fc5 does not
+    (1, 'cifar_18pct', 10),
+    (2, 'cifar_18pct', 10),
+    (8, 'cifar_18pct', 0),  # the number of classes may divide
   ],
 )
-def test_layers_are_spread_as_far_as_they_divide(count, net, classes, shard_dense, shards):
-  devices = Devices(jax.local_devices(backend='cpu')[:count])
-  assert devices.dense_shards(config_of(net, classes, shard_dense)) == shards
+def test_nets_that_can_be_sharded(count, net, classes):
+  check(count, net, classes)
 
 
 def test_a_net_that_does_not_divide_is_refused():
-  devices = Devices(jax.local_devices(backend='cpu')[:8])
   with pytest.raises(UserError, match='8 devices divide .* no dense layer .*10.*=False') as error:
-    devices.dense_shards(config_of('cifar_18pct', 10))
+    check(8, 'cifar_18pct', 10)
   assert '\n' not in str(error.value)
 
 
@@ -210,14 +184,11 @@ def test_a_net_that_does_not_divide_is_refused():
 
 def test_the_compiled_program_sends_what_the_formula_says():
   """Two ways to the same numbers, on 8 devices with 4 images each."""
-  recipe = recipe_of('momentum')
-  on, state = Devices(jax.local_devices(backend='cpu')[:8]), initial_state(recipe)
-  for sharded in (False, True):
-    shards = 8 if sharded else 1
-    layout = Layout(on, state, layers.sharded(TABLE, shards))
-    step = make_train_step(AlexNet(TABLE, axis_name=AXIS), recipe, AXIS, shards)
-    batch = on.put_batch(batch_of(0))
-    program = on.train_step(step, layout.axes).compiled(layout.shapes(state), batch)
+  on, recipe = devices(8), make_recipe()
+  for sharded, make_step in ((False, plain_step), (True, sharded_step)):
+    step, sharding = make_step(on, recipe)
+    state = jax.eval_shape(sharding.shard_state, initial_state(TABLE, recipe))
+    program = step.compiled(state, on.put_batch(batch_of(0)))
     expected = compiled.sent(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
     assert compiled.counted(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
     assert (expected['all-to-all'] > 0) == sharded
@@ -239,19 +210,6 @@ def test_bytes_of_alexnet_by_hand():
   half = compiled.sent(table, shape, 'bfloat16', 8, 128, True)
   assert half['all-gather'] == found['all-gather'] / 2
   assert half['all-to-all'] == 2 * 7 / 8 * 128 * (2 * 4096 + 2 * 4096 + 4 * 1000)
-
-
-@pytest.mark.parametrize('devices', [8, 1024])
-def test_sharding_pays_up_to_the_batch_that_is_said(devices):
-  table, shape = nets.krizhevsky2012(1000), (224, 224, 3)
-  row = compiled.scale(table, shape, 'float32', devices)
-  for images in (math.floor(row['pays_up_to']), math.floor(row['pays_up_to']) + 1):
-    spread, whole = (
-      sum(compiled.sent(table, shape, 'float32', devices, images, sharded).values())
-      for sharded in (True, False)
-    )
-    assert (spread <= whole) == (images <= row['pays_up_to'])
-    assert whole == row['plain']
 
 
 def test_operations_are_read_from_a_program():

@@ -9,6 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.closeness import assert_close
+from helpers.tiny_training import (
+  BATCH,
+  CLASSES,
+  CROP,
+  SIDE,
+  batch_of,
+  devices,
+  initial_state,
+  recipe_of,
+)
 from jax.sharding import Mesh, PartitionSpec
 
 from alexnet_jax import config as configs
@@ -17,15 +27,11 @@ from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.preprocessing import Preprocessing
-from alexnet_jax.train import evaluation, schedules
-from alexnet_jax.train.devices import AXIS, Devices, to_host
-from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
-from alexnet_jax.train.step import Recipe, init_state, make_score, make_train_step
+from alexnet_jax.train import evaluation
+from alexnet_jax.train.devices import AXIS, check_training_batch, pmean, to_host
+from alexnet_jax.train.grad_accum import accumulate
+from alexnet_jax.train.step import make_compute_gradients, make_train_step
 
-BATCH, SIDE, CROP, CLASSES = 32, 14, 12, 7
-
-# Small, for they are compiled many times; what whole nets compute is tested in test_alexnet.py.
 PLAIN = (
   layers.Conv('conv1', 8, 3, stride=2, init=0.02),
   layers.Relu('relu1'),
@@ -35,69 +41,23 @@ PLAIN = (
 NORMALIZED = (*PLAIN[:2], layers.BatchNorm('bn1'), *PLAIN[2:])
 
 
-def devices(count):
-  return Devices(jax.local_devices(backend='cpu')[:count])
+def step_of(table, recipe, ghost_batch=0, micro_batches=1):
+  model = AlexNet(table, axis_name=AXIS, ghost_batch=ghost_batch)
+  compute_gradients = make_compute_gradients(model, recipe)
+  if micro_batches > 1:
+    compute_gradients = accumulate(compute_gradients, micro_batches)
+  return make_train_step(recipe, compute_gradients, pmean)
 
 
-def recipe_of(table, **changes):
-  shapes = {
-    row.name: row.parameters(inputs)
-    for row, inputs, _ in layers.walk(table, (CROP, CROP, 3))
-    if row.parameters(inputs)
-  }
-  decay = weight_decay_tree(shapes, 0.01, {}, biases=False)
-  preprocessing = Preprocessing(
-    crop=CROP,
-    mean=np.full(3, 128, np.float32),
-    scale=np.ones(3, np.float32),
-    color_basis=np.diag([30, 20, 10]).astype(np.float32),
-  )
-  settings = {
-    'seed': 3,
-    'preprocessing': preprocessing,
-    'color_noise': lambda step: jnp.float32(0.1),
-    'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
-    'optimizer': krizhevsky_momentum(0.9, decay),
-  }
-  return Recipe(**settings | changes)
-
-
-def initial_state(table, recipe):
-  """As at the start of a run, with weights that NumPy draws."""
-  rng = np.random.default_rng(0)
-  variables = {'params': {}, 'batch_stats': {}}
-  for row, inputs, _ in layers.walk(table, (CROP, CROP, 3)):
-    shapes = row.parameters(inputs)
-    if isinstance(row, layers.BatchNorm):
-      ones, zeros = np.ones(shapes['scale'], np.float32), np.zeros(shapes['bias'], np.float32)
-      variables['params'][row.name] = {'scale': ones, 'bias': zeros}
-      variables['batch_stats'][row.name] = {'mean': zeros, 'var': ones}
-    elif shapes:
-      variables['params'][row.name] = {
-        'kernel': row.init * rng.standard_normal(shapes['kernel'], np.float32),
-        'bias': np.zeros(shapes['bias'], np.float32),
-      }
-  return to_host(init_state(variables, recipe, {}))
-
-
-def batch_of(step):
-  rng = np.random.default_rng(step)
-  return {
-    'image': rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
-    'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
-    'position': np.arange(BATCH, dtype=np.int32),
-  }
-
-
-def make_run(table, count, ghost_batch=0, **changes):
+def make_run(table, count, ghost_batch=0, micro_batches=1):
   """A compiled run of three steps on `count` devices.
 
   Returns:
     A function that gives the last state and the metrics of every step, on the host.
   """
-  on, recipe = devices(count), recipe_of(table, **changes)
-  model = AlexNet(table, axis_name=AXIS, ghost_batch=ghost_batch)
-  step = on.train_step(make_train_step(model, recipe, AXIS))
+  on, recipe = devices(count), recipe_of(table)
+  step = step_of(table, recipe, ghost_batch, micro_batches)
+  step = on.pmap(step, in_axes=(None, 0), out_axes=None, donate_argnums=0)
 
   def run():
     state, metrics = on.replicate(initial_state(table, recipe)), []
@@ -151,14 +111,14 @@ def test_moments_are_of_the_global_batch_unless_a_ghost_batch_is_asked_for(runs)
 
 def test_the_step_runs_under_shard_map(runs):
   mesh = Mesh(np.array(jax.local_devices(backend='cpu')[:8]), (AXIS,))
-  whole, split = PartitionSpec(), PartitionSpec(AXIS)
+  replicated, split = PartitionSpec(), PartitionSpec(AXIS)
   recipe = recipe_of(NORMALIZED)
   step = jax.jit(
     jax.shard_map(
-      make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS),
+      step_of(NORMALIZED, recipe),
       mesh=mesh,
-      in_specs=(whole, split),
-      out_specs=(whole, whole),
+      in_specs=(replicated, split),
+      out_specs=(replicated, replicated),
       check_vma=False,
     )
   )
@@ -196,7 +156,8 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
     return jnp.mean(log_sums - logits[jnp.arange(BATCH), batch['label']]), logits
 
   (loss, logits), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(start.params)
-  state, metrics = jax.jit(make_train_step(AlexNet(table), recipe, None))(start, batch)
+  step = jax.jit(make_train_step(recipe, make_compute_gradients(AlexNet(table), recipe)))
+  state, metrics = step(start, batch)
   assert float(metrics['loss']) == pytest.approx(float(loss), rel=1e-5)
   assert float(metrics['top1_error']) == pytest.approx(
     np.mean(np.argmax(logits, 1) != batch['label'])
@@ -217,7 +178,7 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
   'kind, table, ghost_batch', [('plain', PLAIN, 0), ('ghost', NORMALIZED, 4)]
 )
 def test_accumulated_gradients_are_those_of_the_whole_batch(runs, kind, table, ghost_batch):
-  parts = make_run(table, 1, ghost_batch, grad_accum_steps=8)
+  parts = make_run(table, 1, ghost_batch, micro_batches=8)
   assert_close(parts(), runs(kind, 1)())
 
 
@@ -226,7 +187,7 @@ def test_a_step_that_is_not_finite_is_not_applied():
     return jnp.where((step == 1) | (step == 2), jnp.nan, 0.1)
 
   on, recipe = devices(2), recipe_of(NORMALIZED, color_noise=noise, ema_decay=0.9)
-  step = on.train_step(make_train_step(AlexNet(NORMALIZED, axis_name=AXIS), recipe, AXIS))
+  step = on.pmap(step_of(NORMALIZED, recipe), in_axes=(None, 0), out_axes=None, donate_argnums=0)
   state = on.replicate(initial_state(NORMALIZED, recipe))
   states, skipped = [], []
   for i in range(5):
@@ -255,7 +216,7 @@ def fits(devices_count, batch_size, grad_accum_steps, ghost_batch):
   config.model.net = 'bn'
   config.batch_size, config.grad_accum_steps = batch_size, grad_accum_steps
   config.model.ghost_batch = ghost_batch
-  return devices(devices_count).check_training_batch(config)
+  check_training_batch(config, devices(devices_count))
 
 
 @pytest.mark.parametrize(
@@ -317,8 +278,8 @@ def evaluation_data(count):
   return images, rng.integers(0, CLASSES, count).astype(np.int32), state.params, stats
 
 
-def numpy_evaluation(images, labels, params, stats, views):
-  """Ten views cut by hand, probabilities averaged, errors counted by sorting."""
+def numpy_probabilities(images, params, stats, views):
+  """Views cut by hand, probabilities averaged."""
   offsets = [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)] if views == 10 else [(1, 1)]
   cuts = [images[:, r : r + CROP, c : c + CROP] for r, c in offsets]
   cuts += [cut[:, :, ::-1] for cut in cuts] if views == 10 else []
@@ -330,13 +291,7 @@ def numpy_evaluation(images, labels, params, stats, views):
     )
     exp = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = probabilities + exp / exp.sum(1, keepdims=True) / len(cuts)
-  ranks = np.argsort(-probabilities, 1)
-  return probabilities, {
-    'loss': -np.log(probabilities[np.arange(len(labels)), labels]).mean(),
-    'top1_error': np.mean(ranks[:, 0] != labels),
-    'top5_error': np.mean((ranks[:, :5] != labels[:, None]).all(1)),
-    'count': len(labels),
-  }
+  return probabilities
 
 
 @pytest.mark.parametrize(
@@ -349,12 +304,10 @@ def test_every_image_is_counted_once(devices_count, images_count, batch_size, vi
   on = devices(devices_count)
   place = on.replicate(params), on.replicate(stats)
   advanced = []
-  found = evaluate(*place, views, advanced.append)
-  probabilities, expected = numpy_evaluation(images, labels, params, stats, views)
-  assert found == pytest.approx(expected, rel=1e-5)
-  assert found['count'] == sum(advanced) == images_count
+  predictions = evaluate.predictions(*place, views, advanced.append)
+  assert sum(advanced) == images_count
   assert len(advanced) == -(-images_count // batch_size)
-  predictions = evaluate.predictions(*place, views)
+  probabilities = numpy_probabilities(images, params, stats, views)
   np.testing.assert_array_equal(predictions.label, labels)
   np.testing.assert_allclose(predictions.probabilities, probabilities, atol=1e-6)
 
@@ -375,74 +328,4 @@ def test_an_image_that_is_missed_is_noticed(monkeypatch):
   evaluate = evaluator(1, images, labels, 4)
   monkeypatch.setattr(evaluation, 'eval_batches', short)
   with pytest.raises(AssertionError, match='8 images of 9'):
-    evaluate(params, stats, 1)
-  with pytest.raises(AssertionError, match='8 images of 9'):
     evaluate.predictions(params, stats, 1)
-
-
-def scored(probabilities, labels, mask=None):
-  probabilities = jnp.asarray(probabilities, jnp.float32)
-  mask = jnp.ones(len(labels)) if mask is None else jnp.asarray(mask, jnp.float32)
-  found = jax.jit(make_score(None))(probabilities, jnp.asarray(labels), mask)
-  return {name: float(value) for name, value in found.items()}
-
-
-def test_ties_and_what_is_not_a_number_count_as_errors():
-  nan = np.nan
-  rows = {
-    (0.5, 0.5, 0, 0, 0, 0, 0): (1, 0),  # label 0 shares the first place
-    (1 / 7,) * 7: (1, 1),
-    (0.2, 0.2, 0.2, 0.2, 0.2, 0, 0): (1, 0),
-    (0.1, 0.18, 0.18, 0.18, 0.18, 0.18, 0): (1, 1),
-    (0.1, 0.3, 0.2, 0.2, 0.2, 0, 0): (1, 0),
-    (0.9, 0.1, 0, 0, 0, 0, 0): (0, 0),
-    (nan,) * 7: (1, 1),
-    (nan, 0, 0, 0, 0, 0, 0): (1, 1),
-    (0.9, nan, 0, 0, 0, 0, 0): (1, 0),
-    (0.9, nan, nan, nan, nan, nan, 0): (1, 1),
-  }
-  for row, (top1, top5) in rows.items():
-    found = scored([row], [0])
-    assert (found['top1_error'], found['top5_error'], found['count']) == (top1, top5, 1), row
-
-
-def test_scores_agree_with_sorting_and_leave_padding_out():
-  rng = np.random.default_rng(0)
-  probabilities = rng.dirichlet(np.ones(20), 200)
-  labels, mask = rng.integers(0, 20, 200), rng.random(200) < 0.7
-  probabilities[~mask] = np.nan  # whatever a padded row holds
-  ranks = np.argsort(-probabilities[mask], 1)
-  right = labels[mask][:, None]
-  found = scored(probabilities, labels, mask)
-  assert found == pytest.approx(
-    {
-      'loss': -np.log(np.take_along_axis(probabilities[mask], right, 1)).sum(),
-      'top1_error': np.sum(ranks[:, 0] != right[:, 0]),
-      'top5_error': np.sum((ranks[:, :5] != right).all(1)),
-      'count': mask.sum(),
-    },
-    rel=1e-5,
-  )
-
-
-def test_a_probability_of_nought_has_a_finite_loss():
-  found = scored([[0, 1.0, 0, 0, 0, 0, 0]], [0])
-  assert found['loss'] == pytest.approx(-np.log(np.finfo(np.float32).tiny))
-
-
-def test_top5_is_not_reported_of_five_classes():
-  table = (layers.Dense('fc', 5),)
-  experiment = types.SimpleNamespace(
-    config=types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=4)),
-    model=AlexNet(table),
-    recipe=recipe_of(table),
-  )
-  images, labels = np.zeros((3, SIDE, SIDE, 3), np.uint8), np.zeros(3, np.int32)
-  params = {
-    'fc': {
-      'kernel': np.ones((CROP * CROP * 3, 5), np.float32),
-      'bias': np.arange(5, dtype=np.float32),
-    }
-  }
-  found = evaluation.Evaluator(experiment, Split(images, labels), devices(1))(params, {}, 1)
-  assert found == {'loss': pytest.approx(4.4519, abs=1e-3), 'top1_error': 1.0, 'count': 3}

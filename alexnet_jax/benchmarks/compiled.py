@@ -26,7 +26,9 @@ from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
-from alexnet_jax.train.devices import Devices
+from alexnet_jax.train.devices import Devices, check_training_batch
+from alexnet_jax.train.loop import make_program
+from alexnet_jax.train.sharded_dense import sharded_layers
 
 DEVICES = 8
 PLAIN, SHARDED = 'plain', 'dense layers sharded'
@@ -67,7 +69,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> F
   shape, dtype = (config.input.crop, config.input.crop, 3), config.model.compute_dtype
   images = config.batch_size // DEVICES
   compiled, formula = {}, {}
-  for mode in [PLAIN, SHARDED] if layers.sharded(table, DEVICES) else [PLAIN]:
+  for mode in [PLAIN, SHARDED] if sharded_layers(table, DEVICES) else [PLAIN]:
     config.model.shard_dense = mode == SHARDED
     say(f'compiling: {mode}')
     with _ONESELF.start(config=configs.to_json(config)) as worker:
@@ -106,7 +108,7 @@ def sent(
   Below it there has to be a layer with weights, and single numbers are not counted.
 
   Args:
-    table: the net, without shards.
+    table: the net.
     shape: of a view.
     dtype: compute dtype.
     devices, images: number of devices, and images on each.
@@ -115,7 +117,7 @@ def sent(
   Returns:
     {operation: bytes}.
   """
-  names = layers.sharded(table, devices) if sharded else ()
+  names = sharded_layers(table, devices) if sharded else ()
   gradients = inputs = outputs = 0
   for row, before, after in layers.walk(table, shape):
     if row.name in names:
@@ -148,7 +150,7 @@ def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) ->
   each = total(1, sharded=True) - fixed  # both modes are linear in the images
   return {
     'devices': devices,
-    'layers': layers.sharded(table, devices),
+    'layers': sharded_layers(table, devices),
     'plain': plain,
     'sharded': {images: fixed + images * each for images in _IMAGES},
     'pays_up_to': (plain - fixed) / each if each else 0.0,
@@ -185,7 +187,7 @@ class CompiledStep:
     cpu.prepare_process()
     self._config = configs.from_json(config)
     self._devices = Devices()
-    self._devices.check_training_batch(self._config)
+    check_training_batch(self._config, self._devices)
 
   def environment(self) -> dict:
     return environment(self._devices)
@@ -196,13 +198,14 @@ class CompiledStep:
     self._config.batch_size = count  # as few images as can be; none are computed with
     experiment, (image, *_) = make_up(self._config, self._devices.platform)
     state = jax.eval_shape(experiment.initial_state)
-    step, layout = experiment.train_step(self._devices, state)
+    program = make_program(experiment, self._devices, None, state)
+    state = jax.eval_shape(program.shard_state, state)
     batch = {
       'image': _spread(count, (images // count, *image.shape), np.uint8),
       'label': _spread(count, (images // count,), np.int32),
       'position': _spread(count, (images // count,), np.int32),
     }
-    return counted(step.compiled(layout.shapes(state), batch).as_text(), count)
+    return counted(program.train_step.compiled(state, batch).as_text(), count)
 
 
 def _spread(devices: int, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:

@@ -15,8 +15,9 @@ from alexnet_jax.model.preprocessing import CENTER_VIEW
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train import schedules
-from alexnet_jax.train.devices import AXIS, Devices, to_host
+from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
 from alexnet_jax.weights.start import weights_of
 
@@ -33,7 +34,7 @@ class OurStep(Side):
     cpu.prepare_process()
     self._config = configs.from_json(config)
     self._devices = Devices()
-    self._devices.check_training_batch(self._config)
+    check_training_batch(self._config, self._devices)
     self._experiment, self._images = make_up(self._config, self._devices.platform)
     positions = np.arange(len(self._images), dtype=np.int32)
     self._labels = positions % len(self._experiment.classes)
@@ -91,15 +92,18 @@ class OurStep(Side):
     model = experiment.model.clone(table=without_dropout(experiment.table))
     state = self._initial.replace(params=weights, opt_state=recipe.optimizer.init(weights))
     probing = dataclasses.replace(experiment, model=model, recipe=recipe)
-    step, layout = probing.train_step(self._devices, state)
-    state, metrics = step(layout.put(to_host(state)), self._batch)
-    velocity = to_host(layout.whole(state).opt_state)
+    program = make_program(probing, self._devices, None, state)
+    state = program.shard_state(self._devices.replicate(to_host(state)))
+    state, metrics = program.train_step(state, self._batch)
+    velocity = to_host(program.gather_state(state).opt_state)
     return LossAndGrads(float(metrics['loss']), jax.tree.map(np.negative, velocity))
 
   def run(self, batches: int) -> int:
     if self._step is None:
-      self._step, layout = self._experiment.train_step(self._devices, self._initial)
-      self._state, self._initial = layout.put(self._initial), None
+      program = make_program(self._experiment, self._devices, None, self._initial)
+      self._step = program.train_step
+      self._state = program.shard_state(self._devices.replicate(self._initial))
+      self._initial = None
     for _ in range(batches):
       self._state, self._metrics = self._step(self._state, self._batch)
     jax.block_until_ready((self._state, self._metrics))
@@ -129,7 +133,12 @@ class OurStep(Side):
 
 
 def make_up(config, platform: str) -> tuple[Experiment, np.ndarray]:
-  """The experiment of a config on made-up data, and uint8 (batch_size, S, S, 3) noise images."""
+  """The experiment of a config on made-up data, and uint8 (batch_size, S, S, 3) noise images.
+
+  One step a call, whatever config.steps_per_call says.
+  """
+  config = config.copy_and_resolve_references()
+  config.steps_per_call = 1
   size, classes = config.data.image_size, config.data.num_classes or 10
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (config.batch_size, size, size, 3), np.uint8)

@@ -18,7 +18,8 @@ from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
-from alexnet_jax.train.devices import Devices, to_host
+from alexnet_jax.train.devices import Devices, check_training_batch, to_host
+from alexnet_jax.train.loop import make_program
 
 _OURS = Contestant('training that saves', 'alexnet_jax.benchmarks.time_checkpoint:SavingTraining')
 _STEPS_ALONE = 3
@@ -71,7 +72,7 @@ class SavingTraining:
     cpu.prepare_process()
     self._config = configs.from_json(config)
     self._devices = Devices()
-    self._devices.check_training_batch(self._config)
+    check_training_batch(self._config, self._devices)
     self._checkpoints = Checkpoints(folder, keep=1)
     self._saves = 0
 
@@ -86,8 +87,8 @@ class SavingTraining:
     self._batch = self._devices.put_batch({'image': images, 'label': labels, 'position': positions})
     initial = to_host(experiment.initial_state())
     self._target = flax.serialization.to_state_dict(initial)
-    self._step, self._layout = experiment.train_step(self._devices, initial)
-    self._state = self._layout.put(initial)
+    self._program = make_program(experiment, self._devices, None, initial)
+    self._state = self._program.shard_state(self._devices.replicate(initial))
     self._timed_step()
     self.save_and_restore()
     return sum(leaf.nbytes for leaf in jax.tree.leaves(self._target))
@@ -98,8 +99,8 @@ class SavingTraining:
     self._saves += 1
     meta = {'config': configs.to_json(self._config), 'classes': [], 'top1_error': None}
     began = time.perf_counter()
-    whole = self._layout.whole(self._state)
-    self._checkpoints.save(self._saves, flax.serialization.to_state_dict(whole), meta)
+    state = self._program.gather_state(self._state)
+    self._checkpoints.save(self._saves, flax.serialization.to_state_dict(state), meta)
     hold = time.perf_counter() - began
     with ThreadPoolExecutor(1) as pool:
       saved = pool.submit(self._end_of_save)
@@ -123,6 +124,6 @@ class SavingTraining:
 
   def _timed_step(self) -> float:
     began = time.perf_counter()
-    self._state, metrics = self._step(self._state, self._batch)
+    self._state, metrics = self._program.train_step(self._state, self._batch)
     jax.block_until_ready((self._state, metrics))
     return time.perf_counter() - began

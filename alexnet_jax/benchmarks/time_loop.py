@@ -13,9 +13,10 @@ from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
-from alexnet_jax.train.devices import AXIS, Devices, to_host
+from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import make_experiment
-from alexnet_jax.train.multi_step import check_room, prepare_calls
+from alexnet_jax.train.loop import make_program
+from alexnet_jax.train.multi_step import check_memory
 
 _LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLoop')
 PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
@@ -66,17 +67,16 @@ class OurLoop(Side):
     cpu.prepare_process()
     self._config = configs.from_json(config)
     self._devices = Devices()
-    self._devices.check_training_batch(self._config)
+    check_training_batch(self._config, self._devices)
     store = prepare_store(self._config.data)
-    check_room(self._config, store.train, self._devices)
+    check_memory(self._config, store.train, self._devices)
     experiment = make_experiment(self._config, store, AXIS, platform=self._devices.platform)
     initial = to_host(experiment.initial_state())
     most = self._config.steps_per_call
     calls = (range(start, start + most) for start in itertools.count(0, most))
-    self._feed, self._train, layout = prepare_calls(
-      experiment, store.train, self._devices, 0, calls, initial
-    )
-    self._state = layout.put(initial)
+    program = make_program(experiment, self._devices, store.train, initial)
+    self._feed, self._train = program.make_batches(0, calls), program.train_step
+    self._state = program.shard_state(self._devices.replicate(initial))
     self._batches = self._devices.stream(self._feed)
     self._seconds = self._waited = 0.0
 

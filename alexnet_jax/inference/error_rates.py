@@ -20,7 +20,7 @@ from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities, write_pr
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import Console
 from alexnet_jax.train import processes
-from alexnet_jax.train.devices import AXIS, Devices
+from alexnet_jax.train.devices import AXIS, Devices, check_batch_size
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.weights.load import load
@@ -56,7 +56,7 @@ def evaluate_run(
   views = config.eval.final_views = views or config.eval.final_views
   configs.validate(config)
   devices = Devices()
-  devices.check_batch('eval.batch_size', config.eval.batch_size)
+  check_batch_size('eval.batch_size', config.eval.batch_size, devices)
   store = prepare_store(config.data)
   experiment = make_experiment(config, store, AXIS, weights_of(config, workdir), devices.platform)
   state, step = experiment.restored(workdir, checkpoint)
@@ -92,7 +92,7 @@ def evaluate_weights(
       f' {weights.image_size} pixels; use --config.data.image_size={weights.image_size}'
     )
   devices = Devices()
-  devices.check_batch('eval.batch_size', config.eval.batch_size)
+  check_batch_size('eval.batch_size', config.eval.batch_size, devices)
   store = prepare_store(config.data)
   check_same_classes(path, weights.classes, store)
   if config.data.resize != weights.resize:

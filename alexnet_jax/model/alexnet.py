@@ -1,13 +1,11 @@
 """The Flax module that computes a table of layers."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.batch_norm import BatchNormalization
@@ -23,8 +21,8 @@ class AlexNet(nn.Module):
     table: the layers, see `layers.py`.
     compute_dtype: float32 or bfloat16, the type of activations and of what products take.  All
       sums are float32 in either case, as are parameters, their gradients and the logits.
-    axis_name: the pmapped axis over which batch normalization takes its moments and dense layers
-      with `shards` are spread; None on one device.
+    axis_name: the pmapped axis over which batch normalization takes its moments; None on one
+      device.
     ghost_batch: when positive, batch normalization takes its moments over this many images.
     onednn: whether convolutions are oneDNN's, see `onednn.py`; float32 only.
   """
@@ -62,8 +60,7 @@ class AlexNet(nn.Module):
   def _run(self, row, x, train, keys, index):
     match row:
       case layers.Conv() | layers.Dense():  # Local is a Conv
-        dtype = jnp.float32 if row is self.table[-1] else self.compute_dtype
-        return Weighted(row, dtype, self.axis_name, self.onednn, name=row.name)(x)
+        return self._weighted(row, x)
       case layers.Relu():
         return nn.relu(x)
       case layers.Tanh():
@@ -86,16 +83,16 @@ class AlexNet(nn.Module):
         return dropout(x, row.keep, row.inverted, train, keys, index)
     raise TypeError(f'no computation for layer {row}')
 
+  def _weighted(self, row, x):
+    dtype = jnp.float32 if row.name == self.table[-1].name else self.compute_dtype
+    return Weighted(row, dtype, self.onednn, name=row.name)(x)
+
 
 class Weighted(nn.Module):
-  """A convolution, locally connected or dense layer with its kernel and bias, float32.
-
-  Of a dense layer with `shards` the parameters are this device's columns, see `_spread`.
-  """
+  """A convolution, locally connected or dense layer with its kernel and bias, float32."""
 
   row: layers.Conv | layers.Dense
   output_dtype: Any
-  axis_name: str | None = None
   onednn: bool = False
 
   @nn.compact
@@ -110,39 +107,14 @@ class Weighted(nn.Module):
       return (products.astype(jnp.float32) + bias).astype(self.output_dtype)
 
     if isinstance(row, layers.Dense):
-
-      def dense(flat):
-        return biased(jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype))
-
       flat = x.reshape(x.shape[0], -1)
-      return _spread(dense, flat, self.axis_name) if row.shards > 1 else dense(flat)
+      return biased(jnp.matmul(flat, kernel, preferred_element_type=self.output_dtype))
     padding = (row.edge_padding(x.shape[1]), row.edge_padding(x.shape[2]))
     if isinstance(row, layers.Local):
       return biased(locally_connected(x, kernel, stride=row.stride, padding=padding))
-    settings = {'stride': row.stride, 'padding': padding, 'groups': row.groups}
     if self.onednn:
-      return onednn.conv(x, kernel, bias, **settings)
-    return biased(conv(x, kernel, **settings))
-
-
-def _spread(columns: Callable[[jax.Array], jax.Array], x: jax.Array, axis_name: str) -> jax.Array:
-  """Computes a dense layer whose columns lie on different devices ("One weird trick", scheme a).
-
-  Every device computes its columns for the images of all devices (Krizhevsky, arXiv 1404.5997,
-  section 4) and gets back all columns of its own images.  What follows the layer, dropout masks
-  and loss included, is thus as without.  The gradient of a device's columns is that of the sum of
-  all devices' losses.
-
-  Args:
-    columns: maps inputs (n * b, inputs) to this device's part (n * b, features / n).
-    x: (b, inputs), of this device's images.
-    axis_name: the pmapped axis, of size n.
-
-  Returns:
-    (b, features).
-  """
-  images = lax.all_gather(x, axis_name, tiled=True)
-  return lax.all_to_all(columns(images), axis_name, split_axis=0, concat_axis=1, tiled=True)
+      return onednn.conv(x, kernel, bias, stride=row.stride, padding=padding, groups=row.groups)
+    return biased(conv(x, kernel, stride=row.stride, padding=padding, groups=row.groups))
 
 
 def _fan_in(row, kernel_shape) -> int:

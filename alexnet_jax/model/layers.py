@@ -87,22 +87,17 @@ class Local(Conv):
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Row):
-  """A fully connected layer; a feature map is flattened as (height, width, channels).
-
-  With `shards` > 1 so many devices hold an equal part of the features each, see `shard_dense`.
-  """
+  """A fully connected layer; a feature map is flattened as (height, width, channels)."""
 
   features: int
   init: Init = 0.01
   bias: float = 0.0
-  shards: int = 1
 
   def output_shape(self, shape: Shape) -> Shape:
     return (self.features,)
 
   def parameters(self, shape: Shape) -> dict[str, Shape]:
-    own = self.features // self.shards
-    return {'kernel': (math.prod(shape), own), 'bias': (own,)}
+    return {'kernel': (math.prod(shape), self.features), 'bias': (self.features,)}
 
   def macs(self, shape: Shape) -> int:
     return math.prod(shape) * self.features
@@ -228,40 +223,3 @@ def count_parameters(table: Table, shape: Shape) -> int:
 
 def count_macs(table: Table, shape: Shape) -> int:
   return sum(row.macs(inputs) for row, inputs, _ in walk(table, shape))
-
-
-def narrow(table: Table, divisor: int) -> Table:
-  """The same net with 1/divisor of the channels in every layer but the last.
-
-  Initial standard deviations grow by sqrt(divisor) wherever the input has shrunk, so that a
-  unit's signal keeps its size: small enough to test on, alike enough to mean something.
-  """
-  weighted = [row for row in table if isinstance(row, (Conv, Dense))]
-  rows = []
-  for row in table:
-    if isinstance(row, (Conv, Dense)):
-      changes = {}
-      if row is not weighted[0] and isinstance(row.init, float):
-        changes['init'] = row.init * math.sqrt(divisor)
-      if row is not weighted[-1]:
-        changes['features'] = row.features // divisor
-      row = dataclasses.replace(row, **changes)
-    rows.append(row)
-  return tuple(rows)
-
-
-def sharded(table: Table, devices: int) -> tuple[str, ...]:
-  """Names of the dense layers that can be spread over devices: whose features divide."""
-  dense = [row for row in table if isinstance(row, Dense)] if devices > 1 else []
-  return tuple(row.name for row in dense if not row.features % devices)
-
-
-def shard_dense(table: Table, devices: int) -> Table:
-  """The same net as a device sees it that holds 1/devices of each of its `sharded` layers.
-
-  The others stay whole, so that any number of classes will do.
-  """
-  names = sharded(table, devices)
-  return tuple(
-    dataclasses.replace(row, shards=devices) if row.name in names else row for row in table
-  )

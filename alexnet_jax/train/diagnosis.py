@@ -1,4 +1,4 @@
-"""Two questions to a net before a long run: does an image reach its logits, and can it learn a few?
+"""Two checks of a net before a long run: do its logits depend on the image, can it learn a batch?
 
 A net whose logits hardly differ between images has a loss of ln(classes) and next to no gradient
 that tells images apart: the "loss stays at 6.9" of many AlexNets.
@@ -8,47 +8,53 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from alexnet_jax.data.store import Store
-from alexnet_jax.model import layers, preprocessing
+from alexnet_jax import files
+from alexnet_jax.data import images as image_files
+from alexnet_jax.data import preparation
+from alexnet_jax.data.listing import list_images
+from alexnet_jax.data.store import Split, Store
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.runtime.environment import environment
+from alexnet_jax.terminal import aligned
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.step import TrainState
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.model.pretrained import Pretrained
 
-# A batch is learned when no image of it is mistaken and the loss is below this share of
-# ln(classes); training has diverged where it is above this multiple.
+# A batch is learned when every image is classified correctly and the loss is below this share of
+# ln(classes); training has diverged when it is above this multiple.
 LEARNED, DIVERGED = 0.1, 100.0
-# A loss above this share of what a net blind to its images can reach tells no images apart.
-BLIND = 0.95
+# A loss above this share of the labels' entropy does not tell images apart.
+PLATEAU = 0.95
+# Mean color of the training images of ILSVRC-2012 (cuda-convnet2 make-data/input_meta).
+_MEAN_COLOR_2012 = (127.305, 119.715, 104.913)
+# Logit signal of #145 on ImageNet photos; with the paper's initialization it is 0.011, of Caffe's
+# two nets 0.005 and 0.008.
+_SIGNAL_2012 = 0.164
+_WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 
-class _MeanDropout(AlexNet):
-  """The same net, whose dropout passes its mean in training as it does in the test."""
-
-  def _run(self, row, x, train, keys, index):
-    drops = isinstance(row, layers.Dropout)
-    return super()._run(row, x, train and not drops, keys, index)
-
-
-@dataclasses.dataclass(frozen=True)
-class Activations:
-  """What a layer puts out for a few images.
+class Activations(NamedTuple):
+  """Statistics of a layer's output on a batch.
 
   Attributes:
-    name, kind: the row of the table.
-    shape: of one image's output.
+    name, kind: of the row of the table.
+    shape: of the output for one image.
     mean, std: over all units and images.
-    active: share of outputs above 0; None for all but ReLU rows.
-    signal: standard deviation of a unit from image to image, averaged over the units.
+    active: share of outputs above 0; None except for ReLU.
+    signal: standard deviation of a unit across images, averaged over the units.
   """
 
   name: str
@@ -60,13 +66,213 @@ class Activations:
   signal: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """The batch as seen after `step` updates."""
+class Step(NamedTuple):
+  """Loss and error of the batch after `step` updates."""
 
   step: int
   loss: float
   top1_error: float
+
+
+def diagnose(config, name: str, weights: 'Pretrained | None', options, command: str) -> None:
+  """Prints both checks of the config called `name`; `options` are the flags of the command.
+
+  Raises:
+    UserError: fewer than two images, an unreadable one, or a file that cannot be written.
+  """
+  store, images, labels, source = choose_batch(config, options.batch_size, options.images)
+  classes, net = len(store.classes), nets.title(config.model)
+  print(f'{name}: net {net}, {classes:,} classes\n{source}\n\nat initialization, no dropout:\n')
+  experiment = one_batch_experiment(config, store, len(images), weights)
+  state = experiment.initial_state()
+  rows = activations(experiment, state, images)
+  signal = rows[-1].signal
+  print(f'{_layer_table(rows)}\n\n{interpretation(signal, classes)}', flush=True)
+  results = {'config': name, 'net': net, 'classes': classes, 'images': source}
+  results |= {'layers': [row._asdict() for row in rows], 'logit_signal': signal}
+  if options.overfit_steps:
+    rate, entropy = experiment.recipe.rates.learning_rate, label_entropy(labels)
+    print(
+      f'\nthe same {len(images)} images at every step, at rate {rate:g}'
+      f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n\n'
+      '    step        loss  top-1 error'
+    )
+    course = []
+    for seen in overfit(experiment, state, images, labels, options.overfit_steps):
+      course.append(seen)
+      if str(seen.step).rstrip('0') in ('', '1', '2', '5'):
+        print(f'{seen.step:8,}  {seen.loss:10.4g}  {seen.top1_error:11.4f}', flush=True)
+    word, sentence = verdict(course, classes, entropy)
+    print(f'\n{word}: {sentence}')
+    results['overfit'] = {
+      'learning_rate': rate,
+      'label_entropy': entropy,
+      'verdict': word,
+      'course': [step._asdict() for step in course],
+    }
+  if options.json:
+    try:
+      files.write_json(options.json, results | {'command': command, **environment(Devices())})
+    except OSError as error:
+      raise UserError(f'--json={options.json} cannot be written: {error.strerror}') from error
+
+
+# Images.
+
+
+def choose_batch(
+  config, size: int, photos: str | None
+) -> tuple[Store, np.ndarray, np.ndarray, str]:
+  """Takes at most `size` images of the config, of a folder of photos, or photo-like noise.
+
+  Returns:
+    A store with the statistics of the training images, images uint8 (n, S, S, 3), labels int32
+    (n,), and a line that says what they are.
+  """
+  path = preparation.store_path(config.data)
+  if config.data.source != 'tfds' or path.exists():
+    store = preparation.prepare_store(config.data)
+    kind = f'training images of {store.path or config.data.source}'
+  else:
+    store = photo_like_store(config.data.num_classes or 10, size, config.data.image_size)
+    kind = f'photo-like noise images: no prepared {config.data.name} at {path}'
+  images, labels = store.train.images[:size], store.train.labels[:size]
+  if photos:
+    images = read_photos(Path(photos), size, config.data.image_size, config.data.resize)
+    labels, kind = (
+      _round_robin(len(images), len(store.classes)),
+      f'photos of {photos}, labels made up',
+    )
+  source = f'{len(images)} {kind}'
+  if len(images) < 2:
+    raise UserError(f'{source}: at least 2 are needed to tell them apart')
+  return store, np.asarray(images), np.asarray(labels), source
+
+
+def read_photos(folder: Path, count: int, image_size: int, resize: str) -> np.ndarray:
+  """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3)."""
+  if not folder.is_dir():
+    raise UserError(f'--images={folder}: there is no such folder')
+  paths = [folder / file for file in list_images(folder).files]
+  if not paths:
+    raise UserError(f'--images={folder}: holds no {", ".join(image_files.EXTENSIONS)}')
+  count = min(count, len(paths))
+  photos = []
+  for i in range(count):  # evenly over the names, which often begin with the class
+    path = paths[i * len(paths) // count]
+    try:
+      photos.append(image_files.square(path.read_bytes(), image_size, resize))
+    except (OSError, image_files.UnreadableImage) as error:
+      raise UserError(f'{path} cannot be read ({error}): remove it from --images') from error
+  return np.stack(photos)
+
+
+def photo_like_store(classes: int, count: int, image_size: int) -> Store:
+  """A store of `count` noise images with the colors of ImageNet and the spectrum of photos."""
+  stdevs = np.array(preprocessing.COLOR_STDEVS_2012)
+  eigenvectors = np.array(preprocessing.COLOR_EIGENVECTORS_2012)
+  # Amplitudes fall as 1 / frequency (Field, J. Opt. Soc. Am. A 4, 1987).
+  frequencies = np.fft.fftfreq(image_size) * image_size
+  amplitude = 1 / np.maximum(np.hypot(frequencies[:, None], frequencies), 1)[..., None]
+  amplitude /= np.sqrt(np.mean(amplitude**2))
+  shape = (count, image_size, image_size, 3)
+  white = np.random.Generator(np.random.Philox(key=2012)).standard_normal(shape)
+  components = np.fft.ifft2(np.fft.fft2(white, axes=(1, 2)) * amplitude, axes=(1, 2)).real
+  pixels = (components * stdevs) @ eigenvectors.T + _MEAN_COLOR_2012
+  train = Split(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), _round_robin(count, classes))
+  mean_image = np.full(shape[1:], _MEAN_COLOR_2012, np.float32)
+  names = tuple(map(str, range(classes)))
+  return Store(None, names, train, train.first(0), mean_image, stdevs, eigenvectors, {})
+
+
+def _round_robin(count: int, classes: int) -> np.ndarray:
+  return (np.arange(count) % classes).astype(np.int32)
+
+
+# At initialization.
+
+
+def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Activations]:
+  """Statistics of every layer, from the input to the logits.
+
+  Of the central view of images, uint8 (n, S, S, 3). Dropout is left out, and batch normalization
+  takes the moments of these images, as in training.
+  """
+  table = tuple(row for row in experiment.table if not isinstance(row, layers.Dropout))
+  # With XLA's own convolutions: oneDNN's would be compiled at every start, for a single call.
+  model = experiment.model.clone(table=table, axis_name=None, onednn=False)
+
+  @jax.jit
+  def outputs(params, batch_stats, images):
+    center = np.array(preprocessing.CENTER_VIEW[0])
+    views = experiment.recipe.preprocessing.test_view(images, center)
+    _, found = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      views,
+      train=True,
+      mutable=['batch_stats', 'intermediates'],
+    )
+    return {'input': views, **found['intermediates']['outputs']}
+
+  found = outputs(state.params, state.batch_stats, images)
+  rows = []
+  for row in (layers.Row('input'), *table):
+    x = np.asarray(found[row.name], np.float32)
+    rows.append(
+      Activations(
+        name=row.name,
+        kind='' if type(row) is layers.Row else type(row).__name__,
+        shape=x.shape[1:],
+        mean=float(x.mean(dtype=np.float64)),
+        std=float(x.std(dtype=np.float64)),
+        active=float((x > 0).mean()) if isinstance(row, layers.Relu) else None,
+        signal=float(x.std(axis=0, dtype=np.float64).mean()),
+      )
+    )
+  return rows
+
+
+def _layer_table(rows: list[Activations]) -> str:
+  lines = [('layer', 'kind', 'output', 'mean', 'std', 'active', 'signal')]
+  for row in rows:
+    shape = 'x'.join(map(str, row.shape))
+    active = '' if row.active is None else f'{row.active:.2f}'
+    numbers = (f'{row.mean:.4g}', f'{row.std:.4g}', active, f'{row.signal:.4g}')
+    lines.append((row.name, row.kind, shape, *numbers))
+  return '\n'.join(aligned(lines, left=(0, 1)))
+
+
+def interpretation(signal: float, classes: int) -> str:
+  """What the signal of the logits at initialization means for the start of training."""
+  guessing = f'the loss of guessing, ln({classes:,}) = {math.log(classes):.3f}'
+  text = f'logit signal {signal:.3g} ({_SIGNAL_2012} in the net of 2012 on ImageNet photos): '
+  if signal < _WEAK_SIGNAL:
+    return text + (
+      f'the logits hardly depend on the image, so training starts at {guessing}, and may stay there'
+      ' for long. See at which layer the signal falls, and check its initial weights (in conv3-5'
+      ' 0.03, not 0.01), biases of 1 beside small weights, and the input (the nets of 2012 expect'
+      ' 0-255 minus the mean: a std near 60).'
+    )
+  if signal > _STRONG_SIGNAL:
+    return text + (
+      f'the logits differ widely between images, so training starts above {guessing}, and the first'
+      ' steps may be too large: lower the rate, or warm up.'
+    )
+  return text + (
+    f'the logits depend on the image from the start. If training stays at {guessing}, check labels,'
+    ' rate and order of the data, not the initialization.'
+  )
+
+
+# One batch.
+
+
+class _MeanDropout(AlexNet):
+  """The same net, with dropout that multiplies by its mean in training, as it does in the test."""
+
+  def _run(self, row, x, train, keys, index):
+    drops = isinstance(row, layers.Dropout)
+    return super()._run(row, x, train and not drops, keys, index)
 
 
 def one_batch_experiment(
@@ -75,45 +281,35 @@ def one_batch_experiment(
   batch_size: int,
   weights: 'Pretrained | None' = None,
 ) -> Experiment:
-  """The run of `config` without what would hide whether a net can learn a single batch.
+  """The run of a config without what would hide whether its net can learn a single batch.
 
-  Central crops, no mirror, no color noise, no label smoothing; batch-norm moments of the whole
-  batch; `single_batch_rate` throughout.  Dropout passes its mean, so that the loss is free of noise
-  and units keep the size for which the rate was chosen.  Weight decay, momentum and the biases' own
-  rate stay.
-
-  Args:
-    config: validated.
-    store: the data; only its classes, statistics and number of rows matter.
-    batch_size: images of the batch.
-    weights: what config.weights names.
+  Central crops, no flips, color noise, label smoothing or ghost batches, and a constant
+  `single_batch_rate`. Dropout multiplies by its mean, so that the loss has no noise and units keep
+  the size that the rate was chosen for. Weight decay, momentum and the biases' rate stay.
   """
   config = copy.deepcopy(config)
   config.optimizer.learning_rate = single_batch_rate(config, batch_size, len(store.classes))
   config.optimizer.base_batch_size = 0
   config.batch_size = batch_size
-  config.grad_accum_steps = 1
-  config.label_smoothing = 0.0
-  config.ema_decay = 0.0
+  config.grad_accum_steps = config.steps_per_call = 1
+  config.model.shard_dense = False
+  config.label_smoothing = config.ema_decay = 0.0
   config.model.ghost_batch = 0
-  config.input.random_crop = False
-  config.input.random_flip = False
+  config.input.random_crop = config.input.random_flip = False
   config.input.color_noise = 0.0
   config.optimizer.warmup_epochs = 0.0
-  config.optimizer.schedule.kind = 'constant'
-  config.optimizer.bias_schedule.kind = 'constant'
+  config.optimizer.schedule.kind = config.optimizer.bias_schedule.kind = 'constant'
   config.optimizer.layer_lr_factors = {}
   experiment = make_experiment(config, store, AXIS, weights, Devices.single().platform)
   return with_table(experiment, experiment.table)
 
 
 def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classes: int) -> float:
-  """The initial rate of a run, made fit for a batch of few images.
+  """The initial rate of a run, lowered for a batch of few images.
 
-  At first a net learns how often each label occurs, whatever the image.  The fewer labels there
-  are, the larger such a step: the rate falls in proportion where the batch can hold fewer classes
-  than those of the run.  A rate that needs warm-up falls in proportion to the images, to where
-  warm-up starts (Goyal et al., arXiv 1706.02677).
+  At first a net learns how often each label occurs, and the fewer labels there are, the larger such
+  a step: the rate falls in proportion to the classes that the batch can hold. A rate that needs
+  warm-up falls in proportion to the images (Goyal et al., arXiv 1706.02677).
   """
   optimizer = config.optimizer
   rate = (
@@ -125,89 +321,32 @@ def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classe
 
 
 def with_table(experiment: Experiment, table: layers.Table) -> Experiment:
-  """The same run of another table with the same parameters by name; dropout passes its mean."""
+  """The same run with another table; dropout multiplies by its mean."""
   model = experiment.model
   model = _MeanDropout(table, model.compute_dtype, model.axis_name, model.ghost_batch, model.onednn)
   return dataclasses.replace(experiment, table=table, model=model)
 
 
-def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Activations]:
-  """Statistics of every layer, from the input down to the logits.
-
-  Dropout rows are left out (every unit passes at its full size), and batch normalization takes the
-  moments of these images, as in training.
-
-  Args:
-    experiment: whose net and preprocessing are used.
-    state: whose weights are used, such as `experiment.initial_state()`.
-    images: uint8 (N, S, S, 3), N > 1, of which the central view is taken.
-  """
-  table = tuple(row for row in experiment.table if not isinstance(row, layers.Dropout))
-  # By XLA's own convolutions: a program that runs once is not worth compiling at every start.
-  model = experiment.model.clone(table=table, axis_name=None, onednn=False)
-
-  @jax.jit
-  def outputs(params, batch_stats, images):
-    views = experiment.recipe.preprocessing.test_view(
-      images, np.array(preprocessing.CENTER_VIEW[0])
-    )
-    _, found = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      views,
-      train=True,
-      mutable=['batch_stats', 'intermediates'],
-    )
-    return {'input': views, **found['intermediates']['outputs']}
-
-  found = outputs(state.params, state.batch_stats, images)
-  rows = [layers.Row('input'), *table]
-  return [_statistics(row, np.asarray(found[row.name], np.float32)) for row in rows]
-
-
-def _statistics(row: layers.Row, x: np.ndarray) -> Activations:
-  """Statistics of the outputs x, (N, ...), of a row."""
-  return Activations(
-    name=row.name,
-    kind='' if type(row) is layers.Row else type(row).__name__,
-    shape=x.shape[1:],
-    mean=float(x.mean(dtype=np.float64)),
-    std=float(x.std(dtype=np.float64)),
-    active=float((x > 0).mean()) if isinstance(row, layers.Relu) else None,
-    signal=float(x.std(axis=0, dtype=np.float64).mean()),
-  )
-
-
 def overfit(
   experiment: Experiment, state: TrainState, images: np.ndarray, labels: np.ndarray, steps: int
 ) -> Iterator[Step]:
-  """Trains on the same batch again and again, with the train step of a run, on one device.
-
-  Args:
-    experiment: see `one_batch_experiment`.
-    state: where to start.
-    images: uint8 (N, S, S, 3).
-    labels: int (N,).
-    steps: updates at most.
+  """Trains on one batch again and again, with the training step of a run, on one device.
 
   Yields:
-    The loss and error before the first update and after each, as training sees them, until the
-    batch is learned or training has diverged.
+    Loss and error before the first update and after each of at most `steps`, until the batch is
+    learned or training has diverged.
   """
-  devices = Devices.single()
-  train_step, _ = experiment.train_step(devices, state)
+  devices, classes = Devices.single(), len(experiment.classes)
+  program = make_program(experiment, devices, None, state)
   state = devices.replicate(to_host(state))
+  positions = np.arange(len(labels), dtype=np.int32)
   batch = devices.put_batch(
-    {
-      'image': images,
-      'label': labels.astype(np.int32),
-      'position': np.arange(len(labels), dtype=np.int32),
-    }
+    {'image': images, 'label': labels.astype(np.int32), 'position': positions}
   )
   for step in range(steps + 1):
-    state, metrics = train_step(state, batch)
+    state, metrics = program.train_step(state, batch)
     seen = Step(step, float(metrics['loss']), float(metrics['top1_error']))
     yield seen
-    classes = len(experiment.classes)
     if is_learned(seen, classes) or has_diverged(seen, classes):
       return
 
@@ -221,34 +360,25 @@ def has_diverged(seen: Step, classes: int) -> bool:
 
 
 def label_entropy(labels: np.ndarray) -> float:
-  """The least loss, in nats, of a net that knows how often a label occurs but sees no image."""
+  """The entropy of the labels in nats: the least loss of a net that does not look at the image."""
   shares = np.unique(labels, return_counts=True)[1] / len(labels)
   return float(-(shares * np.log(shares)).sum())
 
 
-def verdict(course: list[Step], classes: int, blind: float) -> tuple[str, str]:
-  """What came of `overfit`.
-
-  Args:
-    course: all that it yielded.
-    classes: number of classes.
-    blind: see `label_entropy`.
-
-  Returns:
-    'learned', 'plateau', 'unfinished' or 'diverged', and a sentence.
-  """
+def verdict(course: list[Step], classes: int, entropy: float) -> tuple[str, str]:
+  """Judges all steps of `overfit`: 'learned', 'plateau', 'unfinished' or 'diverged', and why."""
   last = course[-1]
   if has_diverged(last, classes):
     return 'diverged', f'the loss is {last.loss:.3g} at step {last.step:,}'
   if is_learned(last, classes):
     return 'learned', (
-      f'after {last.step:,} steps no image is mistaken and the loss is below'
-      f' {LEARNED * math.log(classes):.3f}, a tenth of ln({classes:,})'
+      f'after {last.step:,} steps every image is classified correctly, and the loss is'
+      f' {last.loss:.3f}, below a tenth of ln({classes:,})'
     )
-  known = (
-    f'after {last.step:,} steps the loss is {last.loss:.3f}; {blind:.3f} can be reached by'
-    ' knowing which labels occur.'
+  text = (
+    f'after {last.step:,} steps the loss is {last.loss:.3f}; knowing which labels occur is enough'
+    f' for {entropy:.3f}.'
   )
-  if min(step.loss for step in course) > BLIND * blind:
-    return 'plateau', f'{known}  The net hardly tells the images apart'
-  return 'unfinished', f'{known}  The net tells images apart, but needs more steps or a lower rate'
+  if min(step.loss for step in course) > PLATEAU * entropy:
+    return 'plateau', f'{text} The net hardly tells the images apart'
+  return 'unfinished', f'{text} The net tells images apart, but needs more steps or a lower rate'

@@ -1,7 +1,6 @@
-"""From a config and the facts of a data set to everything a run computes with."""
+"""Everything that a run computes with, built from its config and its data."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,9 @@ from alexnet_jax.model.nets import table_of
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.train import schedules, transfer
-from alexnet_jax.train.devices import AXIS, Devices, Layout
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.schedules import Calendar
-from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables, make_train_step
+from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
 
 if TYPE_CHECKING:  # what is passed in comes from a room below
   from alexnet_jax.model.pretrained import Pretrained
@@ -29,9 +27,18 @@ if TYPE_CHECKING:  # what is passed in comes from a room below
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run that could start: the net, the recipe and the calendar.
+  """A run that is ready to start.
 
-  `weights` is the trained net it starts from, if any; `new_layer` the one that does not.
+  Attributes:
+    config: validated.
+    classes: identifiers of the classes, in the order of the logits.
+    table: layers of the net.
+    model: the net.
+    recipe: constants of the training step.
+    calendar: converts steps to epochs and back.
+    plateau: a schedule that follows the validation error; None for other schedules.
+    weights: the trained net to start from; None for random weights.
+    new_layer: with `weights`, the layer that starts at random nevertheless; None if there is none.
   """
 
   config: ml_collections.ConfigDict
@@ -49,41 +56,25 @@ class Experiment:
     return (self.config.input.crop, self.config.input.crop, 3)
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, a function of config.seed and of the weights."""
+    """The state before the first step, a function of config.seed and the weights."""
     variables = init_variables(self.model, self.config.seed, self.config.input.crop)
     if self.weights is not None:
       variables = transfer.start_from(self.weights, variables, self.new_layer)
     plateau = self.plateau.initial() if self.plateau else {}
     return init_state(variables, self.recipe, plateau)
 
-  def step_and_layout(self, devices: Devices, state: TrainState) -> tuple[Callable, Layout]:
-    """The step, not yet mapped over the devices, and how a state has to lie on them.
-
-    Args:
-      devices: all of the job.
-      state: any whole state of this run; only its structure matters.
-
-    Raises:
-      UserError: config.model.shard_dense asks for what these devices cannot do.
-    """
-    shards = devices.dense_shards(self.config)
-    layout = Layout(devices, state, layers.sharded(self.table, shards))
-    return make_train_step(self.model, self.recipe, AXIS, shards), layout
-
-  def train_step(self, devices: Devices, state: TrainState) -> tuple[Callable, Layout]:
-    """As `step_and_layout`, the step mapped."""
-    step, layout = self.step_and_layout(devices, state)
-    return devices.train_step(step, layout.axes, cache=not self.model.onednn), layout
-
   def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
-    """The newest good state of a run without changing anything there, and its step.
+    """Reads the newest intact state of a run, and changes nothing in its folder.
 
     Args:
       workdir: folder of the run.
       kind: 'last' or 'best'.
 
+    Returns:
+      The state on the host, and its step.
+
     Raises:
-      UserError: there is none, or it is damaged or of another net.
+      UserError: there is no checkpoint, or it is damaged or of another net.
     """
     checkpoints = Checkpoints(RunFolder(workdir).checkpoints, primary=False)
     state = self.initial_state()
@@ -107,12 +98,12 @@ def make_experiment(
   Args:
     config: validated.
     store: the data.
-    axis_name: the axis the step will be mapped over; None on one device.
+    axis_name: the axis that the step will be pmapped over; None on one device.
     weights: the trained net to start from; None for random weights.
-    platform: what the step will be compiled for, such as `Devices.platform`; None: for any.
+    platform: `Devices.platform`, which decides how convolutions are computed; None for any.
 
   Raises:
-    UserError: the data has no classes to tell apart, or the weights are of another net.
+    UserError: the data has fewer than two classes, or the weights are of another net.
   """
   if len(store.classes) < 2:
     raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
@@ -149,7 +140,6 @@ def make_experiment(
     optimizer=make_optimizer(config, shapes),
     label_smoothing=config.label_smoothing,
     ema_decay=config.ema_decay,
-    grad_accum_steps=config.grad_accum_steps,
   )
   return Experiment(
     config, store.classes, table, model, recipe, calendar, plateau, weights, new_layer
@@ -157,7 +147,7 @@ def make_experiment(
 
 
 def make_color_noise(settings, calendar: Calendar):
-  """step -> color noise; the 2012 runs switched it off for their last 25 epochs."""
+  """step -> standard deviation of the color noise, which ends at input.color_noise_epochs."""
   if settings.color_noise and settings.color_noise_epochs:
     end = calendar.step_of(settings.color_noise_epochs)
     return lambda step: jnp.where(step < end, settings.color_noise, 0.0)
@@ -165,17 +155,17 @@ def make_color_noise(settings, calendar: Calendar):
 
 
 def make_preprocessing(
-  config, store: Store | None, weights: 'Pretrained | None' = None
+  config, store: Store, weights: 'Pretrained | None' = None
 ) -> preprocessing.Preprocessing:
-  """The preprocessing that config.input describes.
+  """Builds the preprocessing that config.input describes.
 
   Args:
     config: validated.
-    store: for the statistics of the training images.
-    weights: for `input.normalization=weights`.
+    store: has the statistics of the training images.
+    weights: have the mean and scale of `input.normalization=weights`.
 
   Raises:
-    UserError: the mean of the weights is smaller than a view.
+    UserError: the mean image of the weights is smaller than a view.
   """
   settings = config.input
   mean, scale = np.zeros(3), np.ones(3)
@@ -187,8 +177,10 @@ def make_preprocessing(
     case 'mean_scalar':  # one number, of all pixels and channels
       mean = np.full(3, store.mean_image.mean(dtype=np.float64))
     case 'torchvision':
-      mean, scale = preprocessing.TORCHVISION_MEAN, 1 / np.array(preprocessing.TORCHVISION_STD)
+      mean = np.array(preprocessing.TORCHVISION_MEAN)
+      scale = 1 / np.array(preprocessing.TORCHVISION_STD)
     case 'weights':
+      assert weights is not None  # as config.validate requires
       mean, scale = transfer.normalization(weights, settings.crop)
   if settings.normalization == 'standardize':
     covariance = store.color_eigenvectors * store.color_stdevs**2 @ store.color_eigenvectors.T
@@ -206,12 +198,14 @@ def make_preprocessing(
     resize_to=settings.resize_to,
     random_crop=settings.random_crop,
     random_flip=settings.random_flip,
-    upright=store is not None and store.upright,
+    upright=store.upright,
   )
 
 
 def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:
-  """The central crop of the mean image, enlarged first where the images are."""
+  """The central crop of the mean image, which is first resized like the images."""
   if settings.resize_to:
-    mean_image = np.asarray(preprocessing.enlarge(mean_image[None], settings.resize_to)[0])
+    mean_image = np.asarray(
+      preprocessing.enlarge(jnp.asarray(mean_image)[None], settings.resize_to)[0]
+    )
   return preprocessing.central(mean_image, settings.crop)

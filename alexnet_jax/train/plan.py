@@ -1,4 +1,4 @@
-"""What a run will do, before it does anything: size, steps, rates, memory, disk."""
+"""The plan of a run, printed before it starts: size, steps, learning rates, memory and disk."""
 
 import math
 
@@ -14,25 +14,21 @@ from alexnet_jax.train.schedules import Calendar
 def lines(
   config: ml_collections.ConfigDict, classes: int, examples: int, held_out: int
 ) -> list[str]:
-  """The plan as lines of text.
-
-  Args:
-    config: validated.
-    classes: number of classes.
-    examples, held_out: training and evaluation images.
-  """
+  """The plan as lines of text, for numbers of classes and of training and evaluation images."""
   table = nets.table_of(config, classes)
   shape = (config.input.crop, config.input.crop, 3)
   calendar = Calendar(examples, config.batch_size, config.epochs)
   parameters = layers.count_parameters(table, shape)
   macs = layers.count_macs(table, shape)
-  # Weights, what the optimizer keeps of them, and their moving average.
+  # Weights, velocity or moments, and the moving average.
   copies = (3 if config.optimizer.name == 'adam' else 2) + (config.ema_decay > 0)
   state = 4 * parameters * copies
   # 20 kB was measured for 256x256 JPEGs at quality 90: a tenth of the raw size.
   raw = (examples + held_out) * config.data.image_size**2 * 3
   in_memory = config.data.source in ('digits', 'synthetic')
   stored = raw if in_memory or config.data.encoding == 'raw' else raw / 10
+  resident = examples * config.data.image_size**2 * 3  # on every device, see multi_step.py
+  images = f' and {si(resident, "B")} for the training images' * (config.steps_per_call > 1)
   return [
     f'net           {nets.title(config.model)}: {parameters:,} parameters, {macs:,} MACs an image,'
     f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
@@ -42,7 +38,7 @@ def lines(
     f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
     f'learning rate {_rates(config, calendar)}',
     f'memory        about {si(4 * parameters + state, "B")} for weights, gradients and optimizer'
-    f'{_resident(config, examples)} on each device,'
+    f'{images} on each device,'
     f' and about {si(_activations(config, table, shape), "B")} of activations over all devices',
     f'disk          {si(stored, "B")} of prepared images'
     f'{" in memory only" * in_memory},'
@@ -52,7 +48,7 @@ def lines(
 
 
 def _rates(config, calendar: Calendar) -> str:
-  """The kernels' rate and where it changes, and what happens to biases and single layers."""
+  """The learning rate of the kernels, its changes, and those of biases and single layers."""
   rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
   schedule, text = config.optimizer.schedule, f'{rates.learning_rate:g}'
   if config.optimizer.base_batch_size:
@@ -87,28 +83,22 @@ def _rates(config, calendar: Calendar) -> str:
   return text
 
 
-def _resident(config, examples: int) -> str:
-  """The training images, where the devices keep them."""
-  size = examples * config.data.image_size**2 * 3
-  return f' and {si(size, "B")} for the training images' if config.steps_per_call > 1 else ''
-
-
 def _activations(config, table: layers.Table, shape: layers.Shape) -> int:
-  """Bytes of all layer outputs of a (micro-)batch, kept for the backward pass."""
+  """Bytes of all layers' outputs of a (micro-)batch, which the backward pass needs."""
   width = 2 if config.model.compute_dtype == 'bfloat16' else 4
   units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, shape))
   return units * width * config.batch_size // config.grad_accum_steps
 
 
 def show(config: ml_collections.ConfigDict, *, dry_run: bool = False) -> None:
-  """Prints the plan; for published data sets even before they are there.
+  """Prints the plan; of data sets of known size even before they are downloaded.
 
   Args:
     config: validated.
-    dry_run: whether nothing follows; else a TFDS data set whose size is not known is downloaded.
+    dry_run: do not download a TFDS data set whose size is not known.
 
   Raises:
-    UserError: the data is absent and its size not known.
+    UserError: the data is missing and its size not known.
   """
   data = config.data
   classes, train, held_out = preparation.sizes(data, None if dry_run else Console())

@@ -1,6 +1,6 @@
-"""What the processes of a job agree on; with a single process everything here is free.
+"""Communication between the processes of a job; without effect in a job of one process.
 
-All of these are collective: every process has to call them, in the same order.
+All functions are collective: every process has to call them, in the same order.
 """
 
 import collections
@@ -19,10 +19,10 @@ BARRIER_SECONDS = 600
 
 
 def from_first(tree: Any) -> Any:
-  """The pytree of arrays of process 0, bit for bit, on every process; shapes must be the same."""
+  """Broadcasts a pytree of arrays from process 0, bit for bit; all must have the same shapes."""
   if jax.process_count() == 1:
     return tree
-  # Arrays are sent as sums with the zeros of the others; as bytes, because -0.0 + 0.0 is 0.0.
+  # JAX broadcasts by adding zeros, and -0.0 + 0.0 is 0.0: so the arrays are sent as bytes.
   arrays = jax.tree.map(lambda leaf: np.asarray(leaf, order='C'), tree)
   raw = multihost_utils.broadcast_one_to_all(
     jax.tree.map(lambda leaf: leaf.reshape(-1).view(np.uint8), arrays)
@@ -33,18 +33,14 @@ def from_first(tree: Any) -> Any:
 
 
 def gather(array: np.ndarray) -> np.ndarray:
-  """The arrays of all processes, one after another along the first axis; shapes must be equal."""
+  """Concatenates the arrays of all processes, of the same shape, along the first axis."""
   if jax.process_count() == 1:
     return array
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_same(**things: Any) -> None:
-  """Compares what can be written as JSON with what process 0 has.
-
-  Raises:
-    UserError: naming what differs, on each process where it does.
-  """
+  """Raises UserError on each process where one of these JSON values differs from process 0's."""
   mine = [zlib.crc32(json.dumps(thing, sort_keys=True).encode()) for thing in things.values()]
   first = from_first(np.array(mine, np.uint32))
   for name, ours, theirs in zip(things, mine, first, strict=True):
@@ -56,11 +52,7 @@ def check_same(**things: Any) -> None:
 
 
 def barrier(label: str, seconds: float = BARRIER_SECONDS) -> None:
-  """Waits until every process is here.
-
-  Raises:
-    TimeoutError: a process did not come; the message names the place.
-  """
+  """Waits until every process has called this with the same label; raises TimeoutError if not."""
   if jax.process_count() == 1:
     return
   from orbax.checkpoint import multihost  # slow to import, and one process alone does without
@@ -75,10 +67,9 @@ def barrier(label: str, seconds: float = BARRIER_SECONDS) -> None:
 
 
 def shutdown_together(label: str) -> None:
-  """Ends the job when every process is here; afterwards nothing collective works any more.
+  """Waits for all processes and leaves the job; nothing collective works afterwards.
 
-  The end of process 0, which all others depend on, would else be taken for a failure by those that
-  are a moment behind.
+  Otherwise the others would take the exit of process 0 for a failure.
   """
   if jax.process_count() > 1:
     barrier(label)
@@ -86,20 +77,19 @@ def shutdown_together(label: str) -> None:
 
 
 class Agreement:
-  """Whether any process wants to stop, known to all of them at the same step.
+  """Whether any process wants to stop, the same on all of them after the same steps.
 
-  The answer to a question arrives with the `LAG`-th after it, so that asking does not make the
-  host wait for the devices.
+  A call returns the answer to the one `LAG` calls ago, so that the host does not wait for devices.
   """
 
   LAG = 2
 
   def __init__(self, devices: Devices):
     self._devices = devices
-    self._asked = collections.deque()
+    self._asked: collections.deque[jax.Array] = collections.deque()
 
   def __call__(self, wanted: bool) -> bool:
-    """To be called by every process after the same steps; `wanted`: this one wants to stop."""
+    """Tells whether this process wants to stop; returns whether any did."""
     if self._devices.process_count == 1:
       return wanted
     self._asked.append(self._devices.any_process(wanted))

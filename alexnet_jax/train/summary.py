@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: predictions, figures and the record of its results."""
+"""The end of a run: its predictions, its results and its figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,17 +32,14 @@ def finish(
   predictions: SplitProbabilities,
   workdir: Path,
 ) -> dict:
-  """Writes the predictions and sums the run up.
+  """Writes the predictions, and returns the results for results.json.
 
   Args:
     experiment: the run.
     store: its data.
     state: the last one.
-    predictions: with the run's final views.
-    workdir: folder of the run, with its records.
-
-  Returns:
-    What results.json says of the run itself.
+    predictions: of that state, with the final views.
+    workdir: folder of the run, with its metrics.
   """
   config = experiment.config
   views = config.eval.final_views
@@ -73,16 +70,10 @@ def finish(
 
 
 def summary(results: dict, workdir: Path) -> str:
-  """What results.json says, for people; the paths are those of today, wherever it was moved.
-
-  Args:
-    results: What is known of these; the rest is left out.
-      `<evaluation>/top1_error`, `<evaluation>/top5_error` (shares in [0, 1]), `<evaluation>/loss`:
-      a row for each evaluation (`eval`, `ten_views`, ...) in the order given;
-      `parameters`, `epoch`, `images_per_second`, `seconds`: a line each.
-    workdir: folder of the run.
-  """
-  rows = [('', 'top-1 error', 'top-5 error', 'top-1 accuracy', 'top-5 accuracy', 'loss')]
+  """The content of results.json, as far as it is there, as a table for people."""
+  rows: list[tuple[str, ...]] = [
+    ('', 'top-1 error', 'top-5 error', 'top-1 accuracy', 'top-5 accuracy', 'loss')
+  ]
   for name in dict.fromkeys(key.split('/')[0] for key in results if key.endswith('/top1_error')):
     top1, top5 = results[f'{name}/top1_error'], results.get(f'{name}/top5_error')
     accuracies = [None if error is None else 1 - error for error in (top1, top5)]
@@ -102,11 +93,7 @@ def summary(results: dict, workdir: Path) -> str:
 
 
 def class_table(rows: Sequence[tuple[str, int, float, str]]) -> str:
-  """Errors of classes, as aligned text.
-
-  Args:
-    rows: name, images, error (a share in [0, 1]) and what it is most often taken for, or ''.
-  """
+  """Formats `scores.worst_classes` as a table."""
   heading = ('class', 'images', 'top-1 error', 'mostly taken for')
   cells = [(name, f'{count:,}', f'{error:.2%}', other) for name, count, error, other in rows]
   return '\n'.join(aligned([heading, *cells], left=(0, 3)))
@@ -119,12 +106,10 @@ def draw_figures(
   predictions: SplitProbabilities,
   workdir: Path,
 ) -> list[str]:
-  """Draws the figures of a run in WORKDIR/figures.
-
-  Args: see `finish`.
+  """Draws the figures of a run; arguments as of `finish`.
 
   Returns:
-    A line for each that failed: what the run has learned stands without them.
+    A line for each figure that failed: a run does not fail because of them.
   """
   name, failures = workdir.name, []
   net, first = nets.title(experiment.config.model), experiment.table[0].name
@@ -158,7 +143,7 @@ def draw_figures(
 
 
 def _first_kernel(experiment: Experiment, store: Store, kernel: np.ndarray):
-  """The first layer's kernel as it is to be drawn, and what to add to the title.
+  """The first layer's kernel to draw, and an addition to the title.
 
   On gray images the three channels of a kernel get the same gradient: their differences stay the
   noise of the first step, and the response is that of their sum.

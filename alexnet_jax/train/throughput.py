@@ -1,55 +1,60 @@
-"""What happened between two console lines."""
+"""Mean metrics and speed of the steps between two console lines."""
 
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from alexnet_jax.data.feed import Batches
 
-class Interval:
-  """Collects the metrics of steps without waiting for them, and times them.
 
-  Attributes:
-    total_seconds: since the beginning of this process's run.
-  """
+class Report(NamedTuple):
+  """The steps since the last report."""
 
-  def __init__(self, feed):
-    """`feed` has `wait_seconds`, the time its consumer has waited so far."""
-    self._feed = feed
-    self._begin = time.monotonic()
-    self._pending = []
+  means: dict[str, float]  # over the applied steps, if any; the learning rate of the last step
+  nonfinite_steps: int  # consecutive ones, up to the last step
+  steps: int
+  seconds: float
+  data_wait: float  # share of the seconds, in [0, 1], spent waiting for data
+
+
+class Throughput:
+  """Collects the metrics of steps without waiting for the devices, and times them."""
+
+  def __init__(self, batches: Batches):
+    """Takes the feed, whose `wait_seconds` are reported."""
+    self._batches = batches
+    self._began = time.monotonic()
+    self._pending: list[tuple[dict[str, jax.Array], int]] = []
     self.restart()
 
   def restart(self) -> None:
-    """Starts the clock anew, after a pause that is not training."""
+    """Restarts the clock, after a pause that is not training."""
     self._start = time.monotonic()
-    self._wait = self._feed.wait_seconds
+    self._wait = self._batches.wait_seconds
 
   @property
   def total_seconds(self) -> float:
-    return time.monotonic() - self._begin
+    """Seconds since the beginning, pauses included."""
+    return time.monotonic() - self._began
 
   def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
-    """Metrics of so many steps: scalars of a single one, else arrays that begin with theirs."""
+    """Adds the metrics of a call: scalars, or arrays whose first `steps` entries count."""
     self._pending.append((metrics, steps))
 
-  def take(self) -> tuple[dict[str, float], int, int, float, float]:
-    """Waits for the steps added since the last call.
-
-    Returns:
-      Means of their metrics (over the applied steps if there are any), non-finite steps in a row
-      up to the last, number of steps, seconds, and seconds spent waiting for data.
-    """
+  def take(self) -> Report:
+    """Waits for the steps added since the last call, and reports them."""
     calls = jax.device_get(self._pending)
     self._pending = []
     metrics = {
       name: np.concatenate([np.ravel(metrics[name])[:steps] for metrics, steps in calls])
       for name in calls[0][0]
     }
-    seconds, wait = time.monotonic() - self._start, self._feed.wait_seconds - self._wait
+    seconds, wait = time.monotonic() - self._start, self._batches.wait_seconds - self._wait
     self.restart()
     skipped = metrics['nonfinite_steps']
     applied = skipped == 0 if (skipped == 0).any() else np.full(len(skipped), True)
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
     means['learning_rate'] = float(metrics['learning_rate'][-1])
-    return means, int(skipped[-1]), len(skipped), seconds, wait
+    return Report(means, int(skipped[-1]), len(skipped), seconds, wait / seconds)

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet_jax.model import layers, nets
+from alexnet_jax.model import nets
 
 TORCHVISION_NAMES = (
   *('features.0', 'features.3', 'features.6', 'features.8', 'features.10'),
@@ -25,8 +25,7 @@ DIVISOR = 24
 def narrow_nets(names=tuple(WIDTHS)):
   """Patches nets to a 24th of their channels, so that files of them are small."""
   narrow = {
-    name: lambda classes, table=nets.NETS[name]: layers.narrow(table(classes), DIVISOR)
-    for name in names
+    name: lambda classes, table=nets.NETS[name]: narrow(table(classes), DIVISOR) for name in names
   }
   return mock.patch.dict(nets.NETS, narrow)
 

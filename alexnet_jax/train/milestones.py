@@ -1,0 +1,194 @@
+"""What happens at the milestones of a run: logging, evaluation, saving, and stopping."""
+
+import math
+from pathlib import Path
+from typing import NoReturn
+
+import flax
+
+from alexnet_jax.config import to_json
+from alexnet_jax.data.store import Store
+from alexnet_jax.errors import Interrupted
+from alexnet_jax.results import scores
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.metrics import MetricWriter, NoMetrics, read_metrics
+from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities
+from alexnet_jax.train import guards, processes
+from alexnet_jax.train.console import TrainingConsole
+from alexnet_jax.train.devices import Devices, to_host
+from alexnet_jax.train.evaluation import Evaluator
+from alexnet_jax.train.experiment import Experiment
+from alexnet_jax.train.preemption import StopSignal
+from alexnet_jax.train.step import TrainState
+from alexnet_jax.train.throughput import Throughput
+
+
+class Milestones:
+  """Logs, evaluates and saves a run when that is due, and stops it when asked to."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    store: Store,
+    devices: Devices,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    console: TrainingConsole,
+    start: int,
+  ):
+    self.experiment = experiment
+    self.store = store
+    self.devices = devices
+    self.checkpoints = checkpoints
+    self.console = console
+    self.start = start
+    config, calendar = experiment.config, experiment.calendar
+    self.evaluator = Evaluator(experiment, store.eval, devices)
+    self.predictions: SplitProbabilities | None = None
+    self.primary = devices.process_index == 0
+    self.stop = StopSignal(quiet=not self.primary)
+    self._any_process = processes.Agreement(devices)
+    self.metrics = (
+      MetricWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+      if self.primary
+      else NoMetrics()
+    )
+    self.evaluation_steps = calendar.every(config.eval.every_epochs)
+    self.save_steps = calendar.every(config.checkpoint.every_epochs)
+    history = read_metrics(workdir)
+    errors = [record['eval/top1_error'] for record in history if 'eval/top1_error' in record]
+    self.best_error = min(errors, default=math.inf)
+    self.seconds_before = max((record.get('seconds', 0.0) for record in history), default=0.0)
+    self.warned_flat = start > config.guard.flat_steps
+
+  def is_due(self, step: int) -> bool:
+    """Whether the host logs, evaluates or saves after this number of steps."""
+    logs = step % self.experiment.config.log.every_steps == 0 or step == self.start + 1
+    return logs or self.is_pause(step)
+
+  def is_pause(self, step: int) -> bool:
+    """Whether training pauses after this number of steps, to evaluate or to save."""
+    return step in self.evaluation_steps or step in self.save_steps
+
+  def stopping(self) -> bool:
+    """Whether any process has been asked to stop; to be called by all after the same steps."""
+    return self._any_process(bool(self.stop.requested))
+
+  def pause(self, step: int, state: TrainState, stopping: bool) -> dict:
+    """Evaluates and saves a replicated state as is due; returns the new `plateau`.
+
+    Raises:
+      Interrupted: `stopping`, or asked to stop meanwhile. An evaluation is left to the next start.
+    """
+    metrics: dict[str, float] = {}
+    if step in self.evaluation_steps and not stopping:
+      try:
+        state, metrics = self.evaluation(step, state)
+      except _Stopping:
+        stopping = True
+    if step in self.save_steps or stopping:
+      self.save(step, state, metrics)
+    if stopping:
+      self.leave(step)
+    return state.plateau
+
+  def leave(self, step: int) -> NoReturn:
+    """Raises Interrupted, once all processes have saved."""
+    self.checkpoints.wait()
+    saved = not self.primary or step in self.checkpoints.steps()
+    processes.shutdown_together('stopping')
+    raise Interrupted(
+      f'stopped by {self.stop.requested or "another process"} at step {step:,}, which is'
+      f' {"saved" if saved else "not saved for want of room"}; the same command goes on from'
+      f' {"there" if saved else "the last that is"}'
+    )
+
+  def final_predictions(self, state: TrainState) -> SplitProbabilities:
+    """Evaluates the last state with config.eval.final_views, if that has not been done yet.
+
+    Raises:
+      Interrupted: asked to stop; the state was saved before.
+    """
+    if self.predictions is None:
+      views = self.experiment.config.eval.final_views
+      self.console.message(f'evaluating the {VIEW_NAMES[views]}')
+      try:
+        self.predictions = self._predict(state, views)
+      except _Stopping:
+        self.leave(self.experiment.calendar.total_steps)
+    return self.predictions
+
+  def log(self, step: int, throughput: Throughput) -> None:
+    """Writes the metrics since the last line, and checks them.
+
+    Raises:
+      Diverged: see `guards.check_finite`.
+    """
+    config, epoch = self.experiment.config, self.experiment.calendar.epoch_of(step)
+    report = throughput.take()
+    scalars = {f'train/{n}': report.means[n] for n in ('loss', 'top1_error', 'gradient_norm')}
+    scalars['learning_rate'] = report.means['learning_rate']
+    scalars['epoch'] = epoch
+    scalars['seconds'] = self.seconds_before + throughput.total_seconds
+    speed = {}
+    if self.stop.was_suspended():
+      self.console.restart_pace()
+    elif step > self.start + 1:  # the first step includes compilation
+      images = report.steps * config.batch_size
+      speed = {'images_per_second': images / report.seconds, 'data_wait': report.data_wait}
+    self.metrics.write(step, scalars | speed)
+    self.console.update(step, epoch=epoch, loss=report.means['loss'], **speed)
+    guards.check_finite(report.nonfinite_steps, step, config)
+    if not self.warned_flat and step >= config.guard.flat_steps:
+      self.warned_flat = True
+      if warning := guards.flat_loss(report.means['loss'], len(self.experiment.classes), step):
+        self.console.message(warning)
+
+  def evaluation(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+    """Evaluates a state, saves it if it is the best, and updates its `plateau`."""
+    config, calendar = self.experiment.config.eval, self.experiment.calendar
+    predictions = self._predict(state, config.views)
+    if step == calendar.total_steps and config.views == config.final_views:
+      self.predictions = predictions  # which `final_predictions` need not repeat
+    errors = scores.errors(predictions.probabilities, predictions.label)
+    scalars = {f'eval/{name}': value for name, value in errors.items()}
+    self.metrics.write(step, {'epoch': calendar.epoch_of(step), **scalars})
+    self.console.evaluation(scalars)
+    self.console.message(
+      f'epoch {calendar.epoch_of(step):.2f}: '
+      + ', '.join(f'{n} {v:.4f}' for n, v in scalars.items())
+      + f' ({len(predictions.label):,} images)'
+    )
+    if self.experiment.plateau:
+      plateau = self.experiment.plateau.after(to_host(state.plateau), errors['top1_error'])
+      state = state.replace(plateau=self.devices.replicate(plateau))
+    if errors['top1_error'] < self.best_error:
+      self.best_error = errors['top1_error']
+      self.save(step, state, scalars, kind='best')
+    return state, scalars
+
+  def save(
+    self, step: int, state: TrainState, metrics: dict[str, float], kind: str = 'last'
+  ) -> None:
+    """Saves a replicated state with the errors of its evaluation, if there was one."""
+    meta = {
+      'config': to_json(self.experiment.config),
+      'classes': self.experiment.classes,
+      'class_names': self.store.class_names,
+      'train_images': self.experiment.calendar.examples,
+      'metrics': metrics,
+    }
+    self.checkpoints.save(step, flax.serialization.to_state_dict(state), meta, kind=kind)
+
+  def _predict(self, state: TrainState, views: int) -> SplitProbabilities:
+    return self.evaluator.predictions(state.eval_params, state.batch_stats, views, self._check_stop)
+
+  def _check_stop(self, images: int) -> None:
+    """Called between the batches of an evaluation."""
+    del images
+    if self.stopping():
+      raise _Stopping
+
+
+class _Stopping(Exception):
+  """Breaks off an evaluation because the run was asked to stop."""

@@ -1,0 +1,141 @@
+"""Dense layers sharded over the devices, with `model.shard_dense` ("One weird trick", scheme a).
+
+Each device has an equal part of the columns of a sharded layer: of kernel and bias, and of their
+velocity, moments and moving average. It computes its columns for the images of all devices, and
+gets back all columns of its own images (Krizhevsky, arXiv 1404.5997, section 4). Whatever follows
+the layer, dropout masks and loss included, is the same as without.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.train import optimizer
+from alexnet_jax.train.devices import AXIS, Devices, pmean
+
+
+def sharded_layers(table: layers.Table, devices: int) -> tuple[str, ...]:
+  """Names of the dense layers whose number of outputs divides over so many devices."""
+  dense = [row for row in table if isinstance(row, layers.Dense)] if devices > 1 else []
+  return tuple(row.name for row in dense if not row.features % devices)
+
+
+def check_sharded(config, devices: Devices) -> None:
+  """Raises UserError if config.model.shard_dense is set and no dense layer can be sharded."""
+  count = devices.global_count
+  if not config.model.shard_dense or count == 1:
+    return
+  # If the number of classes is not known yet, the last layer may or may not be shardable.
+  table = nets.table_of(config, config.data.num_classes or count)
+  if not sharded_layers(table, count):
+    dense = [f'{row.name} {row.features:,}' for row in table if isinstance(row, layers.Dense)]
+    raise UserError(
+      f'model.shard_dense=True: {count} devices divide the outputs of no dense layer'
+      f' ({", ".join(dense) or "there is none"}): use --config.model.shard_dense=False'
+    )
+
+
+class ShardedAlexNet(AlexNet):
+  """An AlexNet of which a device has only its columns of the layers named in `sharded`."""
+
+  sharded: tuple[str, ...] = ()
+
+  def _weighted(self, row, x):
+    if row.name not in self.sharded:
+      return super()._weighted(row, x)
+    devices = lax.axis_size(self.axis_name)
+    columns = dataclasses.replace(row, features=row.features // devices)
+    images = lax.all_gather(x.reshape(x.shape[0], -1), self.axis_name, tiled=True)
+    outputs = super()._weighted(columns, images)
+    return lax.all_to_all(outputs, self.axis_name, split_axis=0, concat_axis=1, tiled=True)
+
+
+class DenseSharding:
+  """What a training step needs for sharded dense layers, in place of its plain parts.
+
+  Attributes:
+    sharded: names of the sharded layers; none is fine.
+    state_axes: `in_axes` of the state for pmap: 0 for the leaves of sharded layers, which have a
+      device axis in front, None for the others.
+  """
+
+  def __init__(self, devices: Devices, state, sharded: tuple[str, ...]):
+    """Takes the devices, any state of the run (only its structure matters) and layers' names."""
+
+    def axis(path, leaf):
+      del leaf
+      keys = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)}
+      return None if keys.isdisjoint(sharded) else 0
+
+    self._devices = devices
+    self.sharded = sharded
+    self.state_axes = jax.tree_util.tree_map_with_path(axis, state) if sharded else None
+
+  def model(self, model: AlexNet) -> AlexNet:
+    """The same net as a device has it."""
+    return ShardedAlexNet(
+      model.table,
+      model.compute_dtype,
+      model.axis_name,
+      model.ghost_batch,
+      model.onednn,
+      sharded=self.sharded,
+    )
+
+  def pmean(self, means):
+    """Averages (gradients, loss, error); gradients of sharded layers are sums over all images."""
+    gradients, loss, error = means
+    count = self._devices.global_count
+    own = {name: jax.tree.map(lambda g: g / count, gradients[name]) for name in self.sharded}
+    rest = {name: leaves for name, leaves in gradients.items() if name not in own}
+    rest, loss, error = pmean((rest, loss, error))
+    return rest | own, loss, error
+
+  def squares(self, tree):
+    """Like `optimizer.squares`, over all columns of the sharded layers."""
+    sums = optimizer.squares(tree)
+    own = {name: sums[name] for name in self.sharded}
+    return sums | lax.psum(own, AXIS) if own else sums
+
+  def shard_state(self, state):
+    """Maps a replicated state to one with `state_axes`."""
+    return self._shard(state, self._devices.per_device(0)) if self.sharded else state
+
+  def gather_state(self, state):
+    """The inverse of `shard_state`; every process has to call it."""
+    return self._gather(state) if self.sharded else state
+
+  @functools.cached_property
+  def _shard(self):
+    def part(leaf):
+      size = leaf.shape[-1] // self._devices.global_count
+      return lax.dynamic_slice_in_dim(leaf, lax.axis_index(AXIS) * size, size, axis=-1)
+
+    # On the devices, since only they know their order. pmap needs at least one mapped argument.
+    return self._devices.pmap(
+      lambda state, _: self._map_sharded(part, state), in_axes=(None, 0), out_axes=self.state_axes
+    )
+
+  @functools.cached_property
+  def _gather(self):
+    def all_columns(leaf):
+      return lax.all_gather(leaf, AXIS, axis=leaf.ndim - 1, tiled=True)
+
+    return self._devices.pmap(
+      functools.partial(self._map_sharded, all_columns), in_axes=(self.state_axes,), out_axes=None
+    )
+
+  def _map_sharded(self, function: Callable, state):
+    """Applies a function to the leaves of sharded layers."""
+    return jax.tree.map(
+      lambda axis, leaf: leaf if axis is None else function(leaf),
+      self.state_axes,
+      state,
+      is_leaf=lambda axis: axis is None,
+    )
