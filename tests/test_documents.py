@@ -1,8 +1,7 @@
 """Commands and programs in README.md, CONTRIBUTING.md, docs/ and launch/README.md work.
 
-A command of a ```bash block is run, shortened where it would train or measure, with `runs/` and
-`photos/` of a net that has seen the digits once; or it must be refused for want of what is not here
-and of nothing else; or it stands in NOT_RUN with the reason.  Any other is a failure.
+A command is run, shortened where it would train or measure, with a net that has seen the digits
+once; or refused for want of what is not here; or in NOT_RUN with the reason.  Others are failures.
 """
 
 import re
@@ -22,35 +21,28 @@ from test_rooms import ROOMS
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'launch/README.md') + tuple(
   f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))
 )
-MAIN = 'python -m alexnet_jax.main'
-BENCHMARK = 'python -m alexnet_jax.benchmark'
-DIAGNOSE = 'python -m alexnet_jax.diagnose'
-LOCAL = 'python launch/local.py'
-
-# {how a command begins: (what that is replaced by, what the command must be refused for)}, the
-# longest that fits.
+# How a command begins, the longest that fits: words to add there, and what it must be refused for.
 RUN = {
-  MAIN: (f'{MAIN} --dry_run', ''),
-  f'{MAIN} --config=configs/digits.py': (f'{MAIN} --config=digits --config.epochs=1', ''),
-  'python -m alexnet_jax.checkpoints': (None, ''),
-  'python -m alexnet_jax.convert runs/digits': (None, ''),
-  'python -m alexnet_jax.convert': (None, 'does not exist'),
-  DIAGNOSE: (f'{DIAGNOSE} --batch_size=2 --overfit_steps=0', ''),
-  'python -m alexnet_jax.evaluate': (None, ''),
-  'python -m alexnet_jax.evaluate --weights=alexnet.npz': (None, 'alexnet.npz'),
-  'python -m alexnet_jax.predict': (None, ''),
-  'python -m alexnet_jax.prepare': (None, 'imagenet'),
-  'python -m alexnet_jax.prepare --config=configs/cifar10.py': (None, 'cifar10'),
-  'python -m alexnet_jax.prepare --config=configs/folder.py': (None, ''),
-  'python -m alexnet_jax.report': (None, 'is not a folder'),
-  'python -m alexnet_jax.report runs/sweep': (None, ''),
-  'python -m alexnet_jax.summarize': (None, ''),
-  # Refused for this word alone: every flag and field before it has been read.
-  BENCHMARK: (f'{BENCHMARK} nothing', "'nothing'"),
-  f'{LOCAL} -n 1 --': (f'{LOCAL} -n 1 -- --dry_run', ''),
-  f'{LOCAL} -n 2 --': (f'{LOCAL} -n 2 -- --dry_run', ''),
-  'python launch/sweep.py': ('python launch/sweep.py --dry_run', ''),
-  'launch/tpu_vm.sh': ('env DRY_RUN=1 launch/tpu_vm.sh', ''),
+  'python -m alexnet_jax.benchmark': ('nothing', "'nothing'"),  # after all flags have been read
+  'python -m alexnet_jax.checkpoints': ('', ''),
+  'python -m alexnet_jax.convert': ('', 'does not exist'),
+  'python -m alexnet_jax.convert runs/digits': ('', ''),
+  'python -m alexnet_jax.diagnose': ('--batch_size=2 --overfit_steps=0', ''),
+  'python -m alexnet_jax.evaluate': ('', ''),
+  'python -m alexnet_jax.evaluate --weights=alexnet.npz': ('', 'alexnet.npz'),
+  'python -m alexnet_jax.main': ('--dry_run', ''),
+  'python -m alexnet_jax.main --config=configs/digits.py': ('--config.epochs=1', ''),
+  'python -m alexnet_jax.predict': ('', ''),
+  'python -m alexnet_jax.prepare': ('', 'imagenet'),
+  'python -m alexnet_jax.prepare --config=configs/cifar10.py': ('', 'cifar10'),
+  'python -m alexnet_jax.prepare --config=configs/folder.py:/path/to/images': ('', ''),
+  'python -m alexnet_jax.report': ('', 'is not a folder'),
+  'python -m alexnet_jax.report runs/sweep': ('', ''),
+  'python -m alexnet_jax.summarize': ('', ''),
+  'python launch/local.py -n 1 --': ('--dry_run', ''),
+  'python launch/local.py -n 2 --': ('--dry_run', ''),
+  'python launch/sweep.py': ('--dry_run', ''),
+  'launch/tpu_vm.sh': ('', ''),
 }
 NOT_RUN = {
   'export': 'sets what the commands after it find in their environment',
@@ -102,12 +94,11 @@ def place(tmp_path_factory):
 def check(command: str, place, environment: dict[str, str]) -> None:
   """Runs a command as its rule says."""
   start = rule(command)
-  replacement, refusal = RUN[start]
-  words = shlex.split(command.replace(start, replacement or start, 1))
+  added, refusal = RUN[start]
+  words = shlex.split(f'{start} {added} {command.removeprefix(start)}')
   words = [word.replace('/path/to/images', str(place / 'photos')) for word in words]
   words[0] = sys.executable if words[0] == 'python' else words[0]
-  pipes = {'capture_output': True, 'text': True, 'timeout': 300}
-  ended = subprocess.run(words, cwd=place, env=environment, **pipes)
+  ended = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
   said = f'{command}\n{ended.stdout}{ended.stderr}'
   assert ended.returncode == (2 if refusal else 0), said
   assert 'Traceback' not in ended.stderr, said
@@ -143,7 +134,7 @@ def test_links_lead_to_files_and_headings():
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_commands_and_programs_run(document, place, monkeypatch):
   monkeypatch.chdir(place)
-  environment = dict(ENVIRONMENT)
+  environment = ENVIRONMENT | {'DRY_RUN': '1'}  # of tpu_vm.sh
   for kind, text in blocks(document):
     if kind == 'bash':
       for command in commands(text):

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -185,7 +186,8 @@ def report(nets: Sequence[EvaluatedNet], workdir: Path, saved_as: str, command: 
   if devices.process_index:
     processes.shutdown_together('the report')
     return
-  label, results = last.predictions.label, {}
+  label = last.predictions.label
+  results: dict[str, dict[str, Any]] = {}
   for net in nets:
     probabilities = net.predictions.probabilities
     results[net.name] = scores.errors(probabilities, label)
