@@ -84,7 +84,7 @@ def test_without_a_home_nothing_is_kept_and_all_goes_on():
     XDG_CACHE_HOME=os.devnull,
   )
   (line,) = [line for line in done.stderr.splitlines() if 'compiled programs' in line]
-  assert line.startswith('compiled programs are not kept: ') and os.devnull in line
+  assert line.startswith('compiled programs are not cached: ') and os.devnull in line
   assert 'net           digits' in done.stdout
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import run
-from helpers.narrow import narrow
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -428,7 +427,7 @@ def test_initial_values_depend_on_the_seed_and_the_layer_alone():
   assert not np.array_equal(kernels(1)['a'], first['a'])
 
 
-# walk, narrow, summarize.
+# walk, summarize.
 
 
 @pytest.mark.parametrize(
@@ -447,21 +446,6 @@ def test_initial_values_depend_on_the_seed_and_the_layer_alone():
 def test_a_layer_that_does_not_fit_is_named(table, shape, message):
   with pytest.raises(ValueError, match=message):
     list(layers.walk(table, shape))
-
-
-def test_narrow_keeps_all_but_the_width():
-  table = nets.krizhevsky2012()
-  thin = narrow(table, 8)
-  shape = (224, 224, 3)
-  assert sides(thin, shape) == sides(table, shape)
-  for wide, row in zip(table, thin, strict=True):
-    if not isinstance(row, (layers.Conv, layers.Dense)):
-      assert row == wide
-      continue
-    assert row.features == (1000 if row.name == 'fc8' else wide.features // 8)
-    grown = 1 if row.name == 'conv1' else math.sqrt(8)
-    assert row.init == pytest.approx(wide.init * grown)
-    assert dataclasses.replace(row, features=wide.features, init=wide.init) == wide
 
 
 def test_summarize_prints_the_net_with_totals():

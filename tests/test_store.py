@@ -360,6 +360,7 @@ def test_a_label_that_is_no_class(tmp_path, label, workers):
     in_memory_store(source, image_size=8, resize='crop')
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies(tmp_path):
   source = Source('numbers', ('a',), Numbers(fatal=True), Numbers(), 'x')
   with pytest.raises(UserError, match=r'a preparing process died \(exit code -9'):

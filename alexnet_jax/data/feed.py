@@ -1,6 +1,6 @@
 """Rows of a store -> batches of uint8 images, prepared a few ahead in the background.
 
-A whole batch is gathered at a time. Where the images lie in a file, a few threads read rows with
+Rows are gathered a batch at a time. Where the images lie in a file, a few threads read rows with
 `preadv`: with a warm page cache that is as fast as copying from a memory map, with a cold one
 several times faster than its page faults. JPEG images are decoded by as many threads as there are
 cores. Every batch is a fresh buffer: JAX's CPU backend takes aligned NumPy memory over without a
@@ -44,7 +44,7 @@ class Batches(Iterator[Batch]):
   def __init__(
     self, gather: 'Gather | None', make: Callable[[Any], Batch], steps: Iterable, depth: int
   ):
-    """Makes `make(step)` for each of `steps`, `depth` ahead; `gather` is closed at the end."""
+    """Calls `make(step)` for each of `steps`, `depth` ahead; closes `gather` at the end."""
     self.wait_seconds = 0.0
     self._gather = gather
     self._make = make
@@ -70,7 +70,7 @@ class Batches(Iterator[Batch]):
     return result
 
   def close(self) -> None:
-    """Ends the thread; at most the batch it is at is finished first."""
+    """Ends the thread after the batch that it is making."""
     self._ahead.clear()
     self._steps = iter(())
     self._thread.shutdown(wait=True, cancel_futures=True)
@@ -136,7 +136,7 @@ def train_rows(
   process_count: int = 1,
   depth: int = 3,
 ) -> Batches:
-  """The rows that `train_batches` would gather, for many steps at a time.
+  """The rows of the batches of `train_batches`, many steps at a time.
 
   Args: as for `train_batches`, and
     n: number of training rows.
@@ -235,7 +235,7 @@ class Gather:
         task.result()
     except OSError as error:
       raise UserError(
-        f'the prepared images cannot be read any more ({error}): bring their disk back, or delete'
+        f'the prepared images can no longer be read ({error}): bring their disk back, or delete'
         ' the store if it is damaged; the same command goes on from the last saved state'
       ) from error
     return out

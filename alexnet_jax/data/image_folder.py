@@ -20,7 +20,7 @@ from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import Listing, list_images
 from alexnet_jax.errors import UserError
 
-# What a disk or network mount says that is not there any more.
+# Errors of a disk or network mount that has gone away.
 _GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)
 
 
@@ -49,7 +49,7 @@ class FolderSplit:
     except OSError as error:
       if error.errno in _GONE or not os.path.isdir(os.path.dirname(path)):
         raise UserError(
-          f'{path} cannot be read any more ({error.strerror}): is its disk still there? run again'
+          f'{path} can no longer be read ({error.strerror}): is its disk still there? run again'
           ' to go on from here'
         ) from error
       raise
@@ -118,7 +118,7 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
 
 
 def _kinds(listing: Listing) -> list[str]:
-  """What is no image, in words."""
+  """Other files and broken links, for the user."""
   kinds = [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
   return kinds + [f'the broken link {path}' for path in listing.broken]
 
@@ -126,7 +126,7 @@ def _kinds(listing: Listing) -> list[str]:
 def _list_held_out(
   root: pathlib.Path, part: str, listing: Listing, facts: dict[str, str]
 ) -> dict[str, list[str]]:
-  """As `_list_classes`; also ImageNet's validation images, which may lie in one folder."""
+  """Like `_list_classes`, or ImageNet's validation images in a single folder."""
   files, folders = listing.children(part)
   if not files or folders:
     return _list_classes(root, part, listing)
@@ -151,7 +151,7 @@ def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, 
     raise UserError(f'{folder} has no class folders: put the images of each class in its own')
   for path in listing.broken:
     if os.path.dirname(path) == part:
-      raise UserError(f'the class folder {root / path} is a link to nothing: mend or remove it')
+      raise UserError(f'the class folder {root / path} is a broken link: repair or remove it')
   for name, files in classes.items():
     if not files:
       raise UserError(
@@ -162,7 +162,7 @@ def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, 
 
 
 def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], list[str]]:
-  """Splits one class; the seed is its name, so that other classes do not matter."""
+  """Splits the files of a class; the seed is its name, so other classes do not matter."""
   if len(files) < 2:
     raise UserError(
       f'class {name!r} has 1 image, none can be held out: add images, or a validation/ folder'
@@ -175,7 +175,7 @@ def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], 
 
 
 def _fingerprint(train: FolderSplit, held_out: FolderSplit, facts: dict[str, str]) -> str:
-  """SHA-256 over every file's name, size and place, and its class where the name does not say."""
+  """SHA-256 of the names, sizes and order of all files, and of classes not in their names."""
   digest = hashlib.sha256()
   for split in (train, held_out):
     for file in split.files:

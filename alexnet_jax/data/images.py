@@ -15,8 +15,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 RESIZES = ('crop', 'warp')
-# Still formats that tell themselves by their first bytes and their size before they are decoded,
-# and need no other program; of animations and pages the first is taken. File names do not matter.
+# Formats that Pillow recognizes by their first bytes, whose size is known before they are decoded,
+# and which need no other program; of animations and pages the first is taken.
 _SAFE = 'JPEG PNG BMP WEBP GIF TIFF PPM JPEG2000 AVIF QOI PCX SGI'.split()
 Image.init()
 FORMATS = tuple(name for name in _SAFE if name in Image.OPEN)
@@ -41,7 +41,7 @@ def square(
     data: an encoded image, one of Pillow, or uint8 (H, W, 3) RGB or (H, W) gray.
     size: S, the side of the result in pixels.
     resize: 'crop' or 'warp'.
-    upright: whether to turn a file's pixels as its EXIF orientation says.
+    upright: whether to apply a file's EXIF orientation.
 
   Returns:
     uint8 (S, S, 3) RGB.

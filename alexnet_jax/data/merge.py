@@ -1,4 +1,4 @@
-"""Turns the records of a finished job into a store.
+"""Merges the records of a finished job into a store.
 
 Records are merged in order and their sums are integers, so the result is the same to the byte
 whoever did which part. Each step can be interrupted and repeated: nothing is cut off or removed
@@ -87,7 +87,7 @@ def _unreadable_rows(job: Job, split: str) -> dict[int, str]:
 
 
 def _unreadable_error(job: Job, bad: dict[str, dict[int, str]]) -> UserError:
-  """The error that lists unreadable images. A rerun reads them again: they may be repaired."""
+  """The error that lists unreadable images, which a rerun reads again, for they may be repaired."""
   for split, reasons in bad.items():
     for part in job.parts(split):
       if any(part.start <= row < part.stop for row in reasons):

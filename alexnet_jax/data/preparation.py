@@ -1,4 +1,4 @@
-"""From a configuration's `data` section to an open store, doing only what has not been done."""
+"""Opens the store of a config, preparing what is missing first."""
 
 import dataclasses
 import pathlib
@@ -14,20 +14,18 @@ from alexnet_jax.terminal import Console
 def prepare_store(
   data_config: Any, *, progress: Console | None = None, workers: int = 0
 ) -> store.Store:
-  """Opens the store of a configuration, writing it first if it is not there.
+  """Opens the store of a config, writing it first if it does not exist.
 
-  An existing store is enough: the data set it was made from may be gone. If the data set is there,
-  it must be the one the store was made from.
+  Where the data set itself still exists, it must be the one that the store was made from.
 
   Args:
-    data_config: a configuration's `data` section; see `sources.open_source`, and `store`, `resize`,
-      `encoding`, `jpeg_quality`, `unreadable`, `train_examples` (0: all, else so many of the
-      training rows, a random subset).
-    progress: where to tell the user; standard error by default.
-    workers: processes that decode; 0 for one a core.
+    data_config: `config.data`.
+    progress: for messages; standard error by default.
+    workers: processes that decode; 0 for one per core.
 
   Returns:
-    The store. Its statistics are those of all training rows, whatever `train_examples` says.
+    The store, with the first `train_examples` training rows, a random subset, or all (0). Its
+    statistics are those of all training rows.
 
   Raises:
     UserError: bad configuration, data absent, disk too small, unreadable images, another store
@@ -48,7 +46,7 @@ def prepare_store(
 
 
 def store_path(data_config: Any) -> pathlib.Path:
-  """Where a configuration's store is: `store`, or beside the data set's folder."""
+  """The folder of a config's store: `store`, or one beside the data set's folder."""
   if data_config.store:
     return expand(data_config.store, 'data.store')
   directory = sources.data_directory(data_config).resolve()
@@ -60,22 +58,21 @@ def store_path(data_config: Any) -> pathlib.Path:
 
 
 def encoding(data_config: Any) -> str:
-  """How a configuration's store holds images: 'raw', or 'jpeg 90' for quality 90."""
+  """The encoding of a config's store: 'raw', or 'jpeg 90' for quality 90."""
   if data_config.encoding == store.RAW:
     return store.RAW
   return f'{store.JPEG}{data_config.jpeg_quality}'
 
 
 def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
-  """Classes, training images and held-out images, before anything is written.
+  """Numbers of classes, training images and held-out images, before anything is written.
 
   Args:
-    data_config: a configuration's `data` section.
-    progress: where to tell the user that a TFDS data set of unknown size is being downloaded; None
-      to refuse that.
+    data_config: `config.data`.
+    progress: for messages while a TFDS data set of unknown size is downloaded; None to refuse that.
 
   Raises:
-    UserError: absent, and its size is not known.
+    UserError: the data set is absent, and its size is not known.
   """
   if data_config.source in ('folder', 'tfds') and (path := store_path(data_config)).exists():
     found = open_existing(path, data_config, Console(quiet=True))
@@ -93,7 +90,7 @@ def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
 
 
 def state(data_config: Any) -> str:
-  """In one line, whether the store is there, and what would keep it from being prepared."""
+  """One line that says whether the store exists, or what would make preparing it fail."""
   path = store_path(data_config)
   if path.exists():
     return f'{path}: prepared'
@@ -108,7 +105,7 @@ def state(data_config: Any) -> str:
 
 
 def _unprepared(data_config: Any) -> Any:
-  """The builder of a TFDS data set that is not prepared; None of one that is."""
+  """The builder of a TFDS data set that is not prepared yet, else None."""
   from alexnet_jax.data import tfds_source
 
   builder = tfds_source.find_builder(data_config.name, sources.data_directory(data_config))
@@ -146,10 +143,10 @@ def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int
 
 
 def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> store.Store:
-  """Opens an existing store after comparing it with what the configuration asks for.
+  """Opens an existing store and compares it with the config.
 
   Raises:
-    UserError: damaged, or of something else.
+    UserError: it is damaged, or of other data or settings.
   """
   found = store.open_store(path)
   sources.check_classes(data_config, str(path), len(found.classes))
@@ -162,7 +159,7 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> st
     store.check_same(found, made)
     progress.message(
       f'{path}: {len(found.train):,} training and {len(found.eval):,} held-out images of '
-      f'{len(found.classes):,} classes; what they were prepared from is not there any more'
+      f'{len(found.classes):,} classes; the images they were prepared from no longer exist'
     )
     return found
   source = sources.open_source(data_config)
@@ -174,7 +171,7 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> st
 
 
 def _check_unchanged(found: store.Store, source: Source) -> None:
-  """Raises UserError if a folder is not what it was, and says how many images there were."""
+  """Raises UserError, with the old and new numbers of images, if an image folder has changed."""
   meta = found.meta
   if (meta['name'], meta['fingerprint']) == (source.name, source.fingerprint):
     return
@@ -196,7 +193,7 @@ def _check_unchanged(found: store.Store, source: Source) -> None:
 
 
 def _is_present(data_config: Any) -> bool:
-  """Whether the data set itself can be looked at; an empty folder is one whose disk is away."""
+  """Whether the data set itself exists; an empty folder is the mount point of an absent disk."""
   if data_config.source == 'folder':
     directory = sources.data_directory(data_config) if data_config.dir else None
     return directory is not None and directory.is_dir() and any(directory.iterdir())

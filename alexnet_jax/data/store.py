@@ -1,15 +1,15 @@
-"""The prepared store: every image once decoded and resized, ready to be gathered a batch at a time.
+"""The prepared store: all images decoded and resized, ready to be gathered a batch at a time.
 
 On disk:
 
-    meta.json                what it is: classes, counts, resize rule, checksums, RGB components
+    meta.json                classes, counts, resize rule, checksums, RGB components
     mean.npy                 float32 (S, S, 3), mean image of the training split
     {train,eval}/images.npy  uint8 (N, S, S, 3) RGB; or JPEG files, see `jpeg_images`
     {train,eval}/labels.npy  int32 (N,)
     {train,eval}/source_index.npy  int64 (N,), which example of the source a row shows
 
 Training rows are in a fixed random order, so that the first n of them are a random subset. The
-statistics are always those of the whole training split, before JPEG changes it.
+statistics are those of the full training split, before JPEG compression.
 """
 
 import dataclasses

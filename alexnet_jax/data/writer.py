@@ -46,8 +46,8 @@ def write_store(
     image_size: S, side of the images in pixels.
     resize: 'crop' or 'warp'.
     unreadable: 'error' ends with a list of all unreadable images, 'skip' leaves them out.
-    workers: processes; 0 for one a core. 1 works in this process.
-    progress: where to tell the user.
+    workers: processes; 0 for one per core. 1 works in this process.
+    progress: for messages; none by default.
     rows_per_part: rows that a process writes at a time; what it lost if killed.
     encoding: how images are stored: 'raw', or 'jpeg 90' for quality 90.
 
@@ -80,7 +80,7 @@ def write_store(
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, progress: Console) -> Iterator[TextIO]:
-  """One writer of `path` at a time; others wait. Ends with the process, however that ends."""
+  """Lets one process write `path` at a time; others wait. The system ends it with the process."""
   with open(path.with_name(f'.{path.name}.lock'), 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +172,7 @@ def _work(
   writer: multiprocessing.connection.Connection,
   held: multiprocessing.connection.Connection,
 ) -> None:
-  """Body of a worker: sends counts of rows done, or the error that ended it."""
+  """The body of a worker: sends numbers of rows written, or the error that ended it."""
   del held  # open as long as this process is
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
   try:

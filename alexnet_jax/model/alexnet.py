@@ -144,16 +144,16 @@ def dropout(
 ) -> jax.Array:
   """Drops units of each image by a mask that depends on the image's key and the layer alone.
 
-  Not inverted, as in 2012 (layer.cu HiddenSexLayer; paper section 4.2): training leaves the kept
-  units alone and the test multiplies all by `keep`.
+  Not inverted, as in 2012 (layer.cu HiddenSexLayer; paper section 4.2): training does not rescale
+  and the test multiplies all units by `keep`.
 
   Args:
     x: (N, ...).
     keep: probability of keeping a unit.
-    inverted: divide by `keep` in training and leave the test alone.
+    inverted: divide by `keep` in training, and do nothing in the test.
     train: whether to drop.
     keys: one PRNG key per image, (N,).
-    layer: number that sets this layer's masks apart from other layers'.
+    layer: number of the layer, folded into the keys.
 
   Returns:
     As x.

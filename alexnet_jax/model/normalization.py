@@ -90,7 +90,7 @@ def _power(d, exponent):
 
 
 def _normalize_forward(x, window, alpha, beta, k):
-  # Only x is kept: to recompute the denominator is cheaper than to store and reload it.
+  # Saves only x: recomputing the denominator is cheaper than storing and reloading it.
   return _normalize(x, window, alpha, beta, k), x
 
 

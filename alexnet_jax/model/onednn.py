@@ -38,11 +38,11 @@ def used(settings, platform: str | None) -> bool:
   """Whether a net with the settings of config.model convolves by oneDNN.
 
   `auto` means on CPUs with AVX-512 only: with AVX2 it is no faster than Eigen, and programs with it
-  are not kept on disk.
+  are not cached on disk.
 
   Args:
     settings: config.model.
-    platform: what the net is built for, such as 'cpu'; None: for none in particular.
+    platform: what the net is built for, such as 'cpu', or None.
 
   Raises:
     UserError: `model.onednn=on` where it cannot be.
@@ -66,8 +66,7 @@ def used(settings, platform: str | None) -> bool:
 def available() -> bool:
   """Whether jaxlib's CPU backend calls oneDNN as written here, with the right results.
 
-  A process of its own tries it, for about two seconds; that it is so is remembered beside the
-  compiled programs.
+  A child process tries it, for about two seconds; success is remembered in the compilation cache.
   """
   if (sys.platform, platform.machine()) != ('linux', 'x86_64'):
     return False
@@ -142,10 +141,7 @@ def conv(
   padding: Padding = ((0, 0), (0, 0)),
   groups: int = 1,
 ) -> jax.Array:
-  """As `convolution.conv` plus a bias, (O,); float32, on a CPU and where `available`.
-
-  It has gradients, but no forward mode.
-  """
+  """`convolution.conv` plus a bias, (O,); float32, on a CPU where `available`; no forward mode."""
   return _conv(x, kernel, bias, stride, padding, groups)
 
 
@@ -167,7 +163,7 @@ def _backward(stride, padding, groups, saved, upstream):
   ]
   if stride == 1 and min(map(min, zeros)) >= 0:
     dx = _call((upstream, _turned(kernel, groups)), 1, zeros, groups)
-  else:  # of the nets here only the first layers, and nobody asks for the gradient of images
+  else:  # first layers only, of whose inputs no gradient is asked
     dx = jax.vjp(lambda x: by_xla(x, kernel), x)[1](upstream)[0]
   (dkernel,) = jax.vjp(lambda kernel: by_xla(x, kernel), kernel)[1](upstream)
   return dx, dkernel, upstream.sum((0, 1, 2))
@@ -177,7 +173,7 @@ _conv.defvjp(_forward, _backward)
 
 
 def _turned(kernel, groups):
-  """Filters that lead from outputs to inputs: turned by 180 degrees, each group by itself."""
+  """Filters of the transposed convolution: rotated by 180 degrees, in each group."""
   kh, kw, inputs, outputs = kernel.shape
   parts = kernel[::-1, ::-1].reshape(kh, kw, inputs, groups, outputs // groups)
   return parts.transpose(0, 1, 4, 3, 2).reshape(kh, kw, outputs // groups, groups * inputs)

@@ -1,4 +1,4 @@
-"""A trained net with all that is needed to apply it to pictures."""
+"""A trained net and everything needed to apply it to images."""
 
 import dataclasses
 from pathlib import Path
@@ -45,9 +45,7 @@ class Pretrained:
 def check_same_classes(path: Path | str, classes: tuple[str, ...], store) -> None:
   """Raises UserError if the logits cannot mean the classes of the data."""
   if len(classes) != len(store.classes):
-    raise UserError(
-      f'{path} tells {len(classes):,} classes apart, the data has {len(store.classes):,}'
-    )
+    raise UserError(f'{path} has {len(classes):,} classes, the data has {len(store.classes):,}')
   unnamed = classes == tuple(f'class {number}' for number in range(len(classes)))
   if unnamed or classes in (store.classes, store.class_names):
     return

@@ -1,12 +1,12 @@
-"""Programs that XLA has compiled are kept on disk, so that the next start need not wait for them.
+"""JAX's persistent compilation cache, which is on by default here.
 
-They are JAX's own persistent cache, in `~/.cache/alexnet_jax/jax-...` (`$XDG_CACHE_HOME` moves it).
+It is in `~/.cache/alexnet_jax/jax-...` (`$XDG_CACHE_HOME` moves it).
 `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` does without.
 The folder may be deleted at any time.  Whoever can write there decides what runs here, so it is
 private to the user.
 
 What is loaded is the machine code that was compiled, and a run has the same bits either way.  JAX's
-key knows program, jaxlib and XLA's flags.  On a CPU that does not say enough: machine code is for
+key holds program, jaxlib and XLA's flags.  On a CPU that is not enough: machine code is for
 the instructions of one processor (jaxlib logs an error when they differ and runs it all the same:
 jax-ml/jax#38445) and for the number of cores that it was divided over.  Both are therefore part of
 the folder's name.  On processors for which LLVM avoids gathers, that error is logged for
@@ -29,7 +29,7 @@ _MIN_COMPILE_SECONDS = 0.1
 
 
 def prepare_process() -> None:
-  """Has JAX keep compiled programs; to be called before JAX's first computation.
+  """Turns the cache on; to be called before JAX's first computation.
 
   Only for a process alone: where one of several finds a program and another has to compile it, a
   GPU's compiler, which works on it together, would wait for ever.
@@ -43,7 +43,7 @@ def prepare_process() -> None:
       folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no home, or none that can be written to
       print(
-        f'compiled programs are not kept: {error}; JAX_COMPILATION_CACHE_DIR may name a folder',
+        f'compiled programs are not cached: {error}; JAX_COMPILATION_CACHE_DIR may name a folder',
         file=sys.stderr,
       )
       return
@@ -58,7 +58,7 @@ def prepare_process() -> None:
 
 @contextlib.contextmanager
 def nothing_kept():
-  """What is compiled within is not kept.
+  """Programs that are compiled within this context are not cached.
 
   For programs that jaxlib 0.10 does not know how to write down (those with oneDNN's convolutions):
   it fails in a way that looks like too little memory.
@@ -75,7 +75,7 @@ def nothing_kept():
 
 
 def folder() -> Path:
-  """Where programs are kept, or would be.
+  """The folder of the cache, which need not exist.
 
   Raises:
     RuntimeError: the user has no home.
@@ -87,7 +87,7 @@ def folder() -> Path:
 
 
 def default_folder() -> Path:
-  """Where programs for this processor and so many cores are kept."""
+  """The folder for this processor and number of cores."""
   home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   return Path(home, 'alexnet_jax', f'jax-{_machine()}')
 

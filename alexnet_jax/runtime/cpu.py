@@ -32,7 +32,7 @@ def describe(onednn: bool) -> str:
 
 
 def has_avx512() -> bool:
-  """Whether the CPU has AVX-512; False where it cannot be told."""
+  """Whether the CPU has AVX-512; False where that is not known."""
   with contextlib.suppress(OSError):
     text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
     return any(line.startswith('flags') and ' avx512f' in line for line in text.splitlines())

@@ -13,7 +13,7 @@ from typing import Any
 
 from alexnet_jax.errors import UserError
 
-# A peer that is gone is noticed after so many seconds; JAX's own defaults are 100 and 300.
+# JAX's defaults are 100 and 300 seconds, in which a dead process goes unnoticed.
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 30
 START_SECONDS = 300
@@ -22,10 +22,10 @@ _OURS = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 def cluster(environ: Mapping[str, str] = os.environ) -> str:
-  """What kind of job with several processes the environment speaks of; '' if of none.
+  """The kind of multi-process job that the environment describes; '' if none.
 
   Raises:
-    UserError: of one that is only half there.
+    UserError: it is described in part only.
   """
   if any(name in environ for name in _OURS):
     if missing := [name for name in _OURS if name not in environ]:
@@ -90,7 +90,7 @@ def join(mode: str) -> bool:
   except Exception as error:  # gRPC's own errors and what the detection of a cluster may raise
     reason = ' '.join(str(error).split())[:300]
     raise UserError(
-      f'cannot join the job that {found} speaks of ({reason}): start all its processes, or use'
+      f'cannot join the job of {found} ({reason}): start all its processes, or use'
       ' --distributed=off'
     ) from None
   return jax.process_count() > 1

@@ -47,7 +47,7 @@ class ReportRow:
   """Runs of one config.
 
   Attributes:
-    name: its ablations and other fields that set it apart from the base, or "baseline".
+    name: its ablations and other fields in which it differs from the base, or "baseline".
     ablations: names.
     others: fields that differ from the base row besides those, {field: value}.
     changes: all fields that differ from it, {field: (base, here)}.
@@ -187,7 +187,7 @@ def _compared(row: ReportRow, reference: ReportRow) -> ReportRow:
 
 
 def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
-  """Whether two runs were evaluated on the same images, as far as their configs tell."""
+  """Whether two runs were evaluated on the same images, judging by their configs."""
   fields = ('source', 'name', 'dir', 'eval_split', 'validation_fraction', 'num_classes')
   return all(one.config['data'][field] == other.config['data'][field] for field in fields)
 
@@ -231,8 +231,8 @@ def bootstrap_mean(
 ) -> Interval:
   """Percentile bootstrap interval of a mean of few distinct values, drawn as their counts.
 
-  Equal values would make it a point: then it is as wide as what so many images leave open of the
-  share of others (Wilson).
+  Equal values would make it a point: then it is as wide as Wilson's interval of a share of 0 in as
+  many images.
   """
   distinct, counts = np.unique(values, return_counts=True)
   if len(distinct) == 1:

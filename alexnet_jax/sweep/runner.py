@@ -1,6 +1,6 @@
 """Runs of a sweep as child processes, as many at a time as asked.
 
-The command of a run resumes what was interrupted, so that nothing is kept here but its log.
+The command of a run resumes what was interrupted, so only its log is stored here.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ _SAVING = 60.0  # seconds that a run of a killed sweep may take to save and end
 
 
 def run_all(runs: Sequence[PlannedRun], jobs: int) -> dict[str, str]:
-  """Runs to their ends those that are not finished; what fails does not stop the others.
+  """Runs those that are not finished; a failed run does not stop the others.
 
   SIGINT, SIGTERM and SIGHUP make the running ones save and end; a second SIGINT kills them.  On
   Linux they save and end as well when this process is killed.
@@ -107,7 +107,7 @@ class _Children:
       process.send_signal(number)
 
   def _wait_for_folder(self, run: PlannedRun) -> None:
-    """Waits while a process of an earlier sweep still saves there; the run itself tells of more."""
+    """Waits while a run of a killed sweep still saves there; after that the run itself fails."""
     run.workdir.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + _SAVING
     while not self.stopped_by and time.monotonic() < end:
@@ -129,7 +129,7 @@ def _start(run: PlannedRun, jobs: int) -> subprocess.Popen:
       stdout=log,
       stderr=subprocess.STDOUT,
       env=environment,
-      process_group=0,  # Ctrl-C in the terminal is for the sweep, which tells its runs
+      process_group=0,  # Ctrl-C in the terminal reaches the sweep alone, which signals its runs
       preexec_fn=signal_on_parent_death(signal.SIGTERM),
     )
 
