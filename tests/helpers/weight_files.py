@@ -6,6 +6,7 @@ import struct
 from unittest import mock
 
 import numpy as np
+from helpers.narrow import narrow
 
 from alexnet_jax.model import nets
 
@@ -24,10 +25,10 @@ DIVISOR = 24
 
 def narrow_nets(names=tuple(WIDTHS)):
   """Patches nets to a 24th of their channels, so that files of them are small."""
-  narrow = {
+  thin = {
     name: lambda classes, table=nets.NETS[name]: narrow(table(classes), DIVISOR) for name in names
   }
-  return mock.patch.dict(nets.NETS, narrow)
+  return mock.patch.dict(nets.NETS, thin)
 
 
 def widths(net, divisor):
