@@ -34,6 +34,7 @@ except ImportError:
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.runtime.child_processes import signal_on_parent_death
 
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
@@ -164,7 +165,7 @@ def _note(message: str) -> None:
 
 
 def _newest_checkpoint(workdir: Path) -> int:
-  steps = [path.name for path in (workdir / 'checkpoints/last').glob('*')]
+  steps = [path.name for path in (RunFolder(workdir).checkpoints / 'last').glob('*')]
   return max((int(step) for step in steps if step.isdecimal()), default=-1)
 
 

@@ -131,25 +131,16 @@ def test_two_runs_never_write_to_the_same_folder(tmp_path):
 
 
 def test_training_never_imports_tensorflow(tmp_path):
-  script = (
-    'import sys, pathlib\n'
-    'from alexnet_jax import config\n'
-    'from alexnet_jax.train import loop\n'
-    'import importlib.util as u\n'
-    "spec = u.spec_from_file_location('digits', 'configs/digits.py')\n"
-    'module = u.module_from_spec(spec); spec.loader.exec_module(module)\n'
-    'c = module.get_config(); c.epochs = 0.1\n'
-    f"loop.train(c, pathlib.Path({str(tmp_path / 'run')!r}), command='test')\n"
-    "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', script],
-    env=commands.ENVIRONMENT,
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
-  assert done.returncode == 0, done.stderr
+  script = """
+import pathlib, runpy, sys
+from alexnet_jax.train import loop
+config = runpy.run_path('configs/digits.py')['get_config']()
+config.epochs = 0.1
+loop.train(config, pathlib.Path(sys.argv[1]), command='test')
+assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules
+"""
+  command = [sys.executable, '-c', script, tmp_path / 'run']
+  subprocess.run(command, env=commands.ENVIRONMENT, cwd=commands.ROOT, check=True, timeout=200)
 
 
 def test_batch_that_does_not_divide_is_refused(tmp_path):

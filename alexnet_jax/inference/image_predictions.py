@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.results.fonts import shortened
 from alexnet_jax.terminal import aligned
 
 _MANY = 20  # pictures, above which each gets a line instead of a block
-_BAR, _NAME = 24, 40  # characters, at most
+_BAR, _NAME = 24, 40  # characters, at most; ImageNet's classes have many names each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,14 +51,15 @@ def predictions_text(found: Sequence[ImagePrediction], classes: int) -> str:
 
 
 def _blocks(found: Sequence[ImagePrediction]) -> list[str]:
-  width = max(len(_short(name)) for each in found for name in each.classes)
+  width = min(max(len(name) for each in found for name in each.classes), _NAME)
   lines = []
   for each in found:
     lines += ['', each.name]
     for name, label, share in zip(each.classes, each.labels, each.probabilities, strict=True):
       bar = '█' * round(_BAR * float(share))
       note = '  true class' if label == each.true_label else ''
-      lines.append(f'  {_short(name):<{width}}  {share:8.2%}  {bar:<{_BAR}}{note}'.rstrip())
+      line = f'  {shortened(name, width):<{width}}  {share:8.2%}  {bar:<{_BAR}}{note}'
+      lines.append(line.rstrip())
     if each.true_class and each.true_label not in each.labels:
       lines.append(f'  true class: {each.true_class}')
   return lines[1:]
@@ -67,18 +69,13 @@ def _lines(found: Sequence[ImagePrediction]) -> list[str]:
   rows = [
     (
       each.name,
-      _short(each.classes[0]),
+      shortened(each.classes[0], _NAME),
       f'{each.probabilities[0]:.2%}',
       f'true class: {each.true_class}' * (each.true_label not in (None, each.labels[0])),
     )
     for each in found
   ]
   return aligned(rows, left=(0, 1, 3))
-
-
-def _short(name: str) -> str:
-  """ImageNet's classes have many names each."""
-  return name if len(name) <= _NAME else name[: _NAME - 1] + '…'
 
 
 def error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:

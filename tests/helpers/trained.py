@@ -5,7 +5,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as configs
-from alexnet_jax import files
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.model.preprocessing import Preprocessing
@@ -74,13 +73,10 @@ def digits_config(**changes):
   return config
 
 
-def write_run(workdir, config, variables, *, ema=None, kind='best', step=7, keep=True):
-  """A run's folder as training leaves it; without preprocessing.npz unless `keep`."""
+def write_run(workdir, config, variables, *, ema=None, kind='best', step=7):
+  """A run's folder as training leaves it."""
   devices = ConfigDict({'global_count': 1, 'platform': 'cpu', 'kind': 'cpu', 'process_count': 1})
-  if keep:
-    claim_workdir(workdir, config, preprocessing(config.input.crop), devices)
-  else:
-    files.write_json(RunFolder(workdir).config, configs.to_json(config))
+  claim_workdir(workdir, config, preprocessing(config.input.crop), devices)
   checkpoints = Checkpoints(RunFolder(workdir).checkpoints)
   state = {**variables, 'ema': ema or {}, 'step': np.int32(step)}
   checkpoints.save(step, state, {'classes': CLASSES, 'class_names': CLASSES}, kind=kind)
