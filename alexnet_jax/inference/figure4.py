@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.inference.image_predictions import ImagePrediction
-from alexnet_jax.results import figures, fonts
+from alexnet_jax.results import fonts
+from alexnet_jax.results.figures import DPI, FAINT, INK, save_png
 
-_DPI = 160
-_INK, _FAINT = '#1f2933', '#6b7682'
 _BAR, _TRUE = '#c6d8ec', '#f0b4aa'
 _COLUMNS = 4  # as in the paper
 _SIDE, _GAP, _MARGIN = 1.9, 0.35, 0.4  # inches
@@ -34,7 +33,7 @@ def predictions(
   for place, (picture, each) in enumerate(shown):
     left, top = page.cell(place)
     page.picture(picture, left, top, _SIDE)
-    color = _INK if each.true_class else _FAINT
+    color = INK if each.true_class else FAINT
     page.text(
       each.true_class or Path(each.name).name,
       left + _SIDE / 2,
@@ -48,9 +47,9 @@ def predictions(
       color = _TRUE if name == each.true_class else _BAR
       page.bar(left, top + row * _LINE, share * _SIDE, color)
       middle = top + (row + 0.46) * _LINE
-      page.text(name, left + 0.05, middle, _SIDE - 0.45, _INK)
-      page.text(f'{100 * share:.0f}%', left + _SIDE, middle, 0.4, _FAINT, align='right')
-  figures.save_png(page.figure, path)
+      page.text(name, left + 0.05, middle, _SIDE - 0.45, INK)
+      page.text(f'{100 * share:.0f}%', left + _SIDE, middle, 0.4, FAINT, align='right')
+  save_png(page.figure, path)
 
 
 def neighbors(
@@ -76,9 +75,9 @@ def neighbors(
       left += space if column else 0
       page.picture(picture, left, top, side)
       page.text(
-        caption, left + side / 2, top + side + 0.13, side, _FAINT if column else _INK, 'center'
+        caption, left + side / 2, top + side + 0.13, side, FAINT if column else INK, 'center'
       )
-  figures.save_png(page.figure, path)
+  save_png(page.figure, path)
 
 
 class _Page:
@@ -93,8 +92,8 @@ class _Page:
     page_width = max(2 * _MARGIN + columns * width + (columns - 1) * gap + extra, 5.0)
     page_height = self._top + rows * height + (rows - 1) * gap + _MARGIN
     self._size = page_width, page_height
-    self.figure = Figure(figsize=self._size, dpi=_DPI, facecolor='white')
-    self.text(title, _MARGIN, _MARGIN + 0.05, page_width - 2 * _MARGIN, _INK, size=12)
+    self.figure = Figure(figsize=self._size, dpi=DPI, facecolor='white')
+    self.text(title, _MARGIN, _MARGIN + 0.05, page_width - 2 * _MARGIN, INK, size=12)
 
   def cell(self, place: int) -> tuple[float, float]:
     row, column = divmod(place, self._columns)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.results import figures, fonts
+from alexnet_jax.results import fonts
+from alexnet_jax.results.figures import DPI, FAINT, INK, save_png
 
 MOST_CLASSES = 100  # beyond that there is no room for names
-_DPI = 160
-_INK, _FAINT = '#1f2933', '#6b7682'
 _NUMBERS = 20  # classes up to which every cell has its number
 
 
@@ -17,7 +16,7 @@ def confusion_matrix(
   counts: np.ndarray, classes: Sequence[str], path: str | os.PathLike, title: str
 ) -> None:
   """Writes `confusion_figure` to `path` as PNG."""
-  figures.save_png(confusion_figure(counts, classes, title), path)
+  save_png(confusion_figure(counts, classes, title), path)
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
@@ -45,7 +44,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
   border = 0.3 + max(map(fonts.width, names)) * size * 0.58 / 72
   side = cell * count
   width, height = max(border + side + 0.4, 4.0), border + side + 1.0
-  figure = Figure(figsize=(width, height), dpi=_DPI, facecolor='white')
+  figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white')
   box = (border / width, 0.4 / height, side / width, side / height)
   axes = figure.add_axes(box)
   wrong = LinearSegmentedColormap.from_list('wrong', ('#ffffff', '#e7907f', '#a32f1c'))
@@ -64,7 +63,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
         ha='center',
         va='center',
         fontsize=size * 0.85,
-        color='white' if dark else _INK,
+        color='white' if dark else INK,
       )
   upright = border - 0.3 > cell
   style = fonts.label(''.join(names)) | {'fontsize': size}
@@ -72,11 +71,11 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str):
   axes.set_xticks(range(count), names, rotation=90 * upright, **style)
   axes.set_yticks(range(count), names, **style)
   axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=4)
-  axes.tick_params(axis='both', labelcolor=_INK)
+  axes.tick_params(axis='both', labelcolor=INK)
   for spine in axes.spines.values():
     spine.set_color('#dde1e6')
-  figure.text(0.2 / width, 1 - 0.3 / height, **fonts.label(title), fontsize=12, color=_INK)
-  axes.set_xlabel('predicted class; a row for each true class', fontsize=8.5, color=_FAINT)
+  figure.text(0.2 / width, 1 - 0.3 / height, **fonts.label(title), fontsize=12, color=INK)
+  axes.set_xlabel('predicted class; a row for each true class', fontsize=8.5, color=FAINT)
   return figure
 
 

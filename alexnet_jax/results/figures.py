@@ -15,8 +15,8 @@ from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import fonts
 
-_DPI = 160
-_INK, _FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'
+DPI = 160
+INK, FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'
 _GREY, _RED, _BLUE = '#7b8794', '#c2412d', '#2b6cb0'
 _PANELS = (  # heading, factor, {metric: (label, color)}
   ('Loss', 1, {'train/loss': ('train', _GREY), 'eval/loss': ('validation', _RED)}),
@@ -53,8 +53,8 @@ def learning_curves(
   """
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(12, 5), dpi=_DPI, facecolor='white')
-  figure.text(0.045, 0.925, **fonts.label(title), fontsize=14, fontweight='bold', color=_INK)
+  figure = Figure(figsize=(12, 5), dpi=DPI, facecolor='white')
+  figure.text(0.045, 0.925, **fonts.label(title), fontsize=14, fontweight='bold', color=INK)
   epochs, unit = _epochs(records)
   rates = _series(records, epochs, 'learning_rate')
   for left, (heading, factor, metrics) in zip((0.045, 0.54), _PANELS, strict=True):
@@ -66,7 +66,7 @@ def learning_curves(
     curves = [curve for curve in curves if len(curve[2])]
     _panel(axes, heading, factor, curves)
     axes.set_xlim(0, max(epochs, default=0) or 1)
-    axes.set_xlabel(unit, fontsize=10, color=_FAINT)
+    axes.set_xlabel(unit, fontsize=10, color=FAINT)
     _mark_rates(axes, rates)
   save_png(figure, path)
 
@@ -102,13 +102,13 @@ def filter_grid(
   canvas_height = 2 * margin + heading + towers * (label + height) + (towers - 1) * gap
   canvas_width = 2 * margin + max(width, 600 if title else 0)  # room for a line of text
   canvas = np.full((canvas_height, canvas_width, 3), 255, np.uint8)
-  texts = [(margin + 26, title, 'bold', 14, _INK)]
+  texts = [(margin + 26, title, 'bold', 14, INK)]
   top = margin + heading
   for tower, block in enumerate(blocks):
     if label:
       count = kernel.shape[3] // towers
       text = f'Tower {tower + 1}: kernels {tower * count + 1} to {(tower + 1) * count}'
-      texts.append((top + 22, text, 'normal', 10, _FAINT))
+      texts.append((top + 22, text, 'normal', 10, FAINT))
       top += label
     canvas[top : top + height, margin : margin + width] = block
     top += height + gap
@@ -166,7 +166,7 @@ def _panel(axes, heading: str, usual_top: float, curves: list) -> None:
     _log_scale(axes, min(lows) / 1.15, max(tops) * 1.15)
   else:
     axes.set_ylim(0, max(tops) * 1.05 or usual_top)
-  axes.text(0, 1.12, heading, transform=axes.transAxes, fontsize=11.5, color=_INK)
+  axes.text(0, 1.12, heading, transform=axes.transAxes, fontsize=11.5, color=INK)
   _label_ends(axes, ends, '.1f' if heading != 'Loss' else '.3g')
 
 
@@ -174,11 +174,11 @@ def _style(axes) -> None:
   """Quiet axes: no box, faint horizontal rules, small gray figures."""
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
-  axes.spines['bottom'].set_color(_FAINT)
+  axes.spines['bottom'].set_color(FAINT)
   axes.grid(axis='y', color=_RULE, linewidth=0.8)
   axes.grid(visible=False, axis='x')
   axes.set_axisbelow(True)
-  axes.tick_params(axis='both', which='both', labelsize=9.5, labelcolor=_FAINT, color=_FAINT)
+  axes.tick_params(axis='both', which='both', labelsize=9.5, labelcolor=FAINT, color=FAINT)
   axes.tick_params(axis='y', which='both', length=0)
 
 
@@ -221,15 +221,13 @@ def _mark_rates(axes, rates: np.ndarray) -> None:
     peak = rates[: falls[0] if len(falls) else None, 1].max()  # after the warm-up, if there is one
     texts = [(0.0, f'learning rate {peak:.2g}')] + [(x, f'{rate:.2g}') for x, rate in rates[falls]]
     for x in rates[falls, 0]:
-      axes.axvline(x, color=_FAINT, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
+      axes.axvline(x, color=FAINT, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
   taken = [-math.inf, -math.inf, -math.inf]  # the right end of the text on each level
   for x, text in texts:
     left = x / axes.get_xlim()[1]
     level = next((i for i, end in enumerate(taken) if end < left), len(taken) - 1)
     taken[level] = left + 0.017 * len(text) + 0.02
-    axes.text(
-      left, 1.02 + 0.045 * level, text, transform=axes.transAxes, fontsize=8.5, color=_FAINT
-    )
+    axes.text(left, 1.02 + 0.045 * level, text, transform=axes.transAxes, fontsize=8.5, color=FAINT)
 
 
 def _tiles(kernel: np.ndarray) -> np.ndarray:
@@ -262,7 +260,7 @@ def _save_pixels(canvas: np.ndarray, left: int, texts: list, path: str | os.Path
 
   height, width = canvas.shape[:2]
   # Half a pixel more, because Matplotlib rounds the product of inches and dots per inch down.
-  figure = Figure(figsize=((width + 0.5) / _DPI, (height + 0.5) / _DPI), dpi=_DPI)
+  figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
   figure.figimage(canvas, origin='upper')
   for baseline, text, weight, size, color in texts:
     x, y = left / width, 1 - baseline / height
