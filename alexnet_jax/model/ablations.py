@@ -12,7 +12,7 @@ schedule) 40.53 / 18.05.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.layers import (
@@ -68,7 +68,7 @@ def edited(table: Table, names: Sequence[str], shape: layers.Shape) -> Table:
   for name in names:
     if name not in EDITS:
       raise ValueError(f'no ablation {name!r} of a net: known are {", ".join(EDITS)}')
-    before, table = table, ABLATIONS[name].edit(table, shape)
+    before, table = table, EDITS[name](table, shape)
     if table == before:
       raise ValueError(f'{name} changes nothing in this net')
     layers.count_macs(table, shape)  # every layer fits its input
@@ -102,7 +102,7 @@ def _without_conv(number: int) -> Edit:
   return edit
 
 
-def _is_conv(row: layers.Row) -> bool:
+def _is_conv(row: layers.Row) -> TypeGuard[Conv]:
   return isinstance(row, Conv) and not isinstance(row, Local)
 
 
@@ -147,10 +147,11 @@ def _non_overlapping_pool(table: Table, shape: layers.Shape) -> Table:
   for row in table:
     if isinstance(row, MaxPool) and row.stride < row.window:
       row = dataclasses.replace(row, window=row.stride)
-      conv = max((i for i, above in enumerate(rows) if _is_conv(above)), default=None)
       *_, (_, _, output) = layers.walk((*rows, row), shape)
-      if output != wanted[row.name] and conv is not None and rows[conv].padding:
-        rows[conv] = dataclasses.replace(rows[conv], padding=rows[conv].padding - 1)
+      convs = [(i, above) for i, above in enumerate(rows) if _is_conv(above)]
+      if output != wanted[row.name] and convs and convs[-1][1].padding:
+        place, conv = convs[-1]
+        rows[place] = dataclasses.replace(conv, padding=conv.padding - 1)
     rows.append(row)
   return tuple(rows)
 
@@ -306,4 +307,4 @@ ABLATIONS: dict[str, Ablation] = {
     fields={'input.normalization': 'mean_scalar'},
   ),
 }
-EDITS = tuple(name for name, ablation in ABLATIONS.items() if ablation.edit)
+EDITS = {name: ablation.edit for name, ablation in ABLATIONS.items() if ablation.edit}

@@ -7,8 +7,8 @@ two towers: grouped convolutions, channels 0..C/2-1 being tower a.
 An ablation is an edit of rows: every function returns a plain tuple of rows from `layers.py`.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import ablations, layers
@@ -76,7 +76,7 @@ def paper(classes: int = 1000) -> layers.Table:
   the plain sum, N(0, 0.01^2) everywhere, biases 1 in conv2, conv4, conv5, fc6, fc7.  Geometry of
   the 2012 code: literal floor arithmetic on 224 gives 54x54 maps and another net (49.4M).
   """
-  norm = {'alpha': 1e-4, 'k': 2.0}
+  norm: dict[str, Any] = {'alpha': 1e-4, 'k': 2.0}
   return (
     Conv('conv1', 96, 11, stride=4, ceil=True),
     Relu('relu1'),
@@ -145,7 +145,7 @@ def owt(classes: int = 1000) -> layers.Table:
 
   Dropout stands before fc6 and fc7; PyTorch's default initialization.  61,100,840 parameters.
   """
-  init = 'torch'
+  init: layers.Init = 'torch'
   return (
     Conv('conv1', 64, 11, stride=4, padding=2, init=init),
     Relu('relu1'),
@@ -242,7 +242,7 @@ def bn_after_pool(classes: int = 1000) -> layers.Table:
   def norm(number: int) -> layers.Row:
     return BatchNorm(f'bn{number}', epsilon=1e-4, affine=False)
 
-  *hidden, last = _dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True)
+  hidden = _dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True)[:-1]
   return (
     Conv('conv1', 96, 11, stride=4, bias=0.01),
     Relu('relu1'),
@@ -262,7 +262,7 @@ def bn_after_pool(classes: int = 1000) -> layers.Table:
     Relu('relu5'),
     MaxPool('pool5'),
     *hidden,
-    dataclasses.replace(last, bias=0.01),
+    Dense('fc8', classes, init=0.01, bias=0.01),
   )
 
 
@@ -337,7 +337,7 @@ def _local_layers(first: int, classes: int) -> layers.Table:
 
 def cifar_11pct(classes: int = 10) -> layers.Table:
   """cuda-convnet2 layers-cifar10-11pct.cfg: 2,112,970 parameters on 24x24 crops, 11 %."""
-  norm = {'size': 9, 'alpha': 0.001 / 9, 'k': 1.0}
+  norm: dict[str, Any] = {'size': 9, 'alpha': 0.001 / 9, 'k': 1.0}
   return (
     Conv('conv1', 64, 5, padding=2, init=0.0001),
     Relu('relu1'),
