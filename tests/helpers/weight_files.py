@@ -6,9 +6,9 @@ import struct
 from unittest import mock
 
 import numpy as np
-from helpers.narrow import narrow
 
 from alexnet_jax.model import nets
+from helpers.narrow import narrow
 
 TORCHVISION_NAMES = (
   *('features.0', 'features.3', 'features.6', 'features.8', 'features.10'),
