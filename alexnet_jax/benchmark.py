@@ -6,56 +6,49 @@
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --peers= --profile=traces
   python -m alexnet_jax.benchmark step --python=~/venv/3.13/bin/python
 
-step: a training step of configs/cifar10.py:18pct (batch 128) and of configs/imagenet.py (batch 32),
-or of --config, from uint8 images to updated weights, against the same net in PyTorch, which is
-handed its views ready made, and in each --python.  Loss and gradients are first shown to be equal.
-Beside the speed stand the shares of what the device can compute and move.
-loop: steps fed from the store of a config, against the step alone; with --config or, if not given,
-on generated images of configs/imagenet.py.
-feed: batches of stored 256x256 images, against tf.data and torch's DataLoader on the same file.
-checkpoint: how long a save holds training up, and how long it and a restore take; of the state of
-configs/imagenet.py or --config.
-startup: from the command to the first finished step, without and with programs compiled before; of
-configs/digits.py, configs/cifar10.py:18pct and configs/imagenet.py, or of --config.
-communication: bytes that a device sends in a step, counted in the program compiled for 8 virtual
-devices and by formula up to 1,024, with and without --config.model.shard_dense, and the batch up to
-which that pays; of configs/imagenet.py or --config.  Nothing is timed.
-prepare: the photos of --photos to a finished store, against FFCV's writer; all cores.
+step: a training step, uint8 images to updated weights, against the same net in PyTorch and in each
+--python, after loss and gradients are shown to be equal; and what share of the device that is.
+loop: steps fed from the store of a config, against the step alone.
+feed: --images (8192 if not given, 0.2 MB each) stored 256x256 images, in batches to memory.
+checkpoint: how long a save holds training up, and how long it and a restore take.
+startup: from the command to the first finished step, without and with programs compiled before.
+communication: bytes that a device sends in a step with and without --config.model.shard_dense,
+counted in the program compiled for 8 virtual devices and by formula up to 1,024; nothing is timed.
+prepare: --images (2000 if not given) of the photos of --photos to a finished store, on all cores.
 all: all of these, which is also what no word means; prepare only if there are photos.
 
-Each side runs in a process of its own with the memory allocator's setting that suits it; they take
-turns, so that only one computes at a time.  Goals, and how each is measured: docs/performance.md.
+Without --config they take configs/imagenet.py, step and startup others too.  Contestants take
+turns, each in a process of its own.  Goals, and how each is measured: docs/performance.md.
 """
 
-import itertools
+import dataclasses
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 from absl import flags
 
-from alexnet_jax import cli, config_files
+from alexnet_jax import cli, config_files, files
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.cores import usable_cores
 from alexnet_jax.terminal import did_you_mean
+
+if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
+  from alexnet_jax.benchmarks.rounds import Result
 
 _TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
+_IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
-  'step': (('configs/cifar10.py:18pct', 128), ('configs/imagenet.py', 32)),
-  'loop': (('configs/imagenet.py', 128),),
-  'checkpoint': (('configs/imagenet.py', 32),),
-  'startup': (
-    ('configs/digits.py', None),
-    ('configs/cifar10.py:18pct', None),
-    ('configs/imagenet.py', None),
-  ),
-  'communication': (('configs/imagenet.py', 32),),
+  'step': (('configs/cifar10.py:18pct', 128), (_IMAGENET, 32)),
+  'loop': ((_IMAGENET, 128),),
+  'checkpoint': ((_IMAGENET, 32),),
+  'startup': (('configs/digits.py', None), ('configs/cifar10.py:18pct', None), (_IMAGENET, None)),
+  'communication': ((_IMAGENET, 32),),
 }
-_ROUNDS_EACH = {'startup': 3}
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _BATCH_SIZES = flags.DEFINE_list(
@@ -67,22 +60,14 @@ _PEERS = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer(
   'rounds',
   None,
-  'Turns of each side, saves, or starts; 9 if not given, and 3 starts.',
+  'Turns of each contestant, saves, or starts; 9 if not given, and 3 starts.',
   lower_bound=1,
 )
 _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
 )
-_FEED_IMAGES = flags.DEFINE_integer(
-  'feed_images', 8192, 'Images in the file of the feed benchmark, 0.2 MB each.', lower_bound=1
-)
+_IMAGES = flags.DEFINE_integer('images', None, 'Images of feed and of prepare.', lower_bound=10)
 _PHOTOS = flags.DEFINE_string('photos', None, 'Folder of photos for the prepare benchmark.')
-_PREPARE_IMAGES = flags.DEFINE_integer(
-  'prepare_images', 2000, 'Images in the store of the prepare benchmark.', lower_bound=10
-)
-_WORKERS = flags.DEFINE_integer(
-  'workers', usable_cores(), 'Processes of the prepare benchmark.', lower_bound=1
-)
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
 _PYTHON = flags.DEFINE_multi_string(
   'python', [], 'Another interpreter to take our training step in too; may be repeated.'
@@ -101,29 +86,33 @@ def main(words: list[str]) -> None:
   for result in _measure(targets):
     print(result.table(), end='\n\n', flush=True)
     finished.append(result)
-  record = {'command': cli.command_line(), 'results': [result.to_json() for result in finished]}
   if _JSON.value:
-    _write(Path(_JSON.value), record)
-  for result in finished:
-    if (absent := getattr(result, 'absent', None)) and len(result.sides) == 1:
+    results = [dataclasses.asdict(result) for result in finished]
+    try:
+      files.write_json(_JSON.value, {'command': cli.command_line(), 'results': results})
+    except OSError as error:
       raise UserError(
-        f'{result.target}: measured alone, nothing to compare with: {next(iter(absent.values()))}'
-      )
+        f'--json={_JSON.value} cannot be written ({error.strerror}): choose another file'
+      ) from None
+  for result in finished:
+    if reason := result.alone():
+      raise UserError(f'{result.target}: measured alone, nothing to compare with: {reason}')
 
 
-def _targets(words: list[str]) -> tuple[str, ...]:
+def _targets(words: list[str]) -> list[str]:
   _check_words('', words, (*_TARGETS, 'all'))
   if words and 'all' not in words:
-    return tuple(target for target in _TARGETS if target in words)
+    return [target for target in _TARGETS if target in words]
   if not _PHOTOS.value:
     print('prepare is not measured: it needs --photos=FOLDER', file=sys.stderr)
-  return tuple(target for target in _TARGETS if target != 'prepare' or _PHOTOS.value)
+  return [target for target in _TARGETS if target != 'prepare' or _PHOTOS.value]
 
 
-def _measure(targets: tuple[str, ...]) -> Iterator:
-  """Yields a Comparison or Figures for each target and config."""
+def _measure(targets: list[str]) -> Iterator['Result']:
+  """Yields a result for each target and config."""
   from alexnet_jax.benchmarks import (
     compiled,
+    rounds,
     time_checkpoint,
     time_feed,
     time_loop,
@@ -131,19 +120,10 @@ def _measure(targets: tuple[str, ...]) -> Iterator:
     time_startup,
     time_step,
   )
-  from alexnet_jax.benchmarks.rounds import Options
 
   peers = None if _PEERS.value is None else tuple(_PEERS.value)
-  if peers:
-    sides = (
-      time_step.PEERS,
-      time_step.GPU_PEERS,
-      time_loop.PEERS,
-      time_feed.PEERS,
-      time_prepare.PEERS,
-    )
-    _check_words('--peers: ', peers, tuple(itertools.chain(*sides)))
-  profile = Path(_PROFILE.value) if _PROFILE.value else None
+  known = time_step.PEERS | time_step.GPU_PEERS | time_loop.PEERS
+  _check_words('--peers: ', peers or (), tuple(known))
   of_configs = {
     'step': time_step,
     'loop': time_loop,
@@ -151,17 +131,18 @@ def _measure(targets: tuple[str, ...]) -> Iterator:
     'startup': time_startup,
     'communication': compiled,
   }
+  profile = Path(_PROFILE.value) if _PROFILE.value else None
   for target in targets:
-    rounds = _ROUNDS.value or _ROUNDS_EACH.get(target, 9)
-    options = Options(rounds, _TURN_SECONDS.value, peers, tuple(_PYTHON.value), profile)
+    times = _ROUNDS.value or (3 if target == 'startup' else 9)
+    options = rounds.Options(times, _TURN_SECONDS.value, peers, tuple(_PYTHON.value), profile)
     if target in of_configs:
       for name, config in _configs(target):
         yield of_configs[target].compare(name, config, options)
     if target == 'feed':
-      yield time_feed.compare(_FEED_IMAGES.value, options)
+      yield time_feed.compare(_IMAGES.value or 8192, options)
     if target == 'prepare':
       photos = Path(_PHOTOS.value) if _PHOTOS.value else None
-      yield time_prepare.compare(photos, _PREPARE_IMAGES.value, _WORKERS.value, options)
+      yield time_prepare.compare(photos, _IMAGES.value or 2000, options)
 
 
 def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
@@ -199,22 +180,11 @@ def _batch_sizes() -> list[int]:
     ) from None
 
 
-def _check_words(what: str, words: list[str], allowed: tuple[str, ...]) -> None:
+def _check_words(what: str, words: Sequence[str], allowed: tuple[str, ...]) -> None:
   for word in words:
     if word not in allowed:
       hint = did_you_mean(word, allowed) or f'choose from {", ".join(allowed)}'
       raise UserError(f'{what}{word!r} is not known: {hint}')
-
-
-def _write(path: Path, record: dict) -> None:
-  from alexnet_jax import files
-
-  try:
-    files.write_json(path, record)
-  except OSError as error:
-    raise UserError(
-      f'--json={path} cannot be written ({error.strerror}): choose another file'
-    ) from None
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ import gzip
 import json
 import math
 import os
-import pickle
 import platform
 import statistics
 import subprocess
@@ -14,15 +13,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import contestants, roofline, rounds, time_startup, time_step
 from alexnet_jax.benchmarks.contestants import LossAndGrads, Sample, Unavailable
-from alexnet_jax.benchmarks.rounds import Comparison, Options
+from alexnet_jax.benchmarks.rounds import Options, Turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.train.optimizer import krizhevsky_momentum
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,11 +53,6 @@ SHAPE = (20, 20, 3)
 @pytest.fixture(scope='module')
 def ours():
   """Weights for EVERY_ROW, and our net's loss and gradients at them."""
-  import jax
-  import optax
-
-  from alexnet_jax.model.alexnet import AlexNet
-
   model = AlexNet(contestants.without_dropout(EVERY_ROW))
   views, labels = examples()
   initial = jax.eval_shape(model.init, jax.random.key(0), views)['params']
@@ -82,20 +79,9 @@ def task(table, weights, **changes):
   views, labels = examples()
   rates = {layer: {'kernel': 0.1, 'bias': 0.2} for layer in weights}
   decays = {layer: {'kernel': 0.01, 'bias': 0.0} for layer in weights}
-  arguments = {
-    'table': table,
-    'view_shape': SHAPE,
-    'platform': 'cpu',
-    'compute_dtype': 'float32',
-    'optimizer': 'momentum',
-    'momentum': 0.9,
-    'views': views,
-    'labels': labels,
-    'weights': weights,
-    'rates': rates,
-    'decays': decays,
-  }
-  return contestants.Task(**arguments | changes)
+  settings = ('cpu', 'float32', 'momentum', 0.9)
+  made = contestants.Task(table, SHAPE, *settings, views, labels, weights, rates, decays)
+  return dataclasses.replace(made, **changes)
 
 
 def torch_step(table, weights, **changes):
@@ -107,7 +93,7 @@ def torch_step(table, weights, **changes):
 
 def test_the_torch_net_computes_what_ours_does_for_every_row(ours):
   weights, expected = ours
-  actual = torch_step(EVERY_ROW, weights).probe(weights)
+  actual = torch_step(EVERY_ROW, weights).loss_and_grads(weights)
   assert actual.loss == pytest.approx(expected.loss, rel=1e-6)
   assert set(actual.gradients) == {'conv1', 'conv2', 'local3', 'fc4', 'fc5'}
   for layer, leaves in actual.gradients.items():
@@ -133,26 +119,15 @@ def test_the_torch_net_computes_what_ours_does_for_every_row(ours):
 def test_another_net_is_refused(ours, other):
   weights, expected = ours
   table = [other if row.name == other.name else row for row in EVERY_ROW]
-  actual = torch_step(table, weights).probe(weights)
+  actual = torch_step(table, weights).loss_and_grads(weights)
   with pytest.raises(UserError, match='not the same computation'):
     time_step.check_equal('torch', expected, actual)
 
 
-def test_perturbed_weights_are_refused(ours):
-  weights, expected = ours
-  peer = torch_step(EVERY_ROW, weights)
-  for layer in weights:
-    for name in ('kernel', 'bias'):
-      perturbed = {key: dict(leaves) for key, leaves in weights.items()}
-      perturbed[layer][name] = weights[layer][name] * np.float32(1.1) + np.float32(0.02)
-      with pytest.raises(UserError, match='not the same computation'):
-        time_step.check_equal('torch', expected, peer.probe(perturbed))
-
-
-def changed(probe, layer, name, gradient):
-  gradients = {key: dict(leaves) for key, leaves in probe.gradients.items()}
+def changed(found, layer, name, gradient):
+  gradients = {key: dict(leaves) for key, leaves in found.gradients.items()}
   gradients[layer][name] = gradient
-  return probe._replace(gradients=gradients)
+  return found._replace(gradients=gradients)
 
 
 def test_a_single_wrong_gradient_is_named(ours):
@@ -181,11 +156,8 @@ def test_a_gradient_of_zero_is_equal_to_zero(ours):
 
 def test_the_torch_update_is_that_of_2012(ours):
   torch = pytest.importorskip('torch')
-  import jax
-
   from alexnet_jax.benchmarks.torch_net import TorchNet
   from alexnet_jax.benchmarks.torch_step import make_optimizer
-  from alexnet_jax.train.optimizer import krizhevsky_momentum
 
   weights, _ = ours
   work = task(EVERY_ROW, weights)
@@ -200,12 +172,12 @@ def test_the_torch_update_is_that_of_2012(ours):
     updates, velocity = rule.update(gradients, velocity, weights, rates=work.rates)
     weights = jax.tree.map(lambda w, update: np.asarray(w + update), weights, updates)
     for layer, name, parameter in net.named():
-      gradient = net._layouts[layer][name].to_torch(gradients[layer][name])
+      gradient = net._permutations[layer][name].to_torch(gradients[layer][name])
       # Fused SGD needs gradients that lie in memory as the parameter does; backward sees to that.
       parameter.grad = torch.empty_like(parameter).copy_(torch.tensor(gradient))
     theirs.step()
   for layer, name, parameter in net.named():
-    actual = net._layouts[layer][name].from_torch(parameter.detach().numpy())
+    actual = net._permutations[layer][name].from_torch(parameter.detach().numpy())
     np.testing.assert_allclose(actual, weights[layer][name], atol=1e-5)
 
 
@@ -216,7 +188,7 @@ def test_images_may_lie_with_channels_last(ours):
   weights, expected = ours
   work = task(contestants.without_dropout(EVERY_ROW), weights)
   peers = [TorchStep(work, channels_last=last, compiled=False) for last in (False, True)]
-  time_step.check_equal('channels_last', expected, peers[1].probe(weights))
+  time_step.check_equal('channels_last', expected, peers[1].loss_and_grads(weights))
   assert [peer.run(3) for peer in peers] == [18, 18]
   assert peers[1].loss() == pytest.approx(peers[0].loss(), rel=1e-5)
   assert peers[1].loss() != pytest.approx(expected.loss, rel=1e-3)
@@ -242,7 +214,7 @@ def test_torch_drops_as_in_2012_or_inverted():
     ({'table': (*EVERY_ROW, layers.BatchNorm('bn5'))}, 'BatchNorm'),
   ],
 )
-def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
+def test_what_torch_is_not_written_for_it_declines(ours, changes, reason):
   weights, _ = ours
   with pytest.raises(Unavailable, match=reason):
     torch_step(**{'table': EVERY_ROW, 'weights': weights} | changes)
@@ -253,11 +225,11 @@ def test_what_the_torch_side_does_not_know_it_declines(ours, changes, reason):
 FAKE = """
 import os
 import numpy as np
-from alexnet_jax.benchmarks.contestants import LossAndGrads, Side, Task, Unavailable
+from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Unavailable, Workload
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 
-class Fake(Side):
+class Fake(Workload):
   def __init__(self, log, last_loss=1.0, gradient=1.0, **_):
     print('noise of a library')
     self.log, self.last_loss, self.gradient = log, last_loss, gradient
@@ -275,24 +247,24 @@ class Fake(Side):
     return self.last_loss
   def roofline(self):
     from alexnet_jax.benchmarks.roofline import Roofline
-    return Roofline(4, 6e9, 1e9, 5, 7, {'float32': 3e12}, 1e11)
+    return Roofline('float32', 6e9, 1e9, 5, 7, 3e12, 1e11)
   def task(self):
     weights = {'fc1': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
     table = (layers.Dense('fc1', 2),)
     return Task(table, (3,), 'cpu', 'float32', '', 0, None, None, weights, {}, {})
-  def probe(self, weights):
+  def loss_and_grads(self, weights):
     return LossAndGrads(1.0, {'fc1': {'kernel': self.gradient * weights['fc1']['kernel']}})
 """
 
 
 @pytest.fixture
 def fake(tmp_path):
-  """Makes contestants of a side that writes its name into tmp_path/log at every run."""
-  (tmp_path / 'fake_side.py').write_text(FAKE)
+  """Makes contestants that write their name into tmp_path/log at every run."""
+  (tmp_path / 'fake.py').write_text(FAKE)
 
   def make(name, **arguments):
     settings = {'NAME': name, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
-    return Contestant(name, 'fake_side:Fake', settings, {'log': str(tmp_path / 'log'), **arguments})
+    return Contestant(name, 'fake:Fake', settings, {'log': str(tmp_path / 'log'), **arguments})
 
   return make
 
@@ -321,14 +293,15 @@ def test_the_death_of_a_worker_is_reported(fake):
       worker.call('run', 1)
 
 
-def test_sides_take_turns_there_and_back(fake, tmp_path):
+def test_contestants_take_turns_there_and_back(fake, tmp_path):
   with fake('a').start() as a, fake('b').start() as b:
-    samples, facts = rounds.take_turns({'a': a, 'b': b}, OPTIONS)
+    turns = rounds.take_turns({'a': a, 'b': b}, OPTIONS)
   # Two runs to prepare, then one that warms up before each that counts.
   assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
-  assert {name: len(turns) for name, turns in samples.items()} == {'a': 2, 'b': 2}
-  assert samples['a'][0].images == 4 and samples['a'][0].seconds > 0
-  assert facts['b']['versions'] == {'fake': 'b'} and facts['b']['first_batch_seconds'] > 0
+  assert {name: len(samples) for name, samples in turns.samples.items()} == {'a': 2, 'b': 2}
+  assert turns.samples['a'][0].images == 4 and turns.samples['a'][0].seconds > 0
+  facts = turns.facts['b']
+  assert facts['versions'] == {'fake': 'b'} and facts['first_batch_seconds'] > 0
 
 
 def compare(monkeypatch, ours, **peers):
@@ -338,13 +311,19 @@ def compare(monkeypatch, ours, **peers):
 
 
 def test_compare_measures_peers_that_agree(fake, monkeypatch):
-  absent = Contestant('missing', 'fake_side:Fake', package='no_such_package', extra='peers')
-  result = compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent)
-  assert list(result.sides) == ['alexnet_jax', 'peer'] and len(result.ratios('peer')) == 2
-  assert "no_such_package is not installed: pip install 'alexnet_jax[peers]'" in (result.table())
-  equality = result.to_json()['details']['equality']['peer']
+  result = compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001))
+  assert list(result.contestants) == ['alexnet_jax', 'peer'] and not result.alone()
+  equality = result.details['equality']['peer']
   assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
   assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in result.table()
+
+
+def test_compare_measures_ours_where_torch_is_missing(fake, monkeypatch):
+  absent = Contestant('missing', 'fake:Fake', package='no_such_package')
+  result = compare(monkeypatch, fake('ours'), missing=absent)
+  assert list(result.contestants) == ['alexnet_jax']
+  assert result.alone() == "no_such_package is not installed: pip install 'alexnet_jax[peers]'"
+  assert f'missing was not measured: {result.alone()}' in result.table()
 
 
 def test_compare_gives_no_ratio_for_a_peer_that_differs(fake, monkeypatch):
@@ -352,7 +331,7 @@ def test_compare_gives_no_ratio_for_a_peer_that_differs(fake, monkeypatch):
     compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.1))
 
 
-def test_compare_refuses_a_side_that_diverged(fake, monkeypatch):
+def test_compare_refuses_a_contestant_that_diverged(fake, monkeypatch):
   with pytest.raises(UserError, match='loss of peer became nan'):
     compare(monkeypatch, fake('ours'), peer=fake('peer', last_loss=math.nan))
 
@@ -363,159 +342,100 @@ def test_a_python_without_our_packages_is_refused(tmp_path):
   python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
   python.chmod(0o755)
   options = dataclasses.replace(OPTIONS, peers=(), pythons=(str(python),))
-  with pytest.raises(UserError, match=f'--python={python} cannot run our side .*No module named'):
+  with pytest.raises(UserError, match=f'--python={python} cannot run our step .*No module named'):
     time_step.compare('digits', configs.default(), options)
 
 
 # The report.
 
 
-def made_up_comparison(**changes):
-  turns = {
-    'alexnet_jax': [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)],
-    'peer': [Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0), Sample(100, 1.0, 2.0)],
-  }
-  arguments = {
-    'target': 'step',
-    'title': 'a net',
-    'batch_size': 10,
-    'measure': 'per_second',
-    'notes': (),
-    'samples': turns,
-    'sides': {name: {'title': name} for name in turns},
-    'absent': {},
-    'environment': {'date': 'today'},
-    'details': {},
-  }
-  return Comparison(**arguments | changes)
+def turns_of_two(measure='per_second'):
+  ours = [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)]
+  samples = {'alexnet_jax': ours, 'peer': 3 * [Sample(100, 1.0, 2.0)]}
+  return Turns(samples, {name: {'title': name} for name in samples}, measure)
 
 
 def test_ratios_are_taken_round_by_round():
-  result = made_up_comparison()
-  assert result.ratios('peer') == [0.5, 1.0, 0.25]
-  assert made_up_comparison(measure='per_core_second').ratios('peer') == [0.5, 1.0, 0.5]
-  values = result.to_json()
-  assert values['sides']['peer']['ratio'] == {
-    'median': 0.5,
-    'lower_quartile': 0.375,
-    'upper_quartile': 0.75,
-  }
-  assert values['sides']['alexnet_jax']['per_second']['median'] == 50
-  assert values['sides']['alexnet_jax']['samples'][1] == {
-    'images': 100,
-    'seconds': 1.0,
-    'core_seconds': 2.0,
-  }
-  assert 'ratio' not in values['sides']['alexnet_jax']
+  assert turns_of_two().ratios('peer') == [0.5, 1.0, 0.25]
+  assert turns_of_two('per_core_second').ratios('peer') == [0.5, 1.0, 0.5]
+  found = turns_of_two().contestants()
+  assert found['peer']['ratio'] == {'median': 0.5, 'lower_quartile': 0.375, 'upper_quartile': 0.75}
+  ours = found['alexnet_jax']
+  assert set(rounds.spread([3.0]).values()) == {3.0}  # of one round
+  assert ours['per_second']['median'] == 50 and 'ratio' not in ours
+  assert ours['samples'][1] == {'images': 100, 'seconds': 1.0, 'core_seconds': 2.0}
 
 
 def test_the_table_is_aligned():
-  lines = made_up_comparison(notes=('a note',)).table().splitlines()
-  assert lines[0] == 'step: a net' and lines[-1] == 'a note'
-  assert lines[1].split('  ')[-1] == 'quartiles'
-  assert lines[2].split()[:5] == ['alexnet_jax', '200.0', '50.00', '37.50', '-']
-  assert len(lines[1]) == len(lines[3]) and lines[3].endswith('0.500  0.375 - 0.750')
+  heading, ours, peer = turns_of_two().lines(batch_size=10)
+  assert ours.split()[:5] == ['alexnet_jax', '200.0', '50.00', '37.50', '-']
+  assert len(heading) == len(peer) and peer.endswith('0.500  0.375 - 0.750')
 
 
-def test_the_spread_of_one_value():
-  assert rounds.spread([3.0]) == {'median': 3.0, 'lower_quartile': 3.0, 'upper_quartile': 3.0}
-
-
-def test_the_roofline_in_words_and_numbers():
-  rates = {'float32': 2e12, 'bfloat16': 8e12}
-  what = roofline.Roofline(10, 12e9, 3e9, 2_000_000, 500, rates, 20e9)
-  arithmetic, traffic, memory = what.lines(50.0, 'float32')
-  assert '12 GFLOP an image, 600 GFLOP/s, 30.0% of a' in arithmetic
-  assert 'bfloat16 8 T' in arithmetic and 'float32 2 T' in arithmetic
+def test_the_roofline_in_words():
+  what = roofline.Roofline('float32', 120e9, 3e9, 2_000_000, 500, 2e12, 20e9)
+  arithmetic, traffic, memory = what.lines(steps_per_second=5.0)
+  assert '120 GFLOP a step, 600 GFLOP/s, 30.0% of a large' in arithmetic
+  assert arithmetic.endswith('of float32 (2 TFLOP/s)')
   assert '3 GB a step, 15 GB/s, 75.0% of a large sum (20 GB/s)' in traffic
   assert memory.startswith('memory: 2 MB while it runs, and 500 B')
-  assert what.to_json(50.0, 'bfloat16')['utilization'] == pytest.approx(0.075)
-
-
-def test_the_device_is_timed():
-  assert 1e6 < roofline.matrix_rate('float32', side=64) < 1e16
-  assert 1e5 < roofline.memory_rate(numbers=4096) < 1e16
 
 
 # The command.
 
-WITHOUT_TORCH = """
-import importlib.util, pickle, runpy, sys
-from alexnet_jax.benchmarks import step
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)
-time_step._OURS = pickle.load(open(sys.argv.pop(1), 'rb'))
-runpy.run_module('alexnet_jax.benchmark', run_name='__main__', alter_sys=True)
-"""
+
+def run(*arguments):
+  command = [sys.executable, '-m', 'alexnet_jax.benchmark', *arguments]
+  return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
 
 
-def run(*arguments, program=('-m', 'alexnet_jax.benchmark')):
-  return subprocess.run(
-    [sys.executable, *program, *arguments], cwd=ROOT, text=True, capture_output=True, check=False
-  )
+def measured(tmp_path, *arguments):
+  """What is printed, and the one result in the JSON file, of turns as short as can be."""
+  file = tmp_path / 'found.json'
+  done = run(*arguments, '--turn_seconds=0', f'--json={file}')
+  assert done.returncode == 0, done.stderr
+  (result,) = json.loads(file.read_text())['results']
+  return done.stdout, result
 
 
 @pytest.mark.slow
 def test_step_from_the_command_line(tmp_path):
   """The real step of a net with crops, standardization, LRN and dropout, against real torch."""
   pytest.importorskip('torch')
-  file = tmp_path / 'step.json'
-  done = run(
-    'step',
-    '--config=configs/digits.py',
-    '--batch_sizes=8',
-    '--rounds=2',
-    '--turn_seconds=0',
-    '--peers=eager',
-    f'--python={sys.executable}',
-    f'--profile={tmp_path / "traces"}',
-    f'--json={file}',
-  )
-  assert done.returncode == 0, done.stderr
-  assert 'step: digits, net digits, batch 8' in done.stdout
-  record = json.loads(file.read_text())
-  assert '--batch_sizes=8' in record['command']
-  (found,) = record['results']
-  assert found['environment']['versions']['jax'] and found['environment']['date']
-  assert found['environment']['hardware'] and found['environment']['cores'] >= 1
-  assert found['details']['config']['batch_size'] == found['batch_size'] == 8
-  equality = found['details']['equality']['eager']
+  peers = ('--peers=eager', f'--python={sys.executable}', f'--profile={tmp_path / "traces"}')
+  options = ('--config=configs/digits.py', '--batch_sizes=8', '--rounds=2')
+  printed, found = measured(tmp_path, 'step', *options, *peers)
+  assert 'step: digits, net digits, batch 8' in printed
+  assert found['environment']['versions']['jax'] and found['environment']['cores'] >= 1
+  details = found['details']
+  assert details['config']['batch_size'] == details['batch_size'] == 8
+  equality = details['equality']['eager']
   assert equality['loss'] == pytest.approx(equality['our_loss'], rel=1e-5)
   assert 0 < equality['gradient_difference'] < 0.01
   # conv1: 28x28x32 outputs of 5x5x3 products, and so on; conv1's input needs no gradient.
   conv1, *others = 28**2 * 32 * 75, 14**2 * 64 * 800, 7**2 * 64 * 576, 576 * 128, 128 * 10
-  roofline = found['details']['roofline']
-  assert roofline['flop_per_image'] == 2 * (2 * conv1 + 3 * sum(others))
-  assert set(roofline['matrix_rates']) == {'float32'}
-  for share in ('utilization', 'bandwidth_share', 'temporary_bytes', 'compiled_bytes'):
-    assert roofline[share] > 0
+  assert details['roofline']['flop'] == 8 * 2 * (2 * conv1 + 3 * sum(others))
+  assert details['roofline']['temporary_bytes'] > 0
+  assert details['utilization'] > 0 and details['bandwidth_share'] > 0
   (trace,) = (tmp_path / 'traces' / 'digits-8').rglob('*.trace.json.gz')
   events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
   assert any('hlo_op' in event.get('args', {}) for event in events)
   again = f'alexnet_jax, Python {platform.python_version()}, jax {jax.__version__}'
-  assert list(found['sides']) == ['alexnet_jax', again, 'eager']
-  assert found['details']['equality'][again]['gradient_difference'] == 0
-  assert done.stdout.count(f'\n{again}  ') == 1  # a row of the table
-  ours, peer = found['sides']['alexnet_jax'], found['sides']['eager']
+  assert list(found['contestants']) == ['alexnet_jax', again, 'eager']
+  assert details['equality'][again]['gradient_difference'] == 0
+  assert printed.count(f'\n{again}  ') == 1  # a row of the table
+  ours, peer = found['contestants']['alexnet_jax'], found['contestants']['eager']
   assert 'hugetlb' in peer['settings']['GLIBC_TUNABLES'] and peer['versions']['torch']
   assert not ours['settings'].get('GLIBC_TUNABLES')  # measured as users run it
-  speeds = [[turn['images'] / turn['seconds'] for turn in side['samples']] for side in (ours, peer)]
+  speeds = [[turn['images'] / turn['seconds'] for turn in each['samples']] for each in (ours, peer)]
   ratios = [mine / theirs for mine, theirs in zip(*speeds, strict=True)]
   assert peer['ratio']['median'] == pytest.approx(statistics.median(ratios))
 
 
 @pytest.mark.slow
 def test_saves_of_a_small_net(tmp_path):
-  file = tmp_path / 'checkpoint.json'
-  done = run(
-    'checkpoint',
-    '--config=configs/digits.py',
-    '--batch_sizes=8',
-    '--rounds=3',
-    f'--json={file}',
-  )
-  assert done.returncode == 0, done.stderr
-  (found,) = json.loads(file.read_text())['results']
+  options = ('--config=configs/digits.py', '--batch_sizes=8', '--rounds=3')
+  printed, found = measured(tmp_path, 'checkpoint', *options)
   # Weights and velocities, 4 bytes each, and the step and the skipped steps.
   parameters = 75 * 32 + 32 + 800 * 64 + 64 + 576 * 64 + 64 + 576 * 128 + 128 + 1280 + 10
   assert found['details']['bytes'] == 8 * parameters + 8
@@ -523,15 +443,12 @@ def test_saves_of_a_small_net(tmp_path):
   assert len(seconds['a restore']) == 3 and min(seconds['a restore']) > 0
   for hold, save in zip(seconds['a save holds the loop'], seconds['a save in all'], strict=True):
     assert 0 < hold < save
-  assert all(line in done.stdout for line in found['lines'])
+  assert all(line in printed for line in found['lines'])
 
 
 @pytest.mark.slow
 def test_start_of_a_small_net(tmp_path):
-  file = tmp_path / 'startup.json'
-  done = run('startup', '--config=configs/digits.py', '--rounds=1', f'--json={file}')
-  assert done.returncode == 0, done.stderr
-  (found,) = json.loads(file.read_text())['results']
+  _, found = measured(tmp_path, 'startup', '--config=configs/digits.py', '--rounds=1')
   seconds = found['details']['seconds']
   assert list(seconds) == ['nothing compiled yet', 'compiled before', '--help']
   assert all(times[0] > 0 for times in seconds.values())
@@ -549,72 +466,31 @@ def test_a_start_that_fails_says_why():
 @pytest.mark.slow
 def test_loop_is_fed_from_the_store(tmp_path):
   """Steps on digits of scikit-learn, beside the same step on one batch."""
-  file = tmp_path / 'loop.json'
-  done = run(
-    'loop',
-    '--config=configs/digits.py',
-    '--rounds=2',
-    '--turn_seconds=0',
-    f'--json={file}',
-  )
-  assert done.returncode == 0, done.stderr
-  assert 'waiting for data' in done.stdout
-  (found,) = json.loads(file.read_text())['results']
+  printed, found = measured(tmp_path, 'loop', '--config=configs/digits.py', '--rounds=2')
   wait = found['details']['data_wait']
-  assert 0 <= wait < 1 and f'{wait:.2%} of the time' in done.stdout
-  loop, step = (found['sides'][name]['samples'] for name in ('alexnet_jax', 'step_alone'))
-  assert {turn['images'] for turn in loop + step} == {found['batch_size']}
+  assert 0 <= wait < 1 and f'{wait:.2%} of the time was spent waiting for data' in printed
+  for contestant in ('alexnet_jax', 'step_alone'):
+    samples = found['contestants'][contestant]['samples']
+    assert [turn['images'] for turn in samples] == 2 * [found['details']['config']['batch_size']]
 
 
 @pytest.mark.slow
 def test_loop_makes_many_steps_a_call(tmp_path):
   """As training does, with the images on the device; a turn is a call at least."""
-  file = tmp_path / 'loop.json'
-  done = run(
-    'loop',
-    '--config=configs/digits.py',
-    '--config.batch_size=2',
-    '--config.steps_per_call=3',
-    '--rounds=1',
-    '--turn_seconds=0',
-    '--peers=',
-    f'--json={file}',
-  )
-  assert done.returncode == 0, done.stderr
-  assert '3 steps a call' in done.stdout
-  (found,) = json.loads(file.read_text())['results']
-  assert [turn['images'] for turn in found['sides']['alexnet_jax']['samples']] == [3 * 2]
+  many = ('--config.batch_size=2', '--config.steps_per_call=3')
+  options = ('--config=configs/digits.py', *many, '--rounds=1', '--peers=')
+  printed, found = measured(tmp_path, 'loop', *options)
+  assert '3 steps a call' in printed
+  assert [turn['images'] for turn in found['contestants']['alexnet_jax']['samples']] == [3 * 2]
 
 
 @pytest.mark.slow
-def test_without_torch_ours_is_still_measured(fake, tmp_path):
-  file, side = tmp_path / 'alone.json', tmp_path / 'side.pickle'
-  side.write_bytes(pickle.dumps(fake('alexnet_jax')))
-  done = run(
-    'step',
-    'feed',
-    '--config=configs/cifar10.py',
-    '--rounds=1',
-    '--turn_seconds=0',
-    '--peers=eager,compiled,data_loader',
-    '--feed_images=200',
-    f'--json={file}',
-    program=('-c', WITHOUT_TORCH, str(side)),
-  )
-  assert done.returncode == 2
-  message = done.stderr.splitlines()[-1]
-  assert message == (
-    'error: step: measured alone, nothing to compare with: torch is not installed:'
-    " pip install 'alexnet_jax[peers]'"
-  )
-  assert 'compiled was not measured' in done.stdout
-  assert 'goal: 40,000 images/core-s' in done.stdout
-  measured, fed = json.loads(file.read_text())['results']
-  assert list(measured['sides']) == list(fed['sides']) == ['alexnet_jax']
-  assert set(measured['absent']) == {'eager', 'compiled'} and set(fed['absent']) == {'data_loader'}
-  (turn,) = fed['sides']['alexnet_jax']['samples']
+def test_feed(tmp_path):
+  printed, found = measured(tmp_path, 'feed', '--rounds=1', '--images=200')
+  assert 'goal: 40,000 images/core-s' in printed
+  (turn,) = found['contestants']['alexnet_jax']['samples']
   assert turn['images'] == 128 and turn['core_seconds'] > 0
-  assert fed['environment']['versions']['numpy']
+  assert found['environment']['versions']['numpy']
 
 
 @pytest.mark.parametrize(

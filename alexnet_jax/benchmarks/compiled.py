@@ -20,12 +20,13 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.our_step import make_up
-from alexnet_jax.benchmarks.rounds import Figures, Options, aligned, say
+from alexnet_jax.benchmarks.our_step import generated
+from alexnet_jax.benchmarks.rounds import Options, Result, say
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
+from alexnet_jax.terminal import aligned
 from alexnet_jax.train.devices import Devices, check_training_batch
 from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.sharded_dense import sharded_layers
@@ -44,27 +45,24 @@ _SENT = {
   'all-to-all': lambda n: (n - 1) / n,
 }
 
-_ONESELF = Contestant(
+_VIRTUAL = Contestant(
   'the compiled step',
   'alexnet_jax.benchmarks.compiled:CompiledStep',
   {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'},
 )
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Figures:
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
   """Counts what a config's training step sends with and without `model.shard_dense`.
 
-  Args:
-    name: of the config, for the title.
-    config: validated; micro-batches are left out, they send the same in parts.
-    options: not used, nothing is timed.
+  Arguments as those of `time_step.compare`; nothing is timed.
 
   Raises:
     UserError: the batch does not fit `DEVICES` devices.
   """
   del options
   config = config.copy_and_resolve_references()
-  config.grad_accum_steps = 1
+  config.grad_accum_steps = 1  # more of them send the same in parts
   table = nets.table_of(config, config.data.num_classes or 10)
   shape, dtype = (config.input.crop, config.input.crop, 3), config.model.compute_dtype
   images = config.batch_size // DEVICES
@@ -72,12 +70,11 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> F
   for mode in [PLAIN, SHARDED] if sharded_layers(table, DEVICES) else [PLAIN]:
     config.model.shard_dense = mode == SHARDED
     say(f'compiling: {mode}')
-    with _ONESELF.start(config=configs.to_json(config)) as worker:
-      compiled[mode] = worker.call('sent')
-      machine = worker.call('environment')
+    with _VIRTUAL.start(config=configs.to_json(config)) as worker:
+      compiled[mode], machine = worker.call('sent')
     formula[mode] = sent(table, shape, dtype, DEVICES, images, mode == SHARDED)
   scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]
-  return Figures(
+  return Result(
     target='communication',
     title=f'{name}, net {nets.title(config.model)}, {dtype}, {DEVICES} devices with {images} images'
     ' each',
@@ -189,58 +186,43 @@ class CompiledStep:
     self._devices = Devices()
     check_training_batch(self._config, self._devices)
 
-  def environment(self) -> dict:
-    return environment(self._devices)
-
-  def sent(self) -> dict[str, float]:
-    """See `counted`."""
-    count, images = self._devices.global_count, self._config.batch_size
+  def sent(self) -> tuple[dict[str, float], dict]:
+    """What `counted` finds, and the environment."""
+    count, images = self._devices.global_count, self._config.batch_size // DEVICES
     self._config.batch_size = count  # as few images as can be; none are computed with
-    experiment, (image, *_) = make_up(self._config, self._devices.platform)
+    experiment, (image, *_) = generated(self._config, self._devices.platform)
     state = jax.eval_shape(experiment.initial_state)
     program = make_program(experiment, self._devices, None, state)
     state = jax.eval_shape(program.shard_state, state)
-    batch = {
-      'image': _spread(count, (images // count, *image.shape), np.uint8),
-      'label': _spread(count, (images // count,), np.int32),
-      'position': _spread(count, (images // count,), np.int32),
-    }
-    return counted(program.train_step.compiled(state, batch).as_text(), count)
-
-
-def _spread(devices: int, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((devices, *shape), dtype)
+    numbers = jax.ShapeDtypeStruct((count, images), np.int32)
+    pixels = jax.ShapeDtypeStruct((count, images, *image.shape), np.uint8)
+    batch = {'image': pixels, 'label': numbers, 'position': numbers}
+    text = program.train_step.compiled(state, batch).as_text()
+    return counted(text, count), environment(self._devices)
 
 
 def _counts_table(compiled: dict, formula: dict) -> list[str]:
-  """By operation, in MB; of each mode what was counted and what the formula gives."""
+  """By operation; of each mode what was counted and what the formula gives."""
   ways = (('compiled', compiled), ('formula', formula))
   columns = [(f'{mode}, {way}', values[mode]) for mode in compiled for way, values in ways]
-  lines = [('MB a device sends', *(title for title, _ in columns))]
+  rows = [('MB a device sends', *(title for title, _ in columns))]
   for operation in _SENT:
-    lines.append((operation, *(_megabytes(values[operation]) for _, values in columns)))
-  lines.append(('in all', *(_megabytes(sum(values.values())) for _, values in columns)))
-  return aligned(lines)
+    rows.append((operation, *(_megabytes(values[operation]) for _, values in columns)))
+  rows.append(('in all', *(_megabytes(sum(values.values())) for _, values in columns)))
+  return aligned(rows)
 
 
 def _scaling_table(scaling: list[dict[str, Any]]) -> list[str]:
-  """Rows of `scale`, in MB."""
+  """What `scale` returns, in MB."""
   first = f'sharded, {_IMAGES[0]} image each'
-  more = ('pays up to, each', 'in all', 'sharded layers')
-  lines = [('devices', PLAIN, first, *map(str, _IMAGES[1:]), *more)]
+  rows = [('devices', PLAIN, first, *map(str, _IMAGES[1:]), 'pays up to, each', 'in all', 'layers')]
   for row in scaling:
-    batch = row['pays_up_to']
-    lines.append(
-      (
-        f'{row["devices"]:,}',
-        _megabytes(row['plain']),
-        *(_megabytes(size) if row['layers'] else '' for size in row['sharded'].values()),
-        f'{batch:,.1f}',
-        f'{math.floor(batch * row["devices"]):,}',
-        ' '.join(row['layers']) or 'none divides',
-      )
-    )
-  return aligned(lines)
+    most, devices = row['pays_up_to'], row['devices']
+    sharded = [_megabytes(size) if row['layers'] else '' for size in row['sharded'].values()]
+    names = ' '.join(row['layers']) or 'none divides'
+    batch = (f'{most:,.1f}', f'{math.floor(most * devices):,}')
+    rows.append((f'{devices:,}', _megabytes(row['plain']), *sharded, *batch, names))
+  return aligned(rows)
 
 
 def _megabytes(size: float) -> str:

@@ -1,4 +1,4 @@
-"""What a side of a comparison is: something that works through batches when it is its turn."""
+"""The work of a contestant, which runs in a process of its own, and how it is timed."""
 
 import abc
 import dataclasses
@@ -13,11 +13,11 @@ from alexnet_jax.model import layers
 
 
 class Unavailable(Exception):
-  """A side cannot take part here; the message is one line that says why."""
+  """A contestant cannot take part here; the message is one line that says why."""
 
 
 class Sample(NamedTuple):
-  """One turn of a side: images dealt with, seconds it took, and seconds of all cores together."""
+  """One turn: images dealt with, seconds it took, and seconds of all cores together."""
 
   images: int
   seconds: float
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     return self.images / self.core_seconds
 
 
-class Side(abc.ABC):
+class Workload(abc.ABC):
   """Works through batches in a process of its own; see `worker.py`."""
 
   @abc.abstractmethod
@@ -53,13 +53,25 @@ class Side(abc.ABC):
     return first
 
   def measure(self) -> Sample:
-    """Takes a turn, after one batch that does not count: another side's turn has cooled caches."""
+    """Takes a turn, after one batch that does not count: another's turn has cooled the caches."""
     self.run(1)
     return self.turn()
 
   def turn(self) -> Sample:
     """Times a turn."""
     return timed(self.run, self._turn)
+
+  def environment(self) -> dict:
+    """Hardware, versions and date."""
+    # Only after measuring: some workloads need no JAX, which starts threads.
+    from alexnet_jax.runtime.environment import environment
+    from alexnet_jax.train.devices import Devices
+
+    return environment(Devices())
+
+  def versions(self) -> dict:
+    """Of the packages that do the work."""
+    return self.environment()['versions']
 
 
 def timed(work: Callable[[int], int], batches: int) -> Sample:
@@ -77,12 +89,12 @@ def _core_seconds() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """The training step that all sides are given.
+  """The training step that all contestants are given.
 
   Attributes:
     table: the net.
     view_shape: (crop, crop, 3).
-    platform: what our side computes on, such as 'cpu'.
+    platform: what our step runs on, such as 'cpu'.
     compute_dtype, optimizer, momentum: as in the config.
     views: float32 (N, crop, crop, 3), the net's input without random augmentation.
     labels: int32 (N,).

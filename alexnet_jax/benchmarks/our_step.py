@@ -1,4 +1,4 @@
-"""Our side of the step benchmark: the very step that training runs, on made-up images."""
+"""Our contestant of the step benchmark: the very step that training runs, on generated images."""
 
 import dataclasses
 from pathlib import Path
@@ -9,11 +9,10 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import roofline
-from alexnet_jax.benchmarks.contestants import LossAndGrads, Side, Task, without_dropout
+from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Workload, without_dropout
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.model.preprocessing import CENTER_VIEW
 from alexnet_jax.runtime import cpu
-from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train import schedules
 from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
@@ -26,8 +25,8 @@ _EXAMPLES = 10**7
 _TRACED_STEPS = 5
 
 
-class OurStep(Side):
-  """The pmapped step: uint8 images in; crop, mirror, noise, mean, forward, backward, update."""
+class OurStep(Workload):
+  """The pmapped step: uint8 images in; crop, flip, noise, mean, forward, backward, update."""
 
   def __init__(self, config: dict):
     """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
@@ -35,20 +34,14 @@ class OurStep(Side):
     self._config = configs.from_json(config)
     self._devices = Devices()
     check_training_batch(self._config, self._devices)
-    self._experiment, self._images = make_up(self._config, self._devices.platform)
+    self._experiment, self._images = generated(self._config, self._devices.platform)
     positions = np.arange(len(self._images), dtype=np.int32)
     self._labels = positions % len(self._experiment.classes)
     self._batch = self._devices.put_batch(
       {'image': self._images, 'label': self._labels, 'position': positions}
     )
     self._initial = to_host(self._experiment.initial_state())
-    self._state = self._step = self._metrics = None
-
-  def versions(self) -> dict:
-    return environment(self._devices)['versions']
-
-  def environment(self) -> dict:
-    return environment(self._devices)
+    self._state = self._program = self._metrics = None
 
   def task(self) -> Task:
     """What peers need to take the same step."""
@@ -73,7 +66,7 @@ class OurStep(Side):
       ),
     )
 
-  def probe(self, weights: dict) -> LossAndGrads:
+  def loss_and_grads(self, weights: dict) -> LossAndGrads:
     """Loss and gradients at `weights` by the same step, its random parts switched off.
 
     The update is reduced to v = -gradient, so the velocity that comes back shows the gradient.
@@ -91,21 +84,20 @@ class OurStep(Side):
     )
     model = experiment.model.clone(table=without_dropout(experiment.table))
     state = self._initial.replace(params=weights, opt_state=recipe.optimizer.init(weights))
-    probing = dataclasses.replace(experiment, model=model, recipe=recipe)
-    program = make_program(probing, self._devices, None, state)
+    plain = dataclasses.replace(experiment, model=model, recipe=recipe)
+    program = make_program(plain, self._devices, None, state)
     state = program.shard_state(self._devices.replicate(to_host(state)))
     state, metrics = program.train_step(state, self._batch)
     velocity = to_host(program.gather_state(state).opt_state)
     return LossAndGrads(float(metrics['loss']), jax.tree.map(np.negative, velocity))
 
   def run(self, batches: int) -> int:
-    if self._step is None:
-      program = make_program(self._experiment, self._devices, None, self._initial)
-      self._step = program.train_step
-      self._state = program.shard_state(self._devices.replicate(self._initial))
+    if self._program is None:
+      self._program = make_program(self._experiment, self._devices, None, self._initial)
+      self._state = self._program.shard_state(self._devices.replicate(self._initial))
       self._initial = None
     for _ in range(batches):
-      self._state, self._metrics = self._step(self._state, self._batch)
+      self._state, self._metrics = self._program.train_step(self._state, self._batch)
     jax.block_until_ready((self._state, self._metrics))
     return batches * len(self._images)
 
@@ -115,14 +107,10 @@ class OurStep(Side):
 
   def roofline(self) -> roofline.Roofline:
     """What the step needs and what the devices can do; after the first batch."""
-    experiment = self._experiment
-    return roofline.measure(
-      self._step.compiled(self._state, self._batch),  # JAX has it already
-      devices=self._devices.local_count,
-      batch_size=len(self._images),
-      flop_per_image=roofline.training_flop(experiment.table, experiment.view_shape),
-      dtypes={'float32', self._config.model.compute_dtype},
-    )
+    compiled = self._program.train_step.compiled(self._state, self._batch)  # JAX has it already
+    flop = roofline.training_flop(self._experiment.table, self._experiment.view_shape)
+    dtype = self._config.model.compute_dtype
+    return roofline.measure(compiled, self._devices, flop * len(self._images), dtype)
 
   def profile(self, folder: Path) -> None:
     """Writes a trace of a few steps to the folder; after the first batch."""
@@ -132,8 +120,8 @@ class OurStep(Side):
       self.run(_TRACED_STEPS)
 
 
-def make_up(config, platform: str) -> tuple[Experiment, np.ndarray]:
-  """The experiment of a config on made-up data, and uint8 (batch_size, S, S, 3) noise images.
+def generated(config, platform: str) -> tuple[Experiment, np.ndarray]:
+  """The experiment of a config without its data, and uint8 (batch_size, S, S, 3) noise images.
 
   One step a call, whatever config.steps_per_call says.
   """

@@ -11,63 +11,60 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.model import layers
+from alexnet_jax.terminal import si
 from alexnet_jax.train.devices import Devices
 
 # On an accelerator small sizes would time the launch of the program.
-_SIDES = {'cpu': 2048}
+_SIZES = {'cpu': 2048}
 _NUMBERS = {'cpu': 1 << 25}  # 128 MiB of float32, more than caches hold
-_SIDE, _NUMBERS_ELSEWHERE = 8192, 1 << 28
+_SIZE_ELSEWHERE, _NUMBERS_ELSEWHERE = 8192, 1 << 28
 _SECONDS = 0.3
 _ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """What a step does and what its devices can do.
+  """What a step does, and what its devices can do.
 
   Attributes:
-    batch_size: images of a step.
-    flop_per_image: of the products of forward and backward pass, from the table of layers.
+    dtype: that of the step's products.
+    flop: floating-point operations of a step's products, from the table of layers.
     compiled_bytes: read and written in a step by XLA's count on all devices, as if no operation
       found its input in a cache.
     temporary_bytes, argument_bytes: memory of the compiled program on one device.
-    matrix_rates: FLOP/s of all devices by type: the best of a few rounds.
+    matrix_rate: FLOP/s of all devices in a large product of `dtype`: the best of a few rounds.
     bytes_per_second: likewise, of a sum of two arrays.
   """
 
-  batch_size: int
-  flop_per_image: float
+  dtype: str
+  flop: float
   compiled_bytes: float
   temporary_bytes: int
   argument_bytes: int
-  matrix_rates: dict[str, float]
+  matrix_rate: float
   bytes_per_second: float
 
-  def lines(self, images_per_second: float, compute_dtype: str) -> tuple[str, ...]:
-    """What comes of it at a speed, for people."""
-    rate = images_per_second * self.flop_per_image
-    ceiling = self.matrix_rates[compute_dtype]
-    moved = images_per_second / self.batch_size * self.compiled_bytes
-    rates = ', '.join(f'{dtype} {_billions(value)}' for dtype, value in self.matrix_rates.items())
-    return (
-      f'arithmetic: {_billions(self.flop_per_image)}FLOP an image, {_billions(rate)}FLOP/s,'
-      f' {rate / ceiling:.1%} of a large matrix product (FLOP/s: {rates})',
-      f'traffic: at most {_billions(self.compiled_bytes)}B a step, {_billions(moved)}B/s,'
-      f' {moved / self.bytes_per_second:.1%} of a large sum'
-      f' ({_billions(self.bytes_per_second)}B/s)',
-      f'memory: {_billions(self.temporary_bytes)}B while it runs, and'
-      f' {_billions(self.argument_bytes)}B of state and images',
-    )
+  def utilization(self, steps_per_second: float) -> float:
+    """The share of the products' ceiling."""
+    return steps_per_second * self.flop / self.matrix_rate
 
-  def to_json(self, images_per_second: float, compute_dtype: str) -> dict:
-    rate = images_per_second * self.flop_per_image
-    moved = images_per_second / self.batch_size * self.compiled_bytes
-    return dataclasses.asdict(self) | {
-      'flop_per_second': rate,
-      'utilization': rate / self.matrix_rates[compute_dtype],
-      'moved_bytes_per_second': moved,
-      'bandwidth_share': moved / self.bytes_per_second,
-    }
+  def bandwidth_share(self, steps_per_second: float) -> float:
+    """The share of the memory's ceiling; more than 1 where caches help."""
+    return steps_per_second * self.compiled_bytes / self.bytes_per_second
+
+  def lines(self, steps_per_second: float) -> tuple[str, ...]:
+    """All of it for people."""
+    rate, moved = steps_per_second * self.flop, steps_per_second * self.compiled_bytes
+    return (
+      f'arithmetic: {si(self.flop, "FLOP")} a step, {si(rate, "FLOP/s")},'
+      f' {self.utilization(steps_per_second):.1%} of a large matrix product of {self.dtype}'
+      f' ({si(self.matrix_rate, "FLOP/s")})',
+      f'traffic: at most {si(self.compiled_bytes, "B")} a step, {si(moved, "B/s")},'
+      f' {self.bandwidth_share(steps_per_second):.1%} of a large sum'
+      f' ({si(self.bytes_per_second, "B/s")})',
+      f'memory: {si(self.temporary_bytes, "B")} while it runs, and'
+      f' {si(self.argument_bytes, "B")} of state and images',
+    )
 
 
 def training_flop(table: layers.Table, shape: layers.Shape) -> float:
@@ -80,44 +77,29 @@ def training_flop(table: layers.Table, shape: layers.Shape) -> float:
   return 2.0 * (3 * sum(counts) - counts[0])
 
 
-def measure(
-  compiled: jax.stages.Compiled,
-  devices: int,
-  batch_size: int,
-  flop_per_image: float,
-  dtypes: set[str],
-) -> Roofline:
-  """Asks XLA about a compiled step and times the device.
-
-  Args:
-    compiled: the step, of one process.
-    devices: how many it runs on.
-    batch_size: its images.
-    flop_per_image: see `training_flop`.
-    dtypes: whose matrix product to time.
-  """
+def measure(compiled: jax.stages.Compiled, devices: Devices, flop: float, dtype: str) -> Roofline:
+  """Asks XLA about a compiled step and times its devices, which are those of one process."""
   cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+  platform, count = devices.platform, devices.local_count
   return Roofline(
-    batch_size=batch_size,
-    flop_per_image=flop_per_image,
-    compiled_bytes=cost.get('bytes accessed', 0.0) * devices,
+    dtype=dtype,
+    flop=flop,
+    compiled_bytes=cost.get('bytes accessed', 0.0) * count,
     temporary_bytes=memory.temp_size_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,
-    matrix_rates={dtype: devices * matrix_rate(dtype) for dtype in sorted(dtypes)},
-    bytes_per_second=devices * memory_rate(),
+    matrix_rate=count * matrix_rate(dtype, _SIZES.get(platform, _SIZE_ELSEWHERE)),
+    bytes_per_second=count * memory_rate(_NUMBERS.get(platform, _NUMBERS_ELSEWHERE)),
   )
 
 
-def matrix_rate(dtype: str, side: int | None = None) -> float:
-  """FLOP/s of the product of two square matrices on the first device."""
-  side = side or _SIDES.get(Devices().platform, _SIDE)
-  a = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
-  return 2 * side**3 / _seconds(jax.jit(jnp.matmul), a, a)
+def matrix_rate(dtype: str, size: int) -> float:
+  """FLOP/s of the product of two matrices (size, size) on the first device."""
+  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  return 2 * size**3 / _seconds(jax.jit(jnp.matmul), a, a)
 
 
-def memory_rate(numbers: int | None = None) -> float:
+def memory_rate(numbers: int) -> float:
   """Bytes/s of `a + b` of float32 on the first device: two arrays read, one written."""
-  numbers = numbers or _NUMBERS.get(Devices().platform, _NUMBERS_ELSEWHERE)
   a = jnp.ones(numbers, jnp.float32)
   return 3 * a.nbytes / _seconds(jax.jit(jnp.add), a, a + 1)
 
@@ -135,11 +117,3 @@ def _seconds(function, *arguments) -> float:
   timed(1)  # compiles
   calls = max(1, round(_SECONDS / _ROUNDS / timed(1)))
   return min(timed(calls) for _ in range(_ROUNDS))
-
-
-def _billions(value: float) -> str:
-  """A number with a unit's prefix, such as '1.23 T'."""
-  for size, prefix in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-    if value >= size:
-      return f'{value / size:,.3g} {prefix}'
-  return f'{value:.3g} '

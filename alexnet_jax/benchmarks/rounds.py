@@ -1,13 +1,13 @@
-"""Sides taking turns at the same work, and what comes of it: medians, spread, ratios."""
+"""Contestants take turns at the same work; what comes of it are medians, quartiles and ratios."""
 
 import dataclasses
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 from alexnet_jax.benchmarks.contestants import Sample
-from alexnet_jax.benchmarks.worker import Worker
+from alexnet_jax.benchmarks.worker import Contestant, Worker
+from alexnet_jax.terminal import Console, aligned
 
 OURS = 'alexnet_jax'
 
@@ -17,10 +17,10 @@ class Options:
   """How to measure.
 
   Attributes:
-    rounds: turns of each side, or how often a single thing is timed.
+    rounds: turns of each contestant, or how often a single thing is timed.
     turn_seconds: about how long a turn lasts.
     peers: names of those to compare with; None for all.
-    pythons: other interpreters to run our side in.
+    pythons: other interpreters to run our training step in.
     profile: folder for traces; None for none.
   """
 
@@ -30,102 +30,22 @@ class Options:
   pythons: tuple[str, ...] = ()
   profile: Path | None = None
 
-  def wanted(self, peers: dict) -> dict:
+  def wanted(self, peers: dict[str, Contestant]) -> dict[str, Contestant]:
     return {name: peers[name] for name in peers if self.peers is None or name in self.peers}
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-  """A finished comparison; the side `OURS` comes first.
+class Result:
+  """What a benchmark has found; `dataclasses.asdict` of it is written as JSON.
 
   Attributes:
     target, title: which benchmark, and of what.
-    batch_size: images of a batch.
-    measure: the property of `Sample` that ratios are taken of.
-    notes: lines that belong under the table.
-    samples: turns of each side; the n-th turns of all sides belong together.
-    sides: facts about each side: title, settings, versions, seconds of its first batch.
-    absent: peers that were asked for and could not take part, and why.
+    lines: the table, and notes under it.
     environment: hardware, versions and date.
-    details: whatever else is worth keeping.
-  """
-
-  target: str
-  title: str
-  batch_size: int
-  measure: str
-  notes: tuple[str, ...]
-  samples: dict[str, list[Sample]]
-  sides: dict[str, dict]
-  absent: dict[str, str]
-  environment: dict
-  details: dict
-
-  def rates(self, side: str, measure: str) -> list[float]:
-    return [getattr(sample, measure) for sample in self.samples[side]]
-
-  def ratios(self, peer: str) -> list[float]:
-    """Our speed over the peer's, round by round, so that what slows both cancels."""
-    pairs = zip(self.rates(OURS, self.measure), self.rates(peer, self.measure), strict=True)
-    return [ours / theirs for ours, theirs in pairs]
-
-  def to_json(self) -> dict[str, Any]:
-    """All of it, raw turns included, as plain values."""
-    sides = {}
-    for name, facts in self.sides.items():
-      sides[name] = facts | {
-        'per_second': spread(self.rates(name, 'per_second')),
-        'per_core_second': spread(self.rates(name, 'per_core_second')),
-        'samples': [sample._asdict() for sample in self.samples[name]],
-      }
-      if name != OURS:
-        sides[name]['ratio'] = spread(self.ratios(name))
-    kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    del kept['samples']
-    return kept | {'sides': sides}
-
-  def table(self) -> str:
-    """The comparison for people."""
-    measured = 'images/s' if self.measure == 'per_second' else 'images/core-s'
-    lines = [
-      (
-        '',
-        'ms/batch',
-        'images/s',
-        'quartiles',
-        'images/core-s',
-        'quartiles',
-        f'ours/peer in {measured}',
-        'quartiles',
-      )
-    ]
-    for name, facts in self.sides.items():
-      speed = spread(self.rates(name, 'per_second'))
-      per_core = spread(self.rates(name, 'per_core_second'))
-      ratio = ('', '') if name == OURS else _cells(spread(self.ratios(name)), '.3f')
-      lines.append(
-        (
-          facts['title'],
-          f'{1000 * self.batch_size / speed["median"]:,.1f}',
-          *_cells(speed, _digits(speed)),
-          *_cells(per_core, _digits(per_core)),
-          *ratio,
-        )
-      )
-    absent = [f'{name} was not measured: {reason}' for name, reason in self.absent.items()]
-    title = f'{self.target}: {self.title}'
-    return '\n'.join([title, *aligned(lines), *self.notes, *absent])
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-  """What is no comparison of sides.
-
-  Attributes:
-    target, title: which benchmark, and of what.
-    lines: the table for people.
-    environment: hardware, versions and date.
-    details: all values, as they are written as JSON.
+    details: the values behind the lines.
+    contestants: for each, `OURS` first: title, settings, versions, seconds of the first batch,
+      every turn, and median and quartiles of its speed and of the ratio to ours.
+    absent: peers that could not take part, and why.
   """
 
   target: str
@@ -133,51 +53,93 @@ class Figures:
   lines: tuple[str, ...]
   environment: dict
   details: dict
+  contestants: dict[str, dict] = dataclasses.field(default_factory=dict)
+  absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def table(self) -> str:
-    return '\n'.join([f'{self.target}: {self.title}', *self.lines])
+    absent = (f'{name} was not measured: {reason}' for name, reason in self.absent.items())
+    return '\n'.join([f'{self.target}: {self.title}', *self.lines, *absent])
 
-  def to_json(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
-
-
-def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
-  """Lines of a table of how long single things took, each time that they were timed."""
-  cells = [('', 'median s', 'quartiles', 'worst', 'times')]
-  for name, times in seconds.items():
-    cells.append((name, *_cells(spread(times), '.3f'), f'{max(times):.3f}', str(len(times))))
-  return tuple(aligned(cells))
+  def alone(self) -> str:
+    """Why there is nothing to compare with, if that was asked for; else ''."""
+    return next(iter(self.absent.values())) if self.absent and len(self.contestants) == 1 else ''
 
 
-def take_turns(
-  workers: dict[str, Worker], options: Options
-) -> tuple[dict[str, list[Sample]], dict]:
-  """Lets the sides work in turn, there and back again, so that a drift favors none.
+@dataclasses.dataclass(frozen=True)
+class Turns:
+  """The turns of contestants; the n-th of all belong together.
 
-  Returns:
-    The turns of each side, and each side's facts.
+  Attributes:
+    samples: the turns of each; `OURS` comes first.
+    facts: title, settings, versions and first_batch_seconds of each.
+    measure: the property of `Sample` that ratios are taken of.
   """
-  sides = {}
+
+  samples: dict[str, list[Sample]]
+  facts: dict[str, dict]
+  measure: str
+
+  def rates(self, name: str, measure: str = '') -> list[float]:
+    return [getattr(sample, measure or self.measure) for sample in self.samples[name]]
+
+  def ratios(self, peer: str) -> list[float]:
+    """Our speed over the peer's, round by round, so that what slows both cancels."""
+    pairs = zip(self.rates(OURS), self.rates(peer), strict=True)
+    return [ours / theirs for ours, theirs in pairs]
+
+  def contestants(self) -> dict[str, dict[str, Any]]:
+    """See `Result.contestants`."""
+    found = {}
+    for name, facts in self.facts.items():
+      found[name] = facts | {
+        'per_second': spread(self.rates(name, 'per_second')),
+        'per_core_second': spread(self.rates(name, 'per_core_second')),
+        'samples': [sample._asdict() for sample in self.samples[name]],
+      }
+      if name != OURS:
+        found[name]['ratio'] = spread(self.ratios(name))
+    return found
+
+  def lines(self, batch_size: int) -> list[str]:
+    """The table for people."""
+    unit = {'per_second': 'images/s', 'per_core_second': 'images/core-s'}[self.measure]
+    heading = ['', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles']
+    rows = [(*heading, f'ours/peer in {unit}', 'quartiles')]
+    for name, found in self.contestants().items():
+      milliseconds = 1000 * batch_size / found['per_second']['median']
+      speeds = [_cells(found[measure]) for measure in ('per_second', 'per_core_second')]
+      ratio = _cells(found['ratio'], '.3f') if 'ratio' in found else ('', '')
+      rows.append(
+        (self.facts[name]['title'], f'{milliseconds:,.1f}', *speeds[0], *speeds[1], *ratio)
+      )
+    return aligned(rows)
+
+
+def take_turns(workers: dict[str, Worker], options: Options, measure: str = 'per_second') -> Turns:
+  """Lets the contestants work in turn, there and back again, so that a drift favors none."""
+  facts = {}
   for name, worker in workers.items():
     seconds = worker.call('prepare', options.turn_seconds)
-    sides[name] = {
-      'title': worker.contestant.title,
+    title = worker.contestant.title
+    facts[name] = {
+      'title': title,
       'settings': worker.contestant.settings,
-      'versions': worker.call('versions'),
       'first_batch_seconds': seconds,
     }
-    say(f'{worker.contestant.title}: first batch after {seconds:.1f} s')
+    say(f'{title}: first batch after {seconds:.1f} s')
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
     say(f'round {number + 1} of {options.rounds}')
     for name in list(workers)[:: -1 if number % 2 else 1]:
       samples[name].append(workers[name].call('measure'))
-  return samples, sides
+  for name, worker in workers.items():
+    facts[name]['versions'] = worker.call('versions')
+  return Turns(samples, facts, measure)
 
 
 def say(line: str) -> None:
   """Tells what is going on, apart from the results."""
-  print(line, file=sys.stderr, flush=True)
+  Console().message(line)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -188,24 +150,15 @@ def spread(values: list[float]) -> dict[str, float]:
   return {'median': median, 'lower_quartile': low, 'upper_quartile': high}
 
 
-def aligned(lines: list[tuple[str, ...]]) -> list[str]:
-  """Rows of cells as lines of text; the first column to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return [
-    '  '.join(
-      cell.rjust(width) if place else cell.ljust(width)
-      for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ).rstrip()
-    for line in lines
-  ]
+def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
+  """Lines of a table of how long single things took, each time that they were timed."""
+  rows = [('', 'median s', 'quartiles', 'worst', 'times')]
+  for name, times in seconds.items():
+    rows.append((name, *_cells(spread(times), '.3f'), f'{max(times):.3f}', str(len(times))))
+  return tuple(aligned(rows))
 
 
-def _digits(values: dict[str, float]) -> str:
-  return ',.0f' if values['median'] >= 100 else '.2f'
-
-
-def _cells(values: dict[str, float], form: str) -> tuple[str, str]:
-  return (
-    format(values['median'], form),
-    f'{values["lower_quartile"]:{form}} - {values["upper_quartile"]:{form}}',
-  )
+def _cells(values: dict[str, float], form: str = '') -> tuple[str, str]:
+  form = form or (',.0f' if values['median'] >= 100 else '.2f')
+  low, high = values['lower_quartile'], values['upper_quartile']
+  return format(values['median'], form), f'{low:{form}} - {high:{form}}'

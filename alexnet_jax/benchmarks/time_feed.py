@@ -1,76 +1,47 @@
 """The feed benchmark: batches of stored uint8 images from a file in the page cache to memory."""
 
-import contextlib
 import shutil
-import statistics
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.benchmarks.contestants import Side, Unavailable
-from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
+from alexnet_jax.benchmarks.contestants import Workload
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.cores import usable_cores
 from alexnet_jax.runtime.cpu import prepare_process
+from alexnet_jax.terminal import si
 
 BATCH_SIZE = 128
 IMAGE_SIZE = 256
 GOAL = 40_000  # images per core-second
 
-_MODULE = 'alexnet_jax.benchmarks.time_feed'
-_OURS = Contestant(OURS, f'{_MODULE}:OurFeed')
-PEERS = {
-  'tf_data': Contestant(
-    'tf.data',
-    f'{_MODULE}:TfDataFeed',
-    {'TF_CPP_MIN_LOG_LEVEL': '3'},
-    package='tensorflow',
-    extra='prepare',
-  ),
-  'data_loader': Contestant(
-    'torch DataLoader', f'{_MODULE}:DataLoaderFeed', package='torch', extra='peers'
-  ),
-}
+_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.time_feed:OurFeed')
 
 
-def compare(images: int, options: Options) -> Comparison:
-  """Measures the feed on a file of so many made-up images in a temporary folder.
+def compare(images: int, options: Options) -> Result:
+  """Measures the feed on a file of so many generated images in a temporary folder.
 
   Raises:
     UserError: the disk is too full.
   """
-  with contextlib.ExitStack() as stack:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-')))
-    file = folder / 'images.npy'
+  with tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-') as folder:
+    file = Path(folder) / 'images.npy'
     write_images(file, images)
-    workers, absent = {OURS: stack.enter_context(_OURS.start(file=file))}, {}
-    for name, contestant in options.wanted(PEERS).items():
-      try:
-        workers[name] = stack.enter_context(contestant.start(file=file))
-      except Unavailable as reason:
-        absent[name] = str(reason)
-    samples, sides = take_turns(workers, options)
-    environment = workers[OURS].call('environment')
-  ours = statistics.median(sample.per_core_second for sample in samples[OURS])
-  return Comparison(
+    with _OURS.start(file=file) as worker:
+      turns = take_turns({OURS: worker}, options, 'per_core_second')
+      environment = worker.call('environment')
+  return Result(
     target='feed',
     title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
     ' the page cache',
-    batch_size=BATCH_SIZE,
-    measure='per_core_second',
-    notes=(
-      f'goal: {GOAL:,} images/core-s',
-      f'to feed {GOAL:,} images/s takes {GOAL / ours:.2f} cores',
-    ),
-    samples=samples,
-    sides=sides,
-    absent=absent,
+    lines=(*turns.lines(BATCH_SIZE), f'goal: {GOAL:,} images/core-s'),
     environment=environment,
-    details={'images': images, 'goal_per_core_second': GOAL},
+    details={'images': images},
+    contestants=turns.contestants(),
   )
 
 
@@ -80,8 +51,8 @@ def write_images(file: Path, images: int) -> None:
   free, needed = shutil.disk_usage(file.parent).free, int(np.prod(shape))
   if needed > 0.9 * free:
     raise UserError(
-      f'--feed_images={images} need {needed / 1e9:.1f} GB in {file.parent.parent},'
-      f' which has {free / 1e9:.1f} GB free: use fewer, or set TMPDIR'
+      f'--images={images} need {si(needed, "B")} in {file.parent.parent}, which has'
+      f' {si(free, "B")} free: use fewer, or set TMPDIR'
     )
   pixels = np.lib.format.open_memmap(file, 'w+', np.uint8, shape)
   random = np.random.default_rng(0)
@@ -91,7 +62,7 @@ def write_images(file: Path, images: int) -> None:
   pixels.flush()  # else the disk would be busy while we measure
 
 
-class OurFeed(Side):
+class OurFeed(Workload):
   """Batches in the order of training, from the first thread's start to the last one's end."""
 
   def __init__(self, file: Path):
@@ -100,15 +71,6 @@ class OurFeed(Side):
     self._split = Split(pixels, np.zeros(len(pixels), np.int32), file, pixels.offset)
     self._step = 0
 
-  def environment(self) -> dict:
-    from alexnet_jax.runtime.environment import environment
-    from alexnet_jax.train.devices import Devices  # only after measuring: feeding needs no jax
-
-    return environment(Devices())
-
-  def versions(self) -> dict:
-    return {'numpy': np.__version__}
-
   def run(self, batches: int) -> int:
     feed = train_batches(self._split, seed=0, start_step=self._step, batch_size=BATCH_SIZE)
     with feed:
@@ -116,73 +78,3 @@ class OurFeed(Side):
         next(feed)
     self._step += batches
     return batches * BATCH_SIZE
-
-
-class TfDataFeed(Side):
-  """tf.data over fixed-length records: shuffled in a window, decoded a batch at a time."""
-
-  def __init__(self, file: Path):
-    import tensorflow as tf
-
-    pixels = np.load(file, mmap_mode='r', allow_pickle=False)
-    records = tf.data.FixedLengthRecordDataset(
-      str(file), record_bytes=pixels[0].nbytes, header_bytes=pixels.offset
-    )
-
-    def decode(batch):
-      return tf.reshape(tf.io.decode_raw(batch, tf.uint8), (BATCH_SIZE, *pixels.shape[1:]))
-
-    self._batches = iter(
-      records.repeat()
-      .shuffle(8 * BATCH_SIZE)
-      .batch(BATCH_SIZE, drop_remainder=True)
-      .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-      .prefetch(tf.data.AUTOTUNE)
-    )
-    self._version = tf.__version__
-
-  def versions(self) -> dict:
-    return {'tensorflow': self._version}
-
-  def run(self, batches: int) -> int:
-    for _ in range(batches):
-      next(self._batches)
-    return batches * BATCH_SIZE
-
-
-class DataLoaderFeed(Side):
-  """torch's DataLoader with a worker a core, over a data set that copies a row at a time.
-
-  The workers live for a turn, so that what they used of the cores is known at its end.
-  """
-
-  def __init__(self, file: Path):
-    import torch
-    import torch.utils.data
-
-    self._torch = torch
-    self._rows = _Rows(file)
-    self._random = np.random.default_rng(0)
-
-  def versions(self) -> dict:
-    return {'torch': self._torch.__version__}
-
-  def run(self, batches: int) -> int:
-    rows = self._random.integers(0, len(self._rows), batches * BATCH_SIZE).tolist()
-    loader = self._torch.utils.data.DataLoader(
-      self._rows, BATCH_SIZE, sampler=rows, num_workers=usable_cores()
-    )
-    return sum(len(batch) for batch in loader)
-
-
-class _Rows:
-  """A map-style data set."""
-
-  def __init__(self, file: Path):
-    self._pixels = np.load(file, mmap_mode='r', allow_pickle=False)
-
-  def __len__(self) -> int:
-    return len(self._pixels)
-
-  def __getitem__(self, row: int) -> np.ndarray:
-    return np.array(self._pixels[row])

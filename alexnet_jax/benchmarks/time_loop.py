@@ -7,12 +7,11 @@ import jax
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.contestants import Sample, Side
-from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
+from alexnet_jax.benchmarks.contestants import Sample, Workload
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
-from alexnet_jax.runtime.environment import environment
 from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.loop import make_program
@@ -22,13 +21,8 @@ _LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLo
 PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Comparison:
-  """Measures what feeding costs a training step.
-
-  Args:
-    name: of the config, for the title.
-    config: validated; its store is prepared first where it is not.
-    options: how to measure.
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
+  """Measures what feeding costs a training step; arguments as those of `time_step.compare`.
 
   Raises:
     UserError: the data is missing or does not fit.
@@ -36,58 +30,49 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
   prepare_store(config.data)  # here, where its progress is seen
   plain = configs.to_json(config)
   with contextlib.ExitStack() as stack:
-    workers = {OURS: stack.enter_context(_LOOP.start(config=plain))}
-    for peer, contestant in options.wanted(PEERS).items():
-      workers[peer] = stack.enter_context(contestant.start(config=plain))
-    samples, sides = take_turns(workers, options)
+    contestants = {OURS: _LOOP} | options.wanted(PEERS)
+    workers = {
+      title: stack.enter_context(each.start(config=plain)) for title, each in contestants.items()
+    }
+    turns = take_turns(workers, options)
     wait = workers[OURS].call('data_wait')
     environment = workers[OURS].call('environment')
-  return Comparison(
+  note = f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)'
+  calls = f', {config.steps_per_call} steps a call' * (config.steps_per_call > 1)
+  return Result(
     target='loop',
     title=f'{name}, net {config.model.net}, batch {config.batch_size},'
-    f' images from {config.data.source}'
-    + f', {config.steps_per_call} steps a call'
-    * (config.steps_per_call > 1),
-    batch_size=config.batch_size,
-    measure='per_second',
-    notes=(f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)',),
-    samples=samples,
-    sides=sides,
-    absent={},
+    f' images from {config.data.source}{calls}',
+    lines=(*turns.lines(config.batch_size), note),
     environment=environment,
     details={'data_wait': wait, 'config': plain},
+    contestants=turns.contestants(),
   )
 
 
-class OurLoop(Side):
+class OurLoop(Workload):
   """Batches of the store, in the order of training, through the step that training runs."""
 
   def __init__(self, config: dict):
     """Takes a config as `config.to_json` gives it; UserError if its data or batch does not fit."""
     cpu.prepare_process()
     self._config = configs.from_json(config)
-    self._devices = Devices()
-    check_training_batch(self._config, self._devices)
+    devices = Devices()
+    check_training_batch(self._config, devices)
     store = prepare_store(self._config.data)
-    check_memory(self._config, store.train, self._devices)
-    experiment = make_experiment(self._config, store, AXIS, platform=self._devices.platform)
+    check_memory(self._config, store.train, devices)
+    experiment = make_experiment(self._config, store, AXIS, platform=devices.platform)
     initial = to_host(experiment.initial_state())
     most = self._config.steps_per_call
     calls = (range(start, start + most) for start in itertools.count(0, most))
-    program = make_program(experiment, self._devices, store.train, initial)
+    program = make_program(experiment, devices, store.train, initial)
     self._feed, self._train = program.make_batches(0, calls), program.train_step
-    self._state = program.shard_state(self._devices.replicate(initial))
-    self._batches = self._devices.stream(self._feed)
+    self._state = program.shard_state(devices.replicate(initial))
+    self._batches = devices.stream(self._feed)
     self._seconds = self._waited = 0.0
 
-  def versions(self) -> dict:
-    return environment(self._devices)['versions']
-
-  def environment(self) -> dict:
-    return environment(self._devices)
-
   def run(self, batches: int) -> int:
-    """As `Side.run`; where calls make many steps, so many calls."""
+    """As `Workload.run`; where calls make many steps, so many calls."""
     for _ in range(batches):
       self._state, metrics = self._train(self._state, next(self._batches))
     jax.block_until_ready((self._state, metrics))

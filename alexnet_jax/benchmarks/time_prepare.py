@@ -1,36 +1,31 @@
-"""The prepare benchmark: photos to a finished store, beside FFCV's writer."""
+"""The prepare benchmark: photos to a finished store."""
 
-import contextlib
-import importlib.metadata
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import PIL
-from PIL import Image
-
-from alexnet_jax.benchmarks.contestants import Side, Unavailable
-from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, take_turns
+from alexnet_jax.benchmarks.contestants import Workload
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
+from alexnet_jax.config import default
+from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.terminal import Console
 
 IMAGE_SIZE = 256
 IMAGENET_IMAGES = 1_281_167 + 50_000
 GOAL_CORE_HOURS = 1.3
 
-_MODULE = 'alexnet_jax.benchmarks.time_prepare'
-_OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
-PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv', extra='peers')}
+_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.time_prepare:OurWriter')
 
 
-def compare(photos: Path | None, images: int, workers: int, options: Options) -> Comparison:
-  """Measures how fast photos become a raw store.
+def compare(photos: Path | None, images: int, options: Options) -> Result:
+  """Measures how fast photos become a raw store, on all cores.
 
   Args:
     photos: folder of image files; generated ones are not like photos, so there is no default.
-    images: how many to prepare in a batch, the photos again and again.
-    workers: processes.
+    images: how many to prepare at a time, the photos again and again.
     options: how to measure.
 
   Raises:
@@ -39,104 +34,47 @@ def compare(photos: Path | None, images: int, workers: int, options: Options) ->
   files = sorted(path for path in photos.rglob('*') if path.is_file()) if photos else []
   if not files:
     raise UserError(f'--photos={photos or ""}: give a folder of photos, such as some of ImageNet')
-  with contextlib.ExitStack() as stack:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-')))
+  with tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-') as temporary:
+    folder = Path(temporary)
     for number in range(images):
       file = files[number % len(files)]
       link = folder / 'photos' / f'class{number % 2}' / f'{number:06}{file.suffix}'
       link.parent.mkdir(parents=True, exist_ok=True)
       link.symlink_to(file.resolve())
-    start = {'folder': folder, 'workers': workers}
-    made, absent = {OURS: stack.enter_context(_OURS.start(**start))}, {}
-    for name, contestant in options.wanted(PEERS).items():
-      try:
-        made[name] = stack.enter_context(contestant.start(**start))
-      except Unavailable as reason:
-        absent[name] = str(reason)
-    samples, sides = take_turns(made, options)
-    environment = made[OURS].call('environment')
-  per_core = sorted(sample.per_core_second for sample in samples[OURS])[len(samples[OURS]) // 2]
-  return Comparison(
+    with _OURS.start(folder=folder) as worker:
+      turns = take_turns({OURS: worker}, options, 'per_core_second')
+      environment = worker.call('environment')
+  contestants = turns.contestants()
+  hours = IMAGENET_IMAGES / contestants[OURS]['per_core_second']['median'] / 3600
+  return Result(
     target='prepare',
     title=f'{images:,} photos ({len(files)} different) to {IMAGE_SIZE}x{IMAGE_SIZE},'
-    f' {workers} processes',
-    batch_size=images,
-    measure='per_core_second',
-    notes=(
-      f"all of ImageNet's {IMAGENET_IMAGES:,} images at this rate:"
-      f' {IMAGENET_IMAGES / per_core / 3600:.2f} core-hours (goal: {GOAL_CORE_HOURS})',
-      'FFCV scales the longer side to 256 and keeps the shape: fewer pixels, no statistics',
+    f' {usable_cores()} processes',
+    lines=(
+      *turns.lines(images),
+      f"all of ImageNet's {IMAGENET_IMAGES:,} images at this rate: {hours:.2f} core-hours"
+      f' (goal: {GOAL_CORE_HOURS})',
     ),
-    samples=samples,
-    sides=sides,
-    absent=absent,
     environment=environment,
-    details={'images': images, 'photos': len(files), 'workers': workers},
+    details={'images': images, 'photos': len(files)},
+    contestants=contestants,
   )
 
 
-class OurWriter(Side):
+class OurWriter(Workload):
   """Finding, decoding, resizing, cropping, statistics, checksums, writing, publishing."""
 
-  def __init__(self, folder: Path, workers: int):
-    from alexnet_jax.config import default
-
+  def __init__(self, folder: Path):
     self._config = default().data
     self._config.source = 'folder'
     self._config.dir = str(folder / 'photos')
     self._config.store = str(folder / 'store')
     self._config.image_size = IMAGE_SIZE
-    self._workers = workers
-
-  def versions(self) -> dict:
-    return {'pillow': PIL.__version__}
-
-  def environment(self) -> dict:
-    from alexnet_jax.runtime.environment import environment
-    from alexnet_jax.train.devices import Devices  # only after measuring: preparing needs no jax
-
-    return environment(Devices())
 
   def run(self, batches: int) -> int:
-    from alexnet_jax.data.preparation import prepare_store
-    from alexnet_jax.terminal import Console
-
     images = 0
     for _ in range(batches):
-      made = prepare_store(self._config, progress=Console(quiet=True), workers=self._workers)
+      made = prepare_store(self._config, progress=Console(quiet=True), workers=usable_cores())
       images += len(made.train) + len(made.eval)
       shutil.rmtree(self._config.store)
     return images
-
-
-class FfcvWriter(Side):
-  """FFCV's DatasetWriter with raw pixels, from the same files opened by Pillow."""
-
-  def __init__(self, folder: Path, workers: int):
-    from ffcv import fields
-
-    self._files = sorted((folder / 'photos').rglob('*.*'))
-    self._fields = {
-      'image': fields.RGBImageField(write_mode='raw', max_resolution=IMAGE_SIZE),
-      'label': fields.IntField(),
-    }
-    self._file = folder / 'photos.beton'
-    self._workers = workers
-
-  def versions(self) -> dict:
-    return {'ffcv': importlib.metadata.version('ffcv')}
-
-  def __len__(self) -> int:
-    return len(self._files)
-
-  def __getitem__(self, number: int) -> tuple[Image.Image, int]:
-    return Image.open(self._files[number]).convert('RGB'), number % 2
-
-  def run(self, batches: int) -> int:
-    from ffcv.writer import DatasetWriter
-
-    for _ in range(batches):
-      writer = DatasetWriter(str(self._file), self._fields, num_workers=self._workers)
-      writer.from_indexed_dataset(self)
-      os.remove(self._file)
-    return batches * len(self._files)

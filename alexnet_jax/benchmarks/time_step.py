@@ -14,13 +14,13 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Unavailable
-from alexnet_jax.benchmarks.rounds import OURS, Comparison, Options, say, take_turns
-from alexnet_jax.benchmarks.worker import Contestant, Worker, python_path
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, say, take_turns
+from alexnet_jax.benchmarks.worker import Contestant, python_path
 from alexnet_jax.errors import UserError
 
 
 class Tolerance(NamedTuple):
-  """Relative differences of loss and gradients above which two sides do not compute the same."""
+  """Relative differences of loss and gradients above which two nets are not the same."""
 
   loss: float
   gradient: float
@@ -30,14 +30,14 @@ class Tolerance(NamedTuple):
 # the edge of a ReLU or between the two largest of a pool, which the L2 norm of a gradient shows as
 # the root of that.
 EXACT = Tolerance(1e-5, 1e-2)
-# Products of bfloat16, or of TF32 as both sides have them on a GPU.  Not measured on a GPU yet.
+# Products of bfloat16, or of TF32 as all have them on a GPU.  Not measured on a GPU yet.
 ROUNDED = Tolerance(1e-2, 0.2)
 
 # By default glibc gives large blocks back in every step and takes them again with new page faults,
 # which huge pages make few.  PyTorch is fastest when it keeps the memory as well; a raised
 # mmap_threshold alone does not do that, because it ends the growth of trim_threshold.
 _HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-_KEPT = 'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296'
+_KEEP = 'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296'
 _OURS = Contestant(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
 
 
@@ -45,10 +45,9 @@ def _torch(title: str, **arguments) -> Contestant:
   return Contestant(
     title,
     'alexnet_jax.benchmarks.torch_step:TorchStep',
-    {'GLIBC_TUNABLES': f'{_HUGE_PAGES}:{_KEPT}'},
+    {'GLIBC_TUNABLES': f'{_HUGE_PAGES}:{_KEEP}'},
     arguments,
     package='torch',
-    extra='peers',
   )
 
 
@@ -66,37 +65,41 @@ GPU_PEERS = {
 }
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Comparison:
+def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
   """Measures the training step of a config.
 
   Args:
     name: of the config, for the title.
-    config: validated; its batch_size is that of all sides.
+    config: validated; its batch_size is that of all contestants.
     options: how to measure.
 
   Raises:
-    UserError: a peer does not compute the same, or a side's loss is not finite.
+    UserError: a peer does not compute the same, or a loss is not finite.
   """
-  pythons = {contestant.title: contestant for contestant in map(_in_python, options.pythons)}
-  if len(pythons) < len(options.pythons):
-    raise UserError(f'--python={",".join(options.pythons)}: two have the same versions')
-  peers = options.wanted(PEERS | GPU_PEERS)
+  plain = configs.to_json(config)
   with contextlib.ExitStack() as stack:
-    plain = configs.to_json(config)
     ours = stack.enter_context(_OURS.start(config=plain))
     workers, absent, equality = {OURS: ours}, {}, {}
-    if pythons or peers:
-      task = ours.call('task')
-      others = {title: (contestant, {'config': plain}) for title, contestant in pythons.items()}
-      for peer, contestant in peers.items():
-        if task.platform != 'cpu' or peer not in GPU_PEERS:
-          others[peer] = contestant, {'task': task}
-      equality = _start_others(stack, workers, absent, others, task)
-    samples, sides = take_turns(workers, options)
-    for side, worker in workers.items():
+    task = ours.call('task')
+    exact = task.platform == 'cpu' and task.compute_dtype == 'float32'
+    weights = lively_weights(task.weights, last=task.table[-1].name)
+    expected = None
+    for peer, (contestant, arguments) in _others(options, plain, task).items():
+      try:
+        worker = stack.enter_context(contestant.start(**arguments))
+        actual = worker.call('loss_and_grads', weights)
+      except Unavailable as reason:
+        absent[peer] = str(reason)
+        continue
+      expected = expected or ours.call('loss_and_grads', weights)
+      equality[peer] = check_equal(peer, expected, actual, EXACT if exact else ROUNDED)
+      say(f'{contestant.title}: computes the same')
+      workers[peer] = worker
+    turns = take_turns(workers, options)
+    for contestant, worker in workers.items():
       if not math.isfinite(loss := worker.call('loss')):
         raise UserError(
-          f'the loss of {side} became {loss} while it was measured: lower'
+          f'the loss of {contestant} became {loss} while it was measured: lower'
           ' --config.optimizer.learning_rate'
         )
     roofline = ours.call('roofline')
@@ -104,35 +107,35 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> C
     if trace:
       ours.call('profile', trace)
     environment = ours.call('environment')
-  speed = statistics.median(sample.per_second for sample in samples[OURS])
-  compute_dtype = config.model.compute_dtype
-  return Comparison(
+  speed = statistics.median(turns.rates(OURS)) / config.batch_size  # steps per second
+  return Result(
     target='step',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}',
-    batch_size=config.batch_size,
-    measure='per_second',
-    notes=(
-      *roofline.lines(speed, compute_dtype),
-      *(f'{sides[peer]["title"]}: {found}' for peer, found in equality.items()),
+    lines=(
+      *turns.lines(config.batch_size),
+      *roofline.lines(speed),
+      *(f'{turns.facts[peer]["title"]}: {found}' for peer, found in equality.items()),
       *([f'trace for xprof or Perfetto: {trace}'] if trace else []),
     ),
-    samples=samples,
-    sides=sides,
-    absent=absent,
     environment=environment,
     details={
+      'batch_size': config.batch_size,
       'config': plain,
-      'equality': {peer: dataclasses.asdict(found) for peer, found in equality.items()},
-      'roofline': roofline.to_json(speed, compute_dtype),
+      'equality': {peer: found._asdict() for peer, found in equality.items()},
+      'roofline': dataclasses.asdict(roofline),
+      'utilization': roofline.utilization(speed),
+      'bandwidth_share': roofline.bandwidth_share(speed),
     },
+    contestants=turns.contestants(),
+    absent=absent,
   )
 
 
 def _in_python(python: str) -> Contestant:
-  """Our side in another interpreter, named by its version and that of its JAX.
+  """Our step in another interpreter, named by its version and that of its JAX.
 
   Raises:
-    UserError: there is no such interpreter, or it cannot run our side.
+    UserError: there is no such interpreter, or it cannot run our step.
   """
   path = shutil.which(os.path.expanduser(python))
   if not path:
@@ -147,47 +150,19 @@ def _in_python(python: str) -> Contestant:
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ['no message'])[-1]
     raise UserError(
-      f'--python={python} cannot run our side ({last}): install alexnet_jax for it, too'
+      f'--python={python} cannot run our step ({last}): install alexnet_jax for it, too'
     )
-  title = f'{OURS}, {done.stdout.strip()}'
-  return dataclasses.replace(_OURS, title=title, python=path)
+  return dataclasses.replace(_OURS, title=f'{OURS}, {done.stdout.strip()}', python=path)
 
 
-def _start_others(
-  stack: contextlib.ExitStack,
-  workers: dict[str, Worker],
-  absent: dict[str, str],
-  others: dict[str, tuple[Contestant, dict]],
-  task: Task,
-) -> dict[str, 'Equality']:
-  """Adds those that can take part to `workers`, after showing that they compute the same.
-
-  Args:
-    stack: ends their processes.
-    workers: has our side.
-    absent: gets those that cannot take part, and why.
-    others: how to start them, and the arguments of that.
-    task: our side's.
-
-  Returns:
-    How far each is from us.
-  """
-  weights = lively_weights(task.weights, last=task.table[-1].name)
-  exact = task.platform == 'cpu' and task.compute_dtype == 'float32'
-  tolerance = EXACT if exact else ROUNDED
-  expected, equality = None, {}
-  for name, (contestant, arguments) in others.items():
-    try:
-      worker = stack.enter_context(contestant.start(**arguments))
-      actual = worker.call('probe', weights)
-    except Unavailable as reason:
-      absent[name] = str(reason)
-      continue
-    expected = expected or workers[OURS].call('probe', weights)
-    equality[name] = check_equal(name, expected, actual, tolerance)
-    say(f'{contestant.title}: computes the same')
-    workers[name] = worker
-  return equality
+def _others(options: Options, config: dict, task: Task) -> dict[str, tuple[Contestant, dict]]:
+  """Who else is to take the step, by name, and the arguments of `start`."""
+  pythons = [_in_python(python) for python in options.pythons]
+  others = {contestant.title: (contestant, {'config': config}) for contestant in pythons}
+  if len(others) < len(pythons):
+    raise UserError(f'--python={",".join(options.pythons)}: two have the same versions')
+  peers = options.wanted(PEERS if task.platform == 'cpu' else PEERS | GPU_PEERS)
+  return others | {name: (contestant, {'task': task}) for name, contestant in peers.items()}
 
 
 def lively_weights(initial: dict, last: str) -> dict:
@@ -212,9 +187,8 @@ def lively_weights(initial: dict, last: str) -> dict:
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class Equality:
-  """How far a peer is from us: both losses, and the largest relative gradient difference (L2)."""
+class Equality(NamedTuple):
+  """How far a peer is from ours: both losses, and the largest relative gradient difference (L2)."""
 
   our_loss: float
   loss: float
@@ -223,9 +197,9 @@ class Equality:
   tolerance: Tolerance
 
   def __str__(self) -> str:
-    loss = abs(self.loss / self.our_loss - 1)
     return (
-      f'at the same weights its loss differs by {loss:.1e} (allowed {self.tolerance.loss:g})'
+      'at the same weights its loss differs by'
+      f' {abs(self.loss / self.our_loss - 1):.1e} (allowed {self.tolerance.loss:g})'
       f' and its gradients by at most {self.gradient_difference:.1e}, in {self.where}'
       f' (allowed {self.tolerance.gradient:g})'
     )
@@ -244,27 +218,25 @@ def check_equal(
     for layer, leaves in peer.gradients.items()
     for leaf, gradient in leaves.items()
   }
-  where = max(
-    differences, key=lambda key: math.inf if math.isnan(differences[key]) else differences[key]
-  )
-  result = Equality(ours.loss, peer.loss, differences[where], where, tolerance)
+  where = max(differences, key=differences.get)
+  found = Equality(ours.loss, peer.loss, differences[where], where, tolerance)
+  reason = ''
   if not abs(peer.loss - ours.loss) <= tolerance.loss * abs(ours.loss):
-    raise UserError(
-      f'{name} is not the same computation: its loss is {peer.loss:.6f}, ours'
-      f' {ours.loss:.6f}; no ratio is given'
+    reason = f'its loss is {peer.loss:.6f}, ours {ours.loss:.6f}'
+  elif not found.gradient_difference <= tolerance.gradient:
+    reason = (
+      f'its gradient of {where} differs from ours by {found.gradient_difference:.1e} of its size'
+      f' (allowed: {tolerance.gradient:g})'
     )
-  if not result.gradient_difference <= tolerance.gradient:
-    raise UserError(
-      f'{name} is not the same computation: its gradient of {where} differs from ours'
-      f' by {result.gradient_difference:.1e} of its size (allowed:'
-      f' {tolerance.gradient:g}); no ratio is given'
-    )
-  return result
+  if reason:
+    raise UserError(f'{name} is not the same computation: {reason}; no ratio is given')
+  return found
 
 
 def _distance(expected: np.ndarray, actual: np.ndarray) -> float:
+  """Relative, in the L2 norm; inf in place of what is no number."""
   expected, actual = expected.astype(np.float64), actual.astype(np.float64)
   difference, size = np.linalg.norm(actual - expected), np.linalg.norm(expected)
   if not difference:
     return 0.0
-  return float(difference / size) if size else math.inf
+  return float(difference / size) if size and not math.isnan(difference) else math.inf

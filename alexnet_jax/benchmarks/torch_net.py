@@ -23,11 +23,11 @@ class TorchNet(nn.Module):
     """`shape` is that of one image, (H, W, C).  Raises Unavailable for rows it does not know."""
     super().__init__()
     self.rows = nn.ModuleDict()
-    self._layouts = {}
+    self._permutations = {}
     for row, inputs, _ in layers.walk(table, shape):
       self.rows[row.name] = _module(row, inputs)
       if row.parameters(inputs):
-        self._layouts[row.name] = _layouts(row, inputs)
+        self._permutations[row.name] = _permutations(row, inputs)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     for module in self.rows.values():
@@ -38,24 +38,26 @@ class TorchNet(nn.Module):
     """Takes over {layer: {'kernel', 'bias'}} as our net has them."""
     with torch.no_grad():
       for layer, name, parameter in self.named():
-        parameter.copy_(torch.tensor(self._layouts[layer][name].to_torch(weights[layer][name])))
+        parameter.copy_(
+          torch.tensor(self._permutations[layer][name].to_torch(weights[layer][name]))
+        )
 
   def gradients(self) -> dict:
     """The gradients of the last backward pass, as our net has them."""
     result = {}
     for layer, name, parameter in self.named():
-      gradient = self._layouts[layer][name].from_torch(parameter.grad.cpu().numpy())
+      gradient = self._permutations[layer][name].from_torch(parameter.grad.cpu().numpy())
       result.setdefault(layer, {})[name] = gradient
     return result
 
   def named(self):
     """Yields (layer, 'kernel' or 'bias', parameter)."""
-    for layer in self._layouts:
+    for layer in self._permutations:
       yield layer, 'kernel', self.rows[layer].weight
       yield layer, 'bias', self.rows[layer].bias
 
 
-class Layout(NamedTuple):
+class Permutation(NamedTuple):
   """How an array of ours lies in PyTorch: split into axes, permuted, and joined again."""
 
   ours: tuple[int, ...]
@@ -71,31 +73,34 @@ class Layout(NamedTuple):
     return permuted.transpose(np.argsort(self.order)).reshape(self.ours)
 
 
-def _layouts(row: layers.Row, inputs: layers.Shape) -> dict[str, Layout]:
+def _permutations(row: layers.Row, inputs: layers.Shape) -> dict[str, Permutation]:
   shapes = row.parameters(inputs)
   kernel, bias = shapes['kernel'], shapes['bias']
-  plain = Layout(bias, bias, tuple(range(len(bias))), bias)
+  plain = Permutation(bias, bias, tuple(range(len(bias))), bias)
   match row:
     case layers.Local():
       rows, columns, height, width, channels, features = kernel
       places, fan_in = rows * columns, height * width * channels
       return {
-        'kernel': Layout(
+        'kernel': Permutation(
           kernel,
           (places, height, width, channels, features),
           (0, 3, 1, 2, 4),
           (places, fan_in, features),
         ),
-        'bias': Layout(bias, bias, (2, 0, 1), (features, rows, columns)),
+        'bias': Permutation(bias, bias, (2, 0, 1), (features, rows, columns)),
       }
     case layers.Conv():  # HWIO -> OIHW
       return {
-        'kernel': Layout(kernel, kernel, (3, 2, 0, 1), kernel[3:] + kernel[2:3] + kernel[:2]),
+        'kernel': Permutation(kernel, kernel, (3, 2, 0, 1), kernel[3:] + kernel[2:3] + kernel[:2]),
         'bias': plain,
       }
     case _:  # a flattened map is (H, W, C) in our net and (C, H, W) here
       order = (3, 2, 0, 1) if len(inputs) == 3 else (1, 0)
-      return {'kernel': Layout(kernel, (*inputs, row.features), order, kernel[::-1]), 'bias': plain}
+      return {
+        'kernel': Permutation(kernel, (*inputs, row.features), order, kernel[::-1]),
+        'bias': plain,
+      }
 
 
 def _module(row: layers.Row, inputs: layers.Shape) -> nn.Module:
@@ -158,11 +163,11 @@ class _Local(nn.Module):
 
   def __init__(self, row: layers.Local, inputs: layers.Shape):
     super().__init__()
-    layouts = _layouts(row, inputs)
+    permutations = _permutations(row, inputs)
     self._row = row
     self._edges = (*row.edge_padding(inputs[1]), *row.edge_padding(inputs[0]))
-    self.weight = nn.Parameter(torch.zeros(layouts['kernel'].theirs))
-    self.bias = nn.Parameter(torch.zeros(layouts['bias'].theirs))
+    self.weight = nn.Parameter(torch.zeros(permutations['kernel'].theirs))
+    self.bias = nn.Parameter(torch.zeros(permutations['bias'].theirs))
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     padded = functional.pad(x, self._edges)

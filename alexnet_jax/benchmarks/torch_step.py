@@ -7,18 +7,18 @@ from torch.nn import functional
 
 from alexnet_jax.benchmarks.contestants import (
   LossAndGrads,
-  Side,
   Task,
   Unavailable,
+  Workload,
   without_dropout,
 )
 from alexnet_jax.benchmarks.torch_net import TorchNet
 
 
-class TorchStep(Side):
+class TorchStep(Workload):
   """Forward, backward and update of a batch of float views.
 
-  It has less to do than our step: its views come cut, mirrored and with the mean subtracted, and
+  It has less to do than our step: its views come cropped, flipped and with the mean subtracted, and
   nothing watches for losses that are not finite.
   """
 
@@ -29,7 +29,7 @@ class TorchStep(Side):
     compiled: bool = False,
     cudnn_timed: bool = False,
   ):
-    """Takes a task and how to go about it.
+    """Builds the net and its optimizer.
 
     On a GPU (not measured yet) products are TF32, as ours are there by default, or bfloat16 by
     autocast where the config says so.
@@ -41,12 +41,12 @@ class TorchStep(Side):
       cudnn_timed: whether cuDNN's algorithms are chosen by timing.
 
     Raises:
-      Unavailable: the task has something that this side does not know.
+      Unavailable: the task has something that is not written here.
     """
     on_gpu = task.platform == 'gpu' and torch.cuda.is_available()
     if task.platform != 'cpu' and not on_gpu:
       raise Unavailable(
-        f'this PyTorch computes on CPUs, and our side on a {task.platform}: set JAX_PLATFORMS=cpu'
+        f'this PyTorch computes on CPUs, and our step on a {task.platform}: set JAX_PLATFORMS=cpu'
         ' to compare'
       )
     if task.optimizer != 'momentum' or (task.compute_dtype != 'float32' and not on_gpu):
@@ -93,7 +93,7 @@ class TorchStep(Side):
   def versions(self) -> dict:
     return {'torch': torch.__version__, 'threads': torch.get_num_threads()}
 
-  def probe(self, weights: dict) -> LossAndGrads:
+  def loss_and_grads(self, weights: dict) -> LossAndGrads:
     """Loss and gradients at `weights`, without dropout."""
     net, loss_of = self._build(without_dropout(self._task.table), weights)
     try:

@@ -1,8 +1,8 @@
-"""Sides in processes of their own, which compute only when they are asked to.
+"""Contestants in processes of their own, which compute only when they are asked to.
 
-What suits one side's memory allocator does not suit the other's, and such settings hold for a whole
-process.  A side is an object in a child process; `call` runs one of its methods there and waits, so
-that no two sides ever compute at the same time.
+The setting of the memory allocator that suits one contestant does not suit another, and holds for a
+whole process.  `Worker.call` runs a method of an object in a child process and waits for it, so
+that no two contestants ever compute at the same time.
 """
 
 import dataclasses
@@ -26,70 +26,63 @@ _GRACE_SECONDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-  """How to start a side.
+  """How to start a contestant.
 
   Attributes:
     title: what it is called in tables.
-    side: 'module:Class' of a `Side`.
+    workload: 'module:Class', of a `Workload` as a rule.
     settings: environment variables of its process.
     arguments: of the class, besides those of `start`.
-    package, extra: what it needs to be installed, and the extra of this project that has it.
+    package: what the extra `peers` installs for it.
     python: interpreter of its process; '' for this one.
   """
 
   title: str
-  side: str
+  workload: str
   settings: dict[str, str] = dataclasses.field(default_factory=dict)
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
   package: str = ''
-  extra: str = ''
   python: str = ''
 
   def start(self, **arguments) -> 'Worker':
-    """Starts the process; raises Unavailable where the side cannot work."""
+    """Starts the process; raises Unavailable where it cannot work."""
     if self.package and importlib.util.find_spec(self.package) is None:
-      raise Unavailable(f"{self.package} is not installed: pip install 'alexnet_jax[{self.extra}]'")
+      raise Unavailable(f"{self.package} is not installed: pip install 'alexnet_jax[peers]'")
     return Worker(self, self.arguments | arguments)
 
 
 class Worker:
-  """The process of one side; a context manager that ends it."""
+  """The process of a contestant; a context manager that ends it."""
 
   def __init__(self, contestant: Contestant, arguments: dict[str, Any]):
     self.contestant = contestant
     self._connection, theirs = multiprocessing.Pipe()
     with theirs:
       descriptor = theirs.fileno()
+      program = f'from {__name__} import serve; serve({descriptor})'
       self._process = subprocess.Popen(
-        [
-          contestant.python or sys.executable,
-          '-c',
-          f'from {__name__} import serve; serve({descriptor})',
-        ],
+        [contestant.python or sys.executable, '-c', program],
         env={**os.environ, 'PYTHONPATH': python_path(), **contestant.settings},
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
-        stdout=2,
-      )  # what libraries print does not belong in our output
+        stdout=2,  # what libraries print does not belong in our output
+      )
     try:
-      self._ask((contestant.side, arguments))
+      self.call(contestant.workload, **arguments)
     except BaseException:
       self.close(at_once=True)
       raise
 
-  def call(self, method: str, *arguments) -> Any:
-    """Runs a method of the side and returns its result.
+  def call(self, method: str, *arguments, **named) -> Any:
+    """Runs a method of the workload and returns its result.
 
     Raises:
-      UserError: as the side did; or its process was killed.
-      Unavailable: as the side did.
-      RuntimeError: the side raised something else.
+      UserError: as the method did; or its process was killed.
+      Unavailable: as the method did.
+      RuntimeError: the method raised something else.
     """
-    return self._ask((method, arguments))
-
-  def _ask(self, request: tuple) -> Any:
     try:
-      self._connection.send(request)
+      self._connection.send((method, arguments, named))
       result, error = self._connection.recv()
     except (EOFError, ConnectionError):
       code = self._process.wait()
@@ -124,22 +117,22 @@ def python_path() -> str:
 
 
 def serve(descriptor: int) -> None:
-  """The child's part: makes the side of the first message, then runs its methods till the end."""
+  """The child's part: makes the object of the first message, then runs its methods till the end."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this
+  workload = None
   with Connection(descriptor) as connection:
-    side = None
     while True:
       try:
-        name, arguments = connection.recv()
+        name, arguments, named = connection.recv()
       except EOFError:
         return
       try:
-        if side is None:
+        if workload is None:
           module, _, kind = name.partition(':')
-          side = getattr(importlib.import_module(module), kind)(**arguments)
+          workload = getattr(importlib.import_module(module), kind)(**named)
           reply = None, None
         else:
-          reply = getattr(side, name)(*arguments), None
+          reply = getattr(workload, name)(*arguments, **named), None
       except (UserError, Unavailable) as error:
         reply = None, error
       except Exception:
