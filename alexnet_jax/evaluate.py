@@ -20,7 +20,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime import compilation_cache, cpu, distributed, platforms
+from alexnet_jax.runtime.start import start
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -52,10 +52,7 @@ def main() -> None:
     config, _ = cli.read_config()
   else:
     cli.refuse_config('a run is evaluated with its own config')
-  cpu.prepare_process()
-  if not distributed.join(_DISTRIBUTED.value):
-    compilation_cache.prepare_process()
-  platforms.prepare_process()
+  start(_DISTRIBUTED.value)
   from alexnet_jax.inference import error_rates
 
   views = int(_VIEWS.value) if _VIEWS.value else None

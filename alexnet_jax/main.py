@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from alexnet_jax import cli
-from alexnet_jax.runtime import compilation_cache, cpu, deterministic, distributed, platforms
+from alexnet_jax.runtime.start import start
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string(
@@ -33,16 +33,15 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
 def main() -> None:
   config, name = cli.read_config(_WORKDIR.value)
   workdir = Path(_WORKDIR.value or Path('runs', name))
-  cpu.prepare_process()
-  if config.deterministic and not _DRY_RUN.value:
-    from alexnet_jax.run.folder import RunFolder  # after the check of the system
+  # The imports are late because help and typos need neither jax nor fcntl.
+  from alexnet_jax.run.folder import RunFolder
 
-    deterministic.prepare_process(RunFolder(workdir).autotune)
-  many = distributed.join('off' if _DRY_RUN.value else _DISTRIBUTED.value)
-  if not many:
-    compilation_cache.prepare_process()
-  platforms.prepare_process()
-  from alexnet_jax.train.devices import Devices  # after the flags: help and typos need no jax
+  training = not _DRY_RUN.value
+  several = start(
+    _DISTRIBUTED.value if training else 'off',
+    autotune=RunFolder(workdir).autotune if config.deterministic and training else None,
+  )
+  from alexnet_jax.train.devices import Devices
 
   devices = Devices()
   print(devices.describe(config.model), file=sys.stderr, flush=True)
@@ -50,11 +49,11 @@ def main() -> None:
     print(f'config.deterministic does nothing: a {devices.platform} always is', file=sys.stderr)
   if config.model.shard_dense and devices.global_count == 1:
     print('config.model.shard_dense does nothing on one device', file=sys.stderr)
-  if not many or devices.process_index == 0:
+  if not several or devices.process_index == 0:
     from alexnet_jax.train import plan
 
     plan.show(config, dry_run=_DRY_RUN.value)
-  if _DRY_RUN.value:
+  if not training:
     return
   from alexnet_jax.train import loop
   from alexnet_jax.weights.start import weights_of

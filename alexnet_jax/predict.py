@@ -22,7 +22,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime import compilation_cache, cpu, platforms
+from alexnet_jax.runtime.start import start
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
   from alexnet_jax.inference.image_predictions import ImagePrediction
@@ -58,9 +58,7 @@ def main(words: list[str]) -> None:
 
   files = pictures.find(_with_listed(words))
   gallery = pictures.find([_GALLERY.value]) if _GALLERY.value else []
-  cpu.prepare_process()
-  compilation_cache.prepare_process()
-  platforms.prepare_process()
+  start()
   from alexnet_jax.inference.predictor import Predictor
   from alexnet_jax.weights.load import load
 

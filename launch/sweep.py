@@ -40,6 +40,11 @@ def main() -> None:
     raise UserError(
       f'--ablation={",".join(flags.FLAGS.ablation)} is for one run: a sweep takes --ablations'
     )
+  if _LAUNCHER.value and _JOBS.value > 1:
+    raise UserError(
+      f'--jobs={_JOBS.value}: only used without --launcher, whose runs are started elsewhere; leave'
+      ' it out'
+    )
   cli.read_config()  # reports mistakes in it before those in the grid
   from alexnet_jax.sweep import runs as sweep
 

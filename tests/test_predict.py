@@ -119,6 +119,9 @@ def test_forms_of_inputs(photos):
   first_gray, *_ = grays = predictor([np.stack([each] * 3, -1) for each in gray])
   assert first.name == str(files[0]) and first_gray.name == '#1'
   assert (first.true_class, first_gray.true_class) == ('ant', '')
+  (nested := files[0].parent / 'of 2012').mkdir(exist_ok=True)
+  assert predictor(shutil.copy(files[0], nested)).true_class == 'ant'
+  shutil.rmtree(nested)
   for given, wanted in (
     (str(files[0]), first),
     (files[0], first),

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import ENVIRONMENT, ROOT, wait_until
+from helpers.commands import ENVIRONMENT, ROOT, error_line, wait_until
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import Interrupted, UserError
@@ -222,6 +222,7 @@ def test_the_commands_of_unfinished_runs_are_printed(tmp_path):
   assert [line.split()[:2] for line in listed] == [['to', 'do']] * 2
   (tmp_path / 'a sweep/baseline/seed0').mkdir(parents=True)
   (tmp_path / 'a sweep/baseline/seed0/results.json').write_text('{}')
+  assert '--jobs=2: only used without' in error_line(run(*words, '--launcher=x', '--jobs=2'))
   (printed,) = run(*words, '--launcher=TPU=x launch/tpu_vm.sh run').stdout.splitlines()
   assert shlex.split(printed) == [
     *('TPU=x', 'launch/tpu_vm.sh', 'run', *DIGITS, '--config.seed=1'),

@@ -163,15 +163,16 @@ class Predictor:
     advance(len(batch))
 
   def _true_label(self, name: str) -> int | None:
-    """The class after which a picture's folder is named; None if it is named otherwise.
+    """The class after which the nearest folder above a picture is named; None if none is.
 
     ImageNet's folders are WNIDs, and then so is the order of its classes, whatever they are called.
     """
-    folder, classes = Path(name).parent.name, self.weights.classes
-    if folder in classes:
-      return classes.index(folder)
-    if imagenet.WNID.fullmatch(folder) and len(classes) == 1000:
-      return imagenet.published_classes().index(folder)
+    classes = self.weights.classes
+    for folder in (parent.name for parent in Path(name).parents):
+      if folder in classes:
+        return classes.index(folder)
+      if imagenet.WNID.fullmatch(folder) and len(classes) == 1000:
+        return imagenet.published_classes().index(folder)
     return None
 
   @functools.cached_property
