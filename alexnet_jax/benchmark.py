@@ -1,7 +1,7 @@
 """Measures how fast this is, in the same run as what it is compared with.
 
   python -m alexnet_jax.benchmark                                  # everything
-  python -m alexnet_jax.benchmark feed --json=time_feed.json
+  python -m alexnet_jax.benchmark feed --json=feed.json
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --batch_sizes=32,128
   python -m alexnet_jax.benchmark step --config=configs/imagenet.py --peers= --profile=traces
   python -m alexnet_jax.benchmark step --python=~/venv/3.13/bin/python
@@ -123,6 +123,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
 
   peers = None if _PEERS.value is None else tuple(_PEERS.value)
   known = time_step.PEERS | time_step.GPU_PEERS | time_loop.PEERS
+  known |= time_feed.PEERS | time_prepare.PEERS
   _check_words('--peers: ', peers or (), tuple(known))
   of_configs = {
     'step': time_step,

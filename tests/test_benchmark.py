@@ -491,6 +491,16 @@ def test_feed(tmp_path):
   (turn,) = found['contestants']['alexnet_jax']['samples']
   assert turn['images'] == 128 and turn['core_seconds'] > 0
   assert found['environment']['versions']['numpy']
+  # tf.data and torch's DataLoader do the same work, or are said to be missing.
+  assert set(found['contestants']) | set(found['absent']) == {
+    'alexnet_jax',
+    'tf_data',
+    'data_loader',
+  }
+  for name in found['contestants'].keys() - {'alexnet_jax'}:
+    assert found['contestants'][name]['ratio']['median'] > 0
+  for name, reason in found['absent'].items():
+    assert f'{name} was not measured: {reason}' in printed and 'pip install' in reason
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ np.savez(sys.argv[3], *results)
 
 
 @pytest.mark.parametrize('net', ['caffe', 'krizhevsky2012'])
+@pytest.mark.slow
 def test_stablehlo_runs_alone(tmp_path, net):
   """In a process without this package, for two numbers of views."""
   pytest.importorskip('flatbuffers')
@@ -137,6 +138,7 @@ def test_stablehlo_runs_alone(tmp_path, net):
   np.testing.assert_allclose(one, three[:1], rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
   """Converts, and says in one line what is wrong with what it was told."""
   weights = pretrained('digits', 28, classes=3)

@@ -100,6 +100,7 @@ def one_and_three(request, tmp_path_factory):
   ]
 
 
+@pytest.mark.slow
 def test_examples_views_and_masks_are_the_same(one_and_three):
   (seen, _), (seen_in_threes, _) = one_and_three
   assert len(seen) == STEPS * BATCH and len(set(seen.values())) > 0.9 * len(seen)

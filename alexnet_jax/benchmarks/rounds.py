@@ -1,11 +1,12 @@
 """Contestants take turns at the same work; what comes of it are medians, quartiles and ratios."""
 
+import contextlib
 import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.benchmarks.contestants import Sample
+from alexnet_jax.benchmarks.contestants import Sample, Unavailable
 from alexnet_jax.benchmarks.worker import Contestant, Worker
 from alexnet_jax.terminal import Console, aligned
 
@@ -113,6 +114,23 @@ class Turns:
         (self.facts[name]['title'], f'{milliseconds:,.1f}', *speeds[0], *speeds[1], *ratio)
       )
     return aligned(rows)
+
+
+def start(
+  contestants: dict[str, Contestant], stack: contextlib.ExitStack, **arguments
+) -> tuple[dict[str, Worker], dict[str, str]]:
+  """Starts the processes of contestants, until `stack` ends.
+
+  Returns:
+    (workers, absent): the workers by name, and why the others cannot take part.
+  """
+  workers, absent = {}, {}
+  for name, contestant in contestants.items():
+    try:
+      workers[name] = stack.enter_context(contestant.start(**arguments))
+    except Unavailable as reason:
+      absent[name] = str(reason)
+  return workers, absent
 
 
 def take_turns(workers: dict[str, Worker], options: Options, measure: str = 'per_second') -> Turns:

@@ -1,5 +1,6 @@
 """The feed benchmark: batches of stored uint8 images from a file in the page cache to memory."""
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.benchmarks.contestants import Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, take_turns
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.cores import usable_cores
 from alexnet_jax.runtime.cpu import prepare_process
 from alexnet_jax.terminal import si
 
@@ -19,7 +21,18 @@ BATCH_SIZE = 128
 IMAGE_SIZE = 256
 GOAL = 40_000  # images per core-second
 
-_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.time_feed:OurFeed')
+_MODULE = 'alexnet_jax.benchmarks.time_feed'
+_OURS = Contestant(OURS, f'{_MODULE}:OurFeed')
+PEERS = {
+  'tf_data': Contestant(
+    'tf.data',
+    f'{_MODULE}:TfDataFeed',
+    {'TF_CPP_MIN_LOG_LEVEL': '3'},
+    package='tensorflow',
+    extra='prepare',
+  ),
+  'data_loader': Contestant('torch DataLoader', f'{_MODULE}:DataLoaderFeed', package='torch'),
+}
 
 
 def compare(images: int, options: Options) -> Result:
@@ -28,12 +41,13 @@ def compare(images: int, options: Options) -> Result:
   Raises:
     UserError: the disk is too full.
   """
-  with tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-') as folder:
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-'))
     file = Path(folder) / 'images.npy'
     write_images(file, images)
-    with _OURS.start(file=file) as worker:
-      turns = take_turns({OURS: worker}, options, 'per_core_second')
-      environment = worker.call('environment')
+    workers, absent = start({OURS: _OURS} | options.wanted(PEERS), stack, file=file)
+    turns = take_turns(workers, options, 'per_core_second')
+    environment = workers[OURS].call('environment')
   return Result(
     target='feed',
     title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
@@ -42,6 +56,7 @@ def compare(images: int, options: Options) -> Result:
     environment=environment,
     details={'images': images},
     contestants=turns.contestants(),
+    absent=absent,
   )
 
 
@@ -78,3 +93,73 @@ class OurFeed(Workload):
         next(feed)
     self._step += batches
     return batches * BATCH_SIZE
+
+
+class TfDataFeed(Workload):
+  """tf.data over fixed-length records: shuffled in a window, decoded a batch at a time."""
+
+  def __init__(self, file: Path):
+    import tensorflow as tf
+
+    pixels = np.load(file, mmap_mode='r', allow_pickle=False)
+    records = tf.data.FixedLengthRecordDataset(
+      str(file), record_bytes=pixels[0].nbytes, header_bytes=pixels.offset
+    )
+
+    def decode(batch):
+      return tf.reshape(tf.io.decode_raw(batch, tf.uint8), (BATCH_SIZE, *pixels.shape[1:]))
+
+    self._batches = iter(
+      records.repeat()
+      .shuffle(8 * BATCH_SIZE)
+      .batch(BATCH_SIZE, drop_remainder=True)
+      .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+      .prefetch(tf.data.AUTOTUNE)
+    )
+    self._version = tf.__version__
+
+  def versions(self) -> dict:
+    return {'tensorflow': self._version}
+
+  def run(self, batches: int) -> int:
+    for _ in range(batches):
+      next(self._batches)
+    return batches * BATCH_SIZE
+
+
+class DataLoaderFeed(Workload):
+  """torch's DataLoader with a worker a core, over a data set that copies a row at a time.
+
+  The workers live for a turn, so that what they used of the cores is known at its end.
+  """
+
+  def __init__(self, file: Path):
+    import torch
+    import torch.utils.data
+
+    self._torch = torch
+    self._rows = _Rows(file)
+    self._random = np.random.default_rng(0)
+
+  def versions(self) -> dict:
+    return {'torch': self._torch.__version__}
+
+  def run(self, batches: int) -> int:
+    rows = self._random.integers(0, len(self._rows), batches * BATCH_SIZE).tolist()
+    loader = self._torch.utils.data.DataLoader(
+      self._rows, BATCH_SIZE, sampler=rows, num_workers=usable_cores()
+    )
+    return sum(len(batch) for batch in loader)
+
+
+class _Rows:
+  """A map-style data set."""
+
+  def __init__(self, file: Path):
+    self._pixels = np.load(file, mmap_mode='r', allow_pickle=False)
+
+  def __len__(self) -> int:
+    return len(self._pixels)
+
+  def __getitem__(self, row: int) -> np.ndarray:
+    return np.array(self._pixels[row])

@@ -8,7 +8,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.contestants import Sample, Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, take_turns
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
@@ -30,10 +30,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> R
   prepare_store(config.data)  # here, where its progress is seen
   plain = configs.to_json(config)
   with contextlib.ExitStack() as stack:
-    contestants = {OURS: _LOOP} | options.wanted(PEERS)
-    workers = {
-      title: stack.enter_context(each.start(config=plain)) for title, each in contestants.items()
-    }
+    workers, _ = start({OURS: _LOOP} | options.wanted(PEERS), stack, config=plain)
     turns = take_turns(workers, options)
     wait = workers[OURS].call('data_wait')
     environment = workers[OURS].call('environment')

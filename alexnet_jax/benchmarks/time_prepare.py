@@ -1,11 +1,16 @@
-"""The prepare benchmark: photos to a finished store."""
+"""The prepare benchmark: photos to a finished store, beside FFCV's writer."""
 
+import contextlib
+import importlib.metadata
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from alexnet_jax.benchmarks.contestants import Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, take_turns
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_turns
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.config import default
 from alexnet_jax.data.preparation import prepare_store
@@ -17,7 +22,9 @@ IMAGE_SIZE = 256
 IMAGENET_IMAGES = 1_281_167 + 50_000
 GOAL_CORE_HOURS = 1.3
 
-_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.time_prepare:OurWriter')
+_MODULE = 'alexnet_jax.benchmarks.time_prepare'
+_OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
+PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv')}
 
 
 def compare(photos: Path | None, images: int, options: Options) -> Result:
@@ -34,16 +41,16 @@ def compare(photos: Path | None, images: int, options: Options) -> Result:
   files = sorted(path for path in photos.rglob('*') if path.is_file()) if photos else []
   if not files:
     raise UserError(f'--photos={photos or ""}: give a folder of photos, such as some of ImageNet')
-  with tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-') as temporary:
-    folder = Path(temporary)
+  with contextlib.ExitStack() as stack:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-')))
     for number in range(images):
       file = files[number % len(files)]
       link = folder / 'photos' / f'class{number % 2}' / f'{number:06}{file.suffix}'
       link.parent.mkdir(parents=True, exist_ok=True)
       link.symlink_to(file.resolve())
-    with _OURS.start(folder=folder) as worker:
-      turns = take_turns({OURS: worker}, options, 'per_core_second')
-      environment = worker.call('environment')
+    workers, absent = start({OURS: _OURS} | options.wanted(PEERS), stack, folder=folder)
+    turns = take_turns(workers, options, 'per_core_second')
+    environment = workers[OURS].call('environment')
   contestants = turns.contestants()
   hours = IMAGENET_IMAGES / contestants[OURS]['per_core_second']['median'] / 3600
   return Result(
@@ -54,10 +61,12 @@ def compare(photos: Path | None, images: int, options: Options) -> Result:
       *turns.lines(images),
       f"all of ImageNet's {IMAGENET_IMAGES:,} images at this rate: {hours:.2f} core-hours"
       f' (goal: {GOAL_CORE_HOURS})',
+      'FFCV scales the longer side to 256 and keeps the shape: fewer pixels, no statistics',
     ),
     environment=environment,
     details={'images': images, 'photos': len(files)},
     contestants=contestants,
+    absent=absent,
   )
 
 
@@ -78,3 +87,35 @@ class OurWriter(Workload):
       images += len(made.train) + len(made.eval)
       shutil.rmtree(self._config.store)
     return images
+
+
+class FfcvWriter(Workload):
+  """FFCV's DatasetWriter with raw pixels, from the same files opened by Pillow."""
+
+  def __init__(self, folder: Path):
+    from ffcv import fields
+
+    self._files = sorted((folder / 'photos').rglob('*.*'))
+    self._fields = {
+      'image': fields.RGBImageField(write_mode='raw', max_resolution=IMAGE_SIZE),
+      'label': fields.IntField(),
+    }
+    self._file = folder / 'photos.beton'
+
+  def versions(self) -> dict:
+    return {'ffcv': importlib.metadata.version('ffcv')}
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    return Image.open(self._files[number]).convert('RGB'), number % 2
+
+  def run(self, batches: int) -> int:
+    from ffcv.writer import DatasetWriter
+
+    for _ in range(batches):
+      writer = DatasetWriter(str(self._file), self._fields, num_workers=usable_cores())
+      writer.from_indexed_dataset(self)
+      os.remove(self._file)
+    return batches * len(self._files)

@@ -33,7 +33,7 @@ class Contestant:
     workload: 'module:Class', of a `Workload` as a rule.
     settings: environment variables of its process.
     arguments: of the class, besides those of `start`.
-    package: what the extra `peers` installs for it.
+    package: what it needs, and `extra`, which installs that.
     python: interpreter of its process; '' for this one.
   """
 
@@ -42,12 +42,13 @@ class Contestant:
   settings: dict[str, str] = dataclasses.field(default_factory=dict)
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
   package: str = ''
+  extra: str = 'peers'
   python: str = ''
 
   def start(self, **arguments) -> 'Worker':
     """Starts the process; raises Unavailable where it cannot work."""
     if self.package and importlib.util.find_spec(self.package) is None:
-      raise Unavailable(f"{self.package} is not installed: pip install 'alexnet_jax[peers]'")
+      raise Unavailable(f"{self.package} is not installed: pip install 'alexnet_jax[{self.extra}]'")
     return Worker(self, self.arguments | arguments)
 
 
