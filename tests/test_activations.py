@@ -88,6 +88,7 @@ def measured():
   return tuple({net: pair[i] for net, pair in found.items()} for i in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'net, conv4, conv5',
   [

@@ -107,6 +107,7 @@ def test_examples_views_and_masks_are_the_same(one_and_three):
   assert seen_in_threes == seen
 
 
+@pytest.mark.slow
 def test_everything_happens_at_the_same_steps(one_and_three):
   """Evaluations and saves at 5 and 10, lines at the first and every fourth step too."""
   records = [read_metrics(workdir) for _, workdir in one_and_three]
@@ -123,6 +124,7 @@ def test_everything_happens_at_the_same_steps(one_and_three):
       assert three[name] == pytest.approx(one[name], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_the_ends_are_close(one_and_three):
   one, three = (final(workdir) for _, workdir in one_and_three)
   for name, value in one.items():
