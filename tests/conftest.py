@@ -13,6 +13,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # else it is the session's, which s
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
+import signal
+
 import jax  # noqa: E402
 
 jax.config.update('jax_enable_compilation_cache', False)
@@ -21,3 +23,12 @@ jax.config.update('jax_num_cpu_devices', 8)
 # save.  JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run, as do the programs tests start.
 if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
   jax.config.update('jax_disable_most_optimizations', True)
+
+# A test run that was started by nohup or in the background ignores these, and so would the commands
+# that tests start and stop.
+for number, handler in {
+  signal.SIGHUP: signal.SIG_DFL,
+  signal.SIGINT: signal.default_int_handler,
+}.items():
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, handler)

@@ -14,6 +14,8 @@ from alexnet_jax.model.alexnet import AlexNet
 
 COUNT = 6
 
+pytestmark = pytest.mark.slow
+
 
 def photographs(side):
   """float32 (COUNT, side, side, 3), 0..255: the 1/f spectrum of photographs, weak colors."""
@@ -88,7 +90,6 @@ def measured():
   return tuple({net: pair[i] for net, pair in found.items()} for i in (0, 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'net, conv4, conv5',
   [
