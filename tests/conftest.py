@@ -5,6 +5,7 @@ and takes away.
 """
 
 import os
+import signal
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -12,8 +13,6 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # else it is the session's, which s
   _programs = tempfile.TemporaryDirectory(prefix='programs-', ignore_cleanup_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
-
-import signal
 
 import jax  # noqa: E402
 
