@@ -352,8 +352,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(f'config.{path}={shown!r}: must be {allowed} ({field.meaning})')
   if config.input.normalization == 'weights' and not config.weights:
     raise UserError(
-      'config.input.normalization=weights: there are none; set --config.weights to the file or run'
-      ' to start from'
+      'config.input.normalization=weights: needs --config.weights, the file or run to start from'
     )
   if config.input.normalization == 'weights' and config.input.scale != 1:
     raise UserError(
@@ -564,6 +563,6 @@ def check_allowed(config: ml_collections.ConfigDict, names: Iterable[str]) -> No
     if not field.alters_run:
       reason = 'may change without it, for it does not alter the run'
     if field.alters_epochs:
-      reason = 'cannot change, for a step would be another part of an epoch'
+      reason = 'cannot change: checkpoints count steps, and this changes the steps of an epoch'
     if reason:
       raise UserError(f'--allow_change={name}: {name} {reason}; leave it out')

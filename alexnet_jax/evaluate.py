@@ -26,7 +26,7 @@ flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _ENSEMBLE = flags.DEFINE_list('ensemble', [], 'Folders of runs whose probabilities are averaged.')
 _VIEWS = flags.DEFINE_enum(
-  'views', None, ['1', '9', '10'], 'Views averaged an image; the config decides if not given.'
+  'views', None, ['1', '9', '10'], 'Views averaged per image; the config decides if not given.'
 )
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which saved state.')
 _ENSEMBLE_WEIGHTS = flags.DEFINE_string(

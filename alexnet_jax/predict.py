@@ -37,8 +37,8 @@ _CHECKPOINT = flags.DEFINE_enum(
 _CLASSES = flags.DEFINE_string(
   'classes', None, "Text file with a class a line, in place of the weights' own names."
 )
-_VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged a picture.')
-_TOP = flags.DEFINE_integer('top', 5, 'Classes named a picture.', lower_bound=1)
+_VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged per picture.')
+_TOP = flags.DEFINE_integer('top', 5, 'Classes named per picture.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Pictures at a time.', lower_bound=1)
 _JSON = flags.DEFINE_string('json', None, 'File for all that is found; - for standard output.')
 _FIGURE = flags.DEFINE_string('figure', None, 'PNG of the first pictures with what is found.')

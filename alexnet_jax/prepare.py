@@ -17,17 +17,18 @@ from alexnet_jax.errors import UserError
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKERS = flags.DEFINE_integer(
-  'workers', 0, 'Processes that decode; 0: one a core.', lower_bound=0
+  'workers', 0, 'Processes that decode; 0: one per core.', lower_bound=0
 )
 _VERIFY = flags.DEFINE_bool('verify', False, 'Read everything again and compare checksums.')
 
 
 def main() -> None:
   from alexnet_jax.data import preparation, store
+  from alexnet_jax.data.sources import IN_MEMORY
   from alexnet_jax.terminal import Console
 
   config, _ = cli.read_config()
-  if config.data.source in ('digits', 'synthetic'):
+  if config.data.source in IN_MEMORY:
     raise UserError(
       f'config.data.source={config.data.source} is made in memory: there is nothing to prepare'
     )

@@ -421,7 +421,7 @@ def test_what_may_change_when_a_run_is_resumed():
   [
     ('optimizer.lr', 'is not a field: did you mean optimizer.learning_rate?'),
     ('log.every_steps', 'may change without it'),
-    ('data.train_split', 'cannot change, for a step would be another part of an epoch'),
+    ('data.train_split', 'cannot change: checkpoints count steps'),
     ('optimizer.beta2', 'only used with optimizer.name=adam'),
   ],
 )

@@ -218,5 +218,5 @@ def test_classes_have_to_be_those_of_the_data():
   check('class 0', 'class 1', 'class 2')
   with pytest.raises(UserError, match='has 2 classes, the data has 3'):
     check('ant', 'bee')
-  with pytest.raises(UserError, match="class 1 is 'n03' in the one, 'n02' in the other"):
+  with pytest.raises(UserError, match="class 1 is 'n03' in the weights, 'n02' in the data"):
     check('n01', 'n03', 'n02')

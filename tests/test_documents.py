@@ -86,7 +86,7 @@ def place(tmp_path_factory):
     Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(place / name)
   trained = run('alexnet_jax.main', '--config=digits', '--config.epochs=1', folder=place)
   assert trained.returncode == 0, trained.stderr
-  for copy in ('80sec', 'a', 'b', 'sweep/baseline/seed0'):
+  for copy in ('cifar10-80sec', 'a', 'b', 'sweep/baseline/seed0'):
     shutil.copytree(place / 'runs/digits', place / 'runs' / copy)
   return place
 

@@ -32,7 +32,7 @@ def prepare_store(
       there.
   """
   progress = progress or Console()
-  if data_config.source in ('digits', 'synthetic'):
+  if data_config.source in sources.IN_MEMORY:
     prepared = store.in_memory_store(
       sources.open_source(data_config), image_size=data_config.image_size, resize=data_config.resize
     )

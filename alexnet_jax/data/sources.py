@@ -9,6 +9,9 @@ from alexnet_jax.data.examples import Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
+# Made in memory: nothing is prepared or stored.
+IN_MEMORY = ('digits', 'synthetic')
+
 
 def open_source(data_config: Any) -> Source:
   """Opens the data set that a config names; never imports TensorFlow.

@@ -38,7 +38,7 @@ VIEWS = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What turns a uint8 view into a net's input: (pixels - mean) * scale, then noise in training.
+  """Turns a uint8 view into a net's input: (pixels - mean) * scale, with color noise in training.
 
   Attributes:
     crop: side of the view in pixels.

@@ -51,6 +51,6 @@ def check_same_classes(path: Path | str, classes: tuple[str, ...], store) -> Non
     return
   number = next(n for n, (a, b) in enumerate(zip(classes, store.classes, strict=True)) if a != b)
   raise UserError(
-    f'{path} has other classes than the data: class {number} is {classes[number]!r} in the one,'
-    f' {store.classes[number]!r} in the other'
+    f'{path} has other classes than the data: class {number} is {classes[number]!r} in the weights,'
+    f' {store.classes[number]!r} in the data'
   )

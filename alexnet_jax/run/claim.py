@@ -60,7 +60,8 @@ def check_workdir(
   if refused := [path for path in altering if path in fixed or path not in accepted]:
     shown = ', '.join(f'{path}: {changes[path][0]} -> {changes[path][1]}' for path in refused)
     ways = (
-      f'{", ".join(fixed)} cannot change, for a step would be another part of an epoch; resume it'
+      f'{", ".join(fixed)} cannot change: checkpoints count steps, and this changes the steps of an'
+      ' epoch; resume it'
       ' with its own config,'
       if fixed
       else f'resume it with its own config, accept this with --allow_change={",".join(refused)},'

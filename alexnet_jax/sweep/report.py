@@ -14,6 +14,7 @@ from PIL import Image
 from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.data import preparation, store
+from alexnet_jax.data.sources import IN_MEMORY
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import confusion, figures, scores
 from alexnet_jax.run.folder import RunFolder
@@ -150,7 +151,7 @@ def held_out(run: FinishedRun) -> store.Store | None:
   """
   data = configs.from_json(run.config).data
   try:
-    if data.source in ('digits', 'synthetic'):
+    if data.source in IN_MEMORY:
       found = preparation.prepare_store(data)
     else:
       found = store.open_store(preparation.store_path(data))

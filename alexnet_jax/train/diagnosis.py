@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -23,15 +23,13 @@ from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import aligned
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.step import TrainState
-
-if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.model.pretrained import Pretrained
 
 # A batch is learned when every image is classified correctly and the loss is below this share of
 # ln(classes); training has diverged when it is above this multiple.
@@ -74,7 +72,7 @@ class Step(NamedTuple):
   top1_error: float
 
 
-def diagnose(config, name: str, weights: 'Pretrained | None', options, command: str) -> None:
+def diagnose(config, name: str, weights: Pretrained | None, options, command: str) -> None:
   """Prints both checks of the config called `name`; `options` are the flags of the command.
 
   Raises:
@@ -138,7 +136,9 @@ def choose_batch(
     kind = f'photo-like noise images: no prepared {config.data.name} at {path}'
   images, labels = store.train.images[:size], store.train.labels[:size]
   if photos:
-    images = read_photos(Path(photos), size, config.data.image_size, config.data.resize)
+    images = read_photos(
+      Path(photos), size, config.data.image_size, config.data.resize, store.upright
+    )
     labels, kind = (
       _round_robin(len(images), len(store.classes)),
       f'photos of {photos}, labels made up',
@@ -149,8 +149,16 @@ def choose_batch(
   return store, np.asarray(images), np.asarray(labels), source
 
 
-def read_photos(folder: Path, count: int, image_size: int, resize: str) -> np.ndarray:
-  """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3)."""
+def read_photos(
+  folder: Path, count: int, image_size: int, resize: str, upright: bool = False
+) -> np.ndarray:
+  """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3).
+
+  They are turned by their EXIF orientation if `upright`.
+
+  Raises:
+    UserError: no such folder, no images in it, or one that cannot be read.
+  """
   if not folder.is_dir():
     raise UserError(f'--images={folder}: there is no such folder')
   paths = [folder / file for file in list_images(folder).files]
@@ -161,7 +169,7 @@ def read_photos(folder: Path, count: int, image_size: int, resize: str) -> np.nd
   for i in range(count):  # evenly over the names, which often begin with the class
     path = paths[i * len(paths) // count]
     try:
-      photos.append(image_files.square(path.read_bytes(), image_size, resize))
+      photos.append(image_files.square(path.read_bytes(), image_size, resize, upright))
     except (OSError, image_files.UnreadableImage) as error:
       raise UserError(f'{path} cannot be read ({error}): remove it from --images') from error
   return np.stack(photos)
@@ -279,7 +287,7 @@ def one_batch_experiment(
   config: ml_collections.ConfigDict,
   store: Store,
   batch_size: int,
-  weights: 'Pretrained | None' = None,
+  weights: Pretrained | None = None,
 ) -> Experiment:
   """The run of a config without what would hide whether its net can learn a single batch.
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import flax
 import jax.numpy as jnp
@@ -14,15 +13,13 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, onednn, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import table_of
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.train import schedules, transfer
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.schedules import Calendar
 from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
-
-if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.model.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Experiment:
   recipe: Recipe
   calendar: Calendar
   plateau: schedules.Plateau | None
-  weights: 'Pretrained | None' = None
+  weights: Pretrained | None = None
   new_layer: str | None = None
 
   @property
@@ -90,7 +87,7 @@ def make_experiment(
   config: ml_collections.ConfigDict,
   store: Store,
   axis_name: str | None,
-  weights: 'Pretrained | None' = None,
+  weights: Pretrained | None = None,
   platform: str | None = None,
 ) -> Experiment:
   """Builds a run from its config and its prepared data.
@@ -108,7 +105,7 @@ def make_experiment(
   if len(store.classes) < 2:
     raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
   if config.weights and weights is None:
-    raise ValueError(f'config.weights={config.weights}: pass the net that weights.start reads')
+    raise ValueError(f'config.weights={config.weights}: pass weights=weights_of(config)')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
   table = table_of(config, len(store.classes))
   model = AlexNet(
@@ -155,7 +152,7 @@ def make_color_noise(settings, calendar: Calendar):
 
 
 def make_preprocessing(
-  config, store: Store, weights: 'Pretrained | None' = None
+  config, store: Store, weights: Pretrained | None = None
 ) -> preprocessing.Preprocessing:
   """Builds the preprocessing that config.input describes.
 

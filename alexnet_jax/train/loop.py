@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import flax
 import ml_collections
@@ -15,6 +14,7 @@ from alexnet_jax.data import feed
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.claim import check_workdir, claim_workdir
 from alexnet_jax.run.folder import RunFolder, disk_failures, lock_workdir, read_results
@@ -37,9 +37,6 @@ from alexnet_jax.train.step import Program, TrainState, make_compute_gradients, 
 from alexnet_jax.train.summary import class_table, draw_figures, finish, summary
 from alexnet_jax.train.throughput import Throughput
 
-if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.model.pretrained import Pretrained
-
 _SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
 
 
@@ -49,7 +46,7 @@ def train(
   *,
   command: str,
   allowed: Sequence[str] = (),
-  weights: 'Pretrained | None' = None,
+  weights: Pretrained | None = None,
 ) -> dict:
   """Trains, evaluates, saves and draws figures, or resumes where an earlier call stopped.
 
@@ -252,7 +249,7 @@ def _check_same_data(meta: dict, experiment: Experiment) -> None:
   )
 
 
-def starting_point(experiment: Experiment, weights: 'Pretrained') -> str:
+def starting_point(experiment: Experiment, weights: Pretrained) -> str:
   """What the run starts from, for people."""
   if not experiment.new_layer:
     return f'starting from {weights.source}, with its classes'

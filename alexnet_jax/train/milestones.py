@@ -99,8 +99,8 @@ class Milestones:
     processes.shutdown_together('stopping')
     raise Interrupted(
       f'stopped by {self.stop.requested or "another process"} at step {step:,}, which is'
-      f' {"saved" if saved else "not saved for want of room"}; the same command goes on from'
-      f' {"there" if saved else "the last that is"}'
+      f' {"saved" if saved else "not saved because the disk is full"}; the same command goes on'
+      f' from {"there" if saved else "the last that is"}'
     )
 
   def final_predictions(self, state: TrainState) -> SplitProbabilities:

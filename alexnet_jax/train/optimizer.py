@@ -125,4 +125,6 @@ def make_optimizer(config, params: dict) -> optax.GradientTransformationExtraArg
     return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
   if optimizer.name == 'lars':
     return lars(optimizer.momentum, decay, optimizer.trust_coefficient)
-  return krizhevsky_momentum(optimizer.momentum, decay)
+  if optimizer.name == 'momentum':
+    return krizhevsky_momentum(optimizer.momentum, decay)
+  raise ValueError(f'unknown optimizer {optimizer.name!r}')

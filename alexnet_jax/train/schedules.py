@@ -179,7 +179,7 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-  """Divides the rate when validation error stops falling: the 2012 hand, as a rule (P section 5).
+  """Multiplies the rate by `factor` when validation error stops falling (paper section 5, by hand).
 
   Attributes:
     factor: multiplies the rate.

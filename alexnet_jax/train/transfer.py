@@ -1,17 +1,13 @@
 """Starting from a trained net instead of random weights."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets, preprocessing
-
-if TYPE_CHECKING:  # what is passed in comes from a room below
-  from alexnet_jax.model.pretrained import Pretrained
+from alexnet_jax.model.pretrained import Pretrained
 
 
-def check_fit(weights: 'Pretrained', config, shapes: dict, new_layer: str) -> None:
+def check_fit(weights: Pretrained, config, shapes: dict, new_layer: str) -> None:
   """Raises UserError unless the weights fit the config's net in all layers but `new_layer`.
 
   Args:
@@ -37,7 +33,7 @@ def check_fit(weights: 'Pretrained', config, shapes: dict, new_layer: str) -> No
         )
 
 
-def start_from(weights: 'Pretrained', variables: dict, new_layer: str | None) -> dict:
+def start_from(weights: Pretrained, variables: dict, new_layer: str | None) -> dict:
   """The weights in the shape of a net's initial variables.
 
   Args:
@@ -56,7 +52,7 @@ def start_from(weights: 'Pretrained', variables: dict, new_layer: str | None) ->
   }
 
 
-def normalization(weights: 'Pretrained', crop: int) -> tuple[np.ndarray, np.ndarray]:
+def normalization(weights: Pretrained, crop: int) -> tuple[np.ndarray, np.ndarray]:
   """Mean, (crop, crop, 3) or (3,), and scale (3,) that the weights were trained with.
 
   Raises:
