@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 # Two training steps of the digits net; prints a checksum of all that came of them.
 STEPS = """
 import logging, runpy, zlib
-from alexnet_jax import compilation_cache, config
+from alexnet_jax import config
 from alexnet_jax.benchmarks.our_step import OurStep
+from alexnet_jax.runtime import compilation_cache
 compilation_cache.prepare_process()
 logging.getLogger('jax._src.compiler').setLevel('DEBUG')
 logging.getLogger('jax._src.compiler').addHandler(logging.StreamHandler())
