@@ -106,7 +106,7 @@ def test_the_folder_is_of_this_processor_and_its_cores(monkeypatch, tmp_path):
 
 def test_the_users_own_folder_is_used(tmp_path):
   script = (
-    'import jax; from alexnet_jax import compilation_cache as c; c.prepare_process();'
+    'import jax; from alexnet_jax.runtime import compilation_cache as c; c.prepare_process();'
     ' print(jax.config.jax_compilation_cache_dir)'
   )
   mine = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'mine'), 'XDG_CACHE_HOME': str(tmp_path)}
