@@ -169,7 +169,7 @@ def test_a_finished_run_that_was_moved_knows_where_it_is(undisturbed, tmp_path, 
 @pytest.mark.parametrize('change', [{'batch_size': 8}, {'data.synthetic_examples': 64}])
 def test_the_steps_of_an_epoch_cannot_change(change, undisturbed):
   (field,) = change
-  with pytest.raises(UserError, match=f'{field} cannot change, for ') as refused:
+  with pytest.raises(UserError, match=f'{field} cannot change: checkpoints count steps') as refused:
     train(undisturbed[0], **change)
   assert '--allow_change' not in str(refused.value)
   assert f' python -m main --seed=1 --workdir={undisturbed[0]}-2' in str(refused.value)
