@@ -317,6 +317,8 @@ def test_sizes_of_data_sets_that_are_not_there(tmp_path, monkeypatch):
   imagenet = config('imagenet2012', eval_split='validation')
   assert preparation.sizes(imagenet, None) == (1000, 1_281_167, 50_000)
   assert 'ILSVRC2012_img_train.tar' in preparation.state(imagenet)
+  for name in ('imagenette', 'imagenette/full-size-v2'):
+    assert preparation.sizes(config(name, eval_split='validation'), None) == (10, 9_469, 3_925)
   assert not (tmp_path / 'tfds').exists()
 
   # Of unknown size: nothing is downloaded for a dry run; else it is, whatever its name.
@@ -401,7 +403,10 @@ def test_a_failed_preparation_is_one_line(tmp_path, monkeypatch):
 def test_data_sets_of_something_else_are_refused(tiny, monkeypatch):
   builder = tfds_source.find_builder('tiny', tiny)
   info = types.SimpleNamespace(
-    file_format=builder.info.file_format, alternative_file_formats=[], features={'text': 0}
+    full_name=builder.info.full_name,
+    file_format=builder.info.file_format,
+    alternative_file_formats=[],
+    features={'text': 0},
   )
   fake = types.SimpleNamespace(name='tiny', info=info, data_path=builder.data_path)
   monkeypatch.setattr(tfds_source.tfds, 'builder_from_directory', lambda path: fake)

@@ -11,8 +11,8 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.errors import UserError
 
-# Published counts. TFDS prepares a truncated archive without an error, which these reveal; and a
-# plan needs them before there are any data.
+# Published counts, by name and, if any, variant. TFDS prepares a truncated archive without error,
+# which these reveal; and a plan needs them before there are any data.
 EXPECTED_COUNTS = {
   'imagenet2012': {'train': 1_281_167, 'validation': 50_000},
   'cifar10': {'train': 50_000, 'test': 10_000},
@@ -20,6 +20,7 @@ EXPECTED_COUNTS = {
   'mnist': {'train': 60_000, 'test': 10_000},
   'fashion_mnist': {'train': 60_000, 'test': 10_000},
   'cats_vs_dogs': {'train': 23_262},
+  'imagenette/full-size-v2': {'train': 9_469, 'validation': 3_925},
 }
 NAME_FEATURES = ('file_name', 'image/filename', 'id')
 INSTALL = "pip install 'alexnet_jax[prepare]'"
@@ -106,7 +107,7 @@ def published_sizes(
   Returns:
     None if they are not known.
   """
-  counts = EXPECTED_COUNTS.get(builder.name, {})
+  counts = _expected_counts(builder)
   splits = {name: types.SimpleNamespace(num_examples=count) for name, count in counts.items()}
 
   def size(split: str) -> int:
@@ -119,6 +120,11 @@ def published_sizes(
   except (KeyError, ValueError, AssertionError):  # another data set or split, or no such part
     return None
   return builder.info.features['label'].num_classes, train, held_out
+
+
+def _expected_counts(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+  name, _, _ = builder.info.full_name.rpartition('/')  # without the version
+  return EXPECTED_COUNTS.get(name, {})
 
 
 def _open_split(builder: tfds.core.DatasetBuilder, split: str) -> TfdsSplit:
@@ -175,7 +181,7 @@ def _open_builder(data_path: str) -> tfds.core.DatasetBuilder:
       f'apache-beam mlcroissant, run tfds convert_format --dataset_version_dir={data_path} '
       '--out_file_format=array_record, and rerun'
     )
-  for split, expected in EXPECTED_COUNTS.get(builder.name, {}).items():
+  for split, expected in _expected_counts(builder).items():
     found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
     if found != expected:
       raise UserError(
