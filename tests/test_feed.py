@@ -92,22 +92,21 @@ def test_evaluation_sees_every_row_once(split, batch_size, processes):
   seen = []
   for step, parts in enumerate(zip(*runs, strict=True)):
     batch = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    assert batch['mask'].dtype == np.float32 and batch['label'].dtype == np.int32
+    assert batch['label'].dtype == np.int32 and batch['row'].dtype == np.int64
     assert batch['image'].shape == (batch_size, SIZE, SIZE, 3)
-    assert batch['position'].tolist() == list(range(batch_size))
-    real = batch['mask'] == 1
+    real = batch['row'] >= 0
     rows = batch['row'][real]
     seen += rows.tolist()
     assert np.array_equal(batch['image'][real], split.images[rows])
     assert np.array_equal(batch['label'][real], split.labels[rows])
     assert rows.tolist() == list(range(step * batch_size, step * batch_size + len(rows)))
-    assert (batch['row'][~real] == -1).all() and (batch['mask'][~real] == 0).all()
+    assert (batch['row'][~real] == -1).all()
     assert not batch['image'][~real].any() and not batch['label'][~real].any()
   assert sorted(seen) == list(range(45))
 
 
 def test_batches_are_fresh_and_begin_on_a_page(split):
-  with feed.train_batches(split, seed=0, start_step=0, batch_size=16, depth=2) as batches:
+  with feed.train_batches(split, seed=0, start_step=0, batch_size=16) as batches:
     kept = [next(batches) for _ in range(10)]
   addresses = {batch['image'].ctypes.data for batch in kept}
   assert len(addresses) == 10 and all(address % 4096 == 0 for address in addresses)
@@ -123,7 +122,7 @@ def test_batches_are_made_ahead_but_not_too_far(split):
     made.append(step)
     return {'step': np.array(step)}
 
-  with feed.Batches(feed.Gather(split), make, range(100), depth=3) as batches:
+  with feed.Batches(feed.Gather(split), make, range(100)) as batches:
     deadline = time.monotonic() + 60
     while len(made) < 3:
       assert time.monotonic() < deadline
@@ -142,7 +141,7 @@ def test_closing_is_prompt_and_can_be_repeated(split):
     made.append(step)
     return {'step': np.array(step)}
 
-  batches = feed.Batches(feed.Gather(split), make, itertools.count(), depth=3)
+  batches = feed.Batches(feed.Gather(split), make, itertools.count())
   next(batches)
   batches.close()
   batches.close()
@@ -158,7 +157,7 @@ def test_an_error_of_the_thread_is_raised_by_next(split):
       raise OSError('the disk is gone')
     return {}
 
-  with feed.Batches(feed.Gather(split), make, range(10), depth=3) as batches:
+  with feed.Batches(feed.Gather(split), make, range(10)) as batches:
     next(batches)
     next(batches)
     with pytest.raises(OSError, match='the disk is gone'):

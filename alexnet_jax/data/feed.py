@@ -27,6 +27,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.cores import usable_cores
 
 READERS = 4
+DEPTH = 3  # batches to have ready
 PAGE = 4096
 
 Batch = dict[str, np.ndarray]
@@ -41,17 +42,15 @@ class Batches(Iterator[Batch]):
     wait_seconds: time spent in `next` so far.
   """
 
-  def __init__(
-    self, gather: 'Gather | None', make: Callable[[Any], Batch], steps: Iterable, depth: int
-  ):
-    """Calls `make(step)` for each of `steps`, `depth` ahead; closes `gather` at the end."""
+  def __init__(self, gather: 'Gather | None', make: Callable[[Any], Batch], steps: Iterable):
+    """Calls `make(step)` for each of `steps`, DEPTH ahead; closes `gather` at the end."""
     self.wait_seconds = 0.0
     self._gather = gather
     self._make = make
     self._steps = iter(steps)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='feed')
     self._ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
-    for _ in range(depth):
+    for _ in range(DEPTH):
       self._ask()
 
   def _ask(self) -> None:
@@ -92,7 +91,6 @@ def train_batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  depth: int = 3,
 ) -> Batches:
   """Training batches without end, from `start_step` on: this process's part of each.
 
@@ -103,7 +101,6 @@ def train_batches(
     batch_size: B, the global batch size; a multiple of `process_count`.
     process_index: number of this process.
     process_count: number of processes.
-    depth: batches to have ready.
 
   Returns:
     An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32
@@ -122,7 +119,7 @@ def train_batches(
       'position': positions.copy(),
     }
 
-  return Batches(gather, make, itertools.count(start_step), depth)
+  return Batches(gather, make, itertools.count(start_step))
 
 
 def train_rows(
@@ -134,7 +131,6 @@ def train_rows(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  depth: int = 3,
 ) -> Batches:
   """The rows of the batches of `train_batches`, many steps at a time.
 
@@ -156,7 +152,7 @@ def train_rows(
       rows[:, column] = order.rows(seed, step, batch_size, n)[mine]
     return {'row': rows, 'position': positions.copy()}
 
-  return Batches(None, make, calls, depth)
+  return Batches(None, make, calls)
 
 
 def all_images(split: Split) -> np.ndarray:
@@ -168,22 +164,22 @@ def all_images(split: Split) -> np.ndarray:
 
 
 def eval_batches(
-  split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1, depth: int = 3
+  split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Batches:
   """Every row once over all processes, in the same number of batches on each.
 
   Args: as for `train_batches`.
 
   Returns:
-    An iterator of dicts as of `train_batches`, and `mask` float32 (b,): 1 for an example, 0 for
-    padding, which has black images, label 0 and row -1.
+    An iterator of dicts with `image`, `label` and `row` as of `train_batches`; padding has black
+    images, label 0 and row -1.
   """
   mine = _part(batch_size, process_index, process_count)
   gather = Gather(split)
-  positions = np.arange(mine.start, mine.stop, dtype=np.int32)
+  places = np.arange(mine.start, mine.stop)
 
   def make(step: int) -> Batch:
-    rows = step * batch_size + positions.astype(np.int64)
+    rows = step * batch_size + places
     real = rows < len(split)
     labels = np.zeros(len(rows), np.int32)
     labels[real] = split.labels[rows[real]]
@@ -191,11 +187,9 @@ def eval_batches(
       'image': gather(rows[real], len(rows)),
       'label': labels,
       'row': np.where(real, rows, -1),
-      'position': positions.copy(),
-      'mask': real.astype(np.float32),
     }
 
-  return Batches(gather, make, range(-(-len(split) // batch_size)), depth)
+  return Batches(gather, make, range(-(-len(split) // batch_size)))
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:
