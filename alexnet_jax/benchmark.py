@@ -122,8 +122,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
   )
 
   peers = None if _PEERS.value is None else tuple(_PEERS.value)
-  known = time_step.PEERS | time_step.GPU_PEERS | time_loop.PEERS
-  known |= time_feed.PEERS | time_prepare.PEERS
+  known = time_step.PEERS | time_loop.PEERS | time_feed.PEERS | time_prepare.PEERS
   _check_words('--peers: ', peers or (), tuple(known))
   of_configs = {
     'step': time_step,

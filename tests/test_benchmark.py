@@ -156,14 +156,12 @@ def test_a_gradient_of_zero_is_equal_to_zero(ours):
 
 def test_the_torch_update_is_that_of_2012(ours):
   torch = pytest.importorskip('torch')
-  from alexnet_jax.benchmarks.torch_net import TorchNet
   from alexnet_jax.benchmarks.torch_step import make_optimizer
 
   weights, _ = ours
   work = task(EVERY_ROW, weights)
-  net = TorchNet(EVERY_ROW, SHAPE)
-  net.load(weights)
-  theirs = make_optimizer(net, work)
+  tensors = jax.tree.map(torch.tensor, weights)
+  theirs = make_optimizer(tensors, work)
   rule = krizhevsky_momentum(0.9, work.decays)
   velocity = rule.init(weights)
   random = np.random.default_rng(1)
@@ -171,14 +169,11 @@ def test_the_torch_update_is_that_of_2012(ours):
     gradients = jax.tree.map(lambda w: random.normal(size=w.shape).astype(np.float32), weights)
     updates, velocity = rule.update(gradients, velocity, weights, rates=work.rates)
     weights = jax.tree.map(lambda w, update: np.asarray(w + update), weights, updates)
-    for layer, name, parameter in net.named():
-      gradient = net._permutations[layer][name].to_torch(gradients[layer][name])
-      # Fused SGD needs gradients that lie in memory as the parameter does; backward sees to that.
-      parameter.grad = torch.empty_like(parameter).copy_(torch.tensor(gradient))
+    for layer, leaves in tensors.items():
+      for name, tensor in leaves.items():
+        tensor.grad = torch.tensor(gradients[layer][name])
     theirs.step()
-  for layer, name, parameter in net.named():
-    actual = net._permutations[layer][name].from_torch(parameter.detach().numpy())
-    np.testing.assert_allclose(actual, weights[layer][name], atol=1e-5)
+  jax.tree.map(lambda t, w: np.testing.assert_allclose(t.numpy(), w, atol=1e-5), tensors, weights)
 
 
 def test_images_may_lie_with_channels_last(ours):
@@ -196,11 +191,11 @@ def test_images_may_lie_with_channels_last(ours):
 
 def test_torch_drops_as_in_2012_or_inverted():
   torch = pytest.importorskip('torch')
-  from alexnet_jax.benchmarks.torch_net import TorchNet
+  from alexnet_jax.benchmarks.torch_step import make_forward
 
   for inverted, kept in ((False, 1.0), (True, 1 / 0.3)):
-    net = TorchNet((layers.Dropout('drop', keep=0.3, inverted=inverted),), (10_000,))
-    y = net(torch.ones(1, 10_000)).numpy()
+    table = (layers.Dropout('drop', keep=0.3, inverted=inverted),)
+    y = make_forward(table, (10_000,))({}, torch.ones(1, 10_000)).numpy()
     assert np.abs(y[y > 0] - kept).max() < 1e-5
     assert np.mean(y > 0) == pytest.approx(0.3, abs=0.03)
 

@@ -56,13 +56,6 @@ PEERS = {
   'channels_last': _torch('torch channels_last', channels_last=True, compiled=False),
   'compiled': _torch('torch.compile', channels_last=True, compiled=True),
 }
-# Not measured on a GPU yet.
-GPU_PEERS = {
-  'cudnn_benchmark': _torch('torch, cuDNN chosen by timing', channels_last=True, cudnn_timed=True),
-  'compiled_cudnn_benchmark': _torch(
-    'torch.compile, cuDNN chosen by timing', channels_last=True, compiled=True, cudnn_timed=True
-  ),
-}
 
 
 def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
@@ -161,7 +154,7 @@ def _others(options: Options, config: dict, task: Task) -> dict[str, tuple[Conte
   others = {contestant.title: (contestant, {'config': config}) for contestant in pythons}
   if len(others) < len(pythons):
     raise UserError(f'--python={",".join(options.pythons)}: two have the same versions')
-  peers = options.wanted(PEERS if task.platform == 'cpu' else PEERS | GPU_PEERS)
+  peers = options.wanted(PEERS)
   return others | {name: (contestant, {'task': task}) for name, contestant in peers.items()}
 
 

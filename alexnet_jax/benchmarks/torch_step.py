@@ -1,6 +1,11 @@
-"""The peers of the step benchmark: the same net and update in PyTorch, eager or compiled."""
+"""The peers of the step benchmark: the same net and update in PyTorch, eager or compiled.
+
+The net shares nothing with ours but the rows of its table, so that equal gradients mean something.
+Where PyTorch offers several spellings, the fastest of them is used.
+"""
 
 import collections
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -12,7 +17,7 @@ from alexnet_jax.benchmarks.contestants import (
   Workload,
   without_dropout,
 )
-from alexnet_jax.benchmarks.torch_net import TorchNet
+from alexnet_jax.model import layers
 
 
 class TorchStep(Workload):
@@ -22,23 +27,16 @@ class TorchStep(Workload):
   nothing watches for losses that are not finite.
   """
 
-  def __init__(
-    self,
-    task: Task,
-    channels_last: bool = False,
-    compiled: bool = False,
-    cudnn_timed: bool = False,
-  ):
+  def __init__(self, task: Task, channels_last: bool = False, compiled: bool = False):
     """Builds the net and its optimizer.
 
-    On a GPU (not measured yet) products are TF32, as ours are there by default, or bfloat16 by
-    autocast where the config says so.
+    On a GPU (not measured yet) cuDNN's algorithms are chosen by timing, and products are TF32, as
+    ours are there by default, or bfloat16 by autocast where the config says so.
 
     Args:
       task: what to compute.
       channels_last: how images lie in memory.
       compiled: whether torch.compile is used.
-      cudnn_timed: whether cuDNN's algorithms are chosen by timing.
 
     Raises:
       Unavailable: the task has something that is not written here.
@@ -57,59 +55,67 @@ class TorchStep(Workload):
     self._device = torch.device('cuda' if on_gpu else 'cpu')
     if on_gpu:
       torch.set_float32_matmul_precision('high')
-    torch.backends.cudnn.benchmark = cudnn_timed
+      torch.backends.cudnn.benchmark = True
     self._task = task
     self._compiled = compiled
     self._format = torch.channels_last if channels_last else torch.contiguous_format
-    self._views = (
-      torch.tensor(task.views, device=self._device)
-      .permute(0, 3, 1, 2)
-      .contiguous(memory_format=self._format)
-    )
+    views = torch.tensor(task.views, device=self._device).permute(0, 3, 1, 2)
+    self._views = views.contiguous(memory_format=self._format)
     self._labels = torch.tensor(task.labels, dtype=torch.long, device=self._device)
-    net, self._loss_of = self._build(task.table, task.weights)
-    self._optimizer = make_optimizer(net, task)
+    self._loss_of = self._make_loss(task.table)
+    self._parameters = {
+      layer: {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+      for layer, leaves in self._to_torch(self._tensors(task.weights)).items()
+    }
+    self._optimizer = make_optimizer(self._parameters, task)
     self._loss = None
 
-  def _build(self, table, weights):
-    """The net and the function (views, labels) -> loss."""
-    net = TorchNet(table, self._task.view_shape)
-    net.load(weights)
-    net.to(self._device, memory_format=self._format)
+  def _make_loss(self, table: layers.Table) -> Callable[..., torch.Tensor]:
+    """The function (parameters, views, labels) -> loss of a net."""
+    forward = make_forward(table, self._task.view_shape)
+    rounded = self._task.compute_dtype == 'bfloat16'
 
-    def loss_of(views, labels):
-      return functional.cross_entropy(net(views), labels)
-
-    def rounded_loss_of(views, labels):
-      with torch.autocast(self._device.type, torch.bfloat16):
-        logits = net(views)
+    def loss_of(parameters, views, labels):
+      with torch.autocast(self._device.type, torch.bfloat16, enabled=rounded):
+        logits = forward(parameters, views)
       return functional.cross_entropy(logits.float(), labels)
 
-    if self._task.compute_dtype == 'bfloat16':
-      loss_of = rounded_loss_of
+    return torch.compile(loss_of) if self._compiled else loss_of
 
-    return net, torch.compile(loss_of) if self._compiled else loss_of
+  def _tensors(self, weights: dict) -> dict:
+    return {
+      layer: {
+        name: torch.tensor(array, device=self._device, requires_grad=True)
+        for name, array in leaves.items()
+      }
+      for layer, leaves in weights.items()
+    }
 
-  def versions(self) -> dict:
-    return {'torch': torch.__version__, 'threads': torch.get_num_threads()}
+  def _to_torch(self, weights: dict) -> dict:
+    return to_torch(self._task.table, self._task.view_shape, weights, self._format)
 
   def loss_and_grads(self, weights: dict) -> LossAndGrads:
     """Loss and gradients at `weights`, without dropout."""
-    net, loss_of = self._build(without_dropout(self._task.table), weights)
+    loss_of = self._make_loss(without_dropout(self._task.table))
+    tensors = self._tensors(weights)
     try:
-      loss = loss_of(self._views, self._labels)
+      loss = loss_of(self._to_torch(tensors), self._views, self._labels)
       loss.backward()
     except RuntimeError as error:
       if not self._compiled:
         raise
       reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise Unavailable(f'torch.compile failed ({reason})') from None
-    return LossAndGrads(loss.item(), net.gradients())
+    gradients = {
+      layer: {name: tensor.grad.cpu().numpy() for name, tensor in leaves.items()}
+      for layer, leaves in tensors.items()
+    }
+    return LossAndGrads(loss.item(), gradients)
 
   def run(self, batches: int) -> int:
     for _ in range(batches):
       self._optimizer.zero_grad()
-      self._loss = self._loss_of(self._views, self._labels)
+      self._loss = self._loss_of(self._parameters, self._views, self._labels)
       self._loss.backward()
       self._optimizer.step()
     if self._device.type == 'cuda':
@@ -121,15 +127,16 @@ class TorchStep(Workload):
     return self._loss.item()
 
 
-def make_optimizer(net: TorchNet, task: Task) -> torch.optim.Optimizer:
+def make_optimizer(parameters: dict, task: Task) -> torch.optim.Optimizer:
   """SGD with the task's rates and decays; fused, several times as fast as PyTorch's default.
 
   At constant rates PyTorch's rule takes the same path as that of 2012, with velocities divided by
   minus the rate.
   """
   groups = collections.defaultdict(list)
-  for layer, name, parameter in net.named():
-    groups[task.rates[layer][name], task.decays[layer][name]].append(parameter)
+  for layer, leaves in parameters.items():
+    for name, parameter in leaves.items():
+      groups[task.rates[layer][name], task.decays[layer][name]].append(parameter)
   return torch.optim.SGD(
     [
       {'params': members, 'lr': rate, 'weight_decay': decay}
@@ -139,3 +146,123 @@ def make_optimizer(net: TorchNet, task: Task) -> torch.optim.Optimizer:
     momentum=task.momentum,
     fused=True,
   )
+
+
+def to_torch(
+  table: layers.Table,
+  shape: layers.Shape,
+  weights: dict[str, dict[str, torch.Tensor]],
+  memory_format: torch.memory_format = torch.contiguous_format,
+) -> dict[str, dict[str, torch.Tensor]]:
+  """Weights of our net as PyTorch has them; differentiable, so gradients come back as ours."""
+  result = {}
+  for row, inputs, _ in layers.walk(table, shape):
+    if row.name in weights:
+      kernel, bias = weights[row.name]['kernel'], weights[row.name]['bias']
+      match row:
+        case layers.Local():
+          rows, columns, *_, features = kernel.shape
+          kernel = kernel.permute(0, 1, 4, 2, 3, 5).reshape(rows * columns, -1, features)
+          bias = bias.permute(2, 0, 1)
+        case layers.Conv():  # HWIO -> OIHW
+          kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=memory_format)
+        case layers.Dense() if len(inputs) == 3:  # of (H, W, C) in our net and (C, H, W) here
+          kernel = kernel.reshape(*inputs, -1).permute(3, 2, 0, 1).reshape(row.features, -1)
+        case layers.Dense():
+          kernel = kernel.T
+      kernel = kernel if kernel.dim() == 4 else kernel.contiguous()
+      result[row.name] = {'kernel': kernel, 'bias': bias.contiguous()}
+  return result
+
+
+def make_forward(table: layers.Table, shape: layers.Shape) -> Callable[..., torch.Tensor]:
+  """The function (parameters, float32 (N, C, H, W)) -> outputs of a net; always in training mode.
+
+  `shape` is that of one image, (H, W, C).  Raises Unavailable for rows it does not know.
+  """
+  functions = [(row.name, _layer(row, inputs)) for row, inputs, _ in layers.walk(table, shape)]
+
+  def forward(parameters, x):
+    for name, function in functions:
+      x = function(x, **parameters.get(name, {}))
+    return x
+
+  return forward
+
+
+def _layer(row: layers.Row, inputs: layers.Shape) -> Callable[..., torch.Tensor]:
+  match row:
+    case layers.Local():
+      return _local(row, inputs)
+    case layers.Conv():
+      return _convolution(row, inputs)
+    case layers.Dense():
+      return lambda x, kernel, bias: functional.linear(x.flatten(1), kernel, bias)
+    case layers.Relu():
+      return lambda x: functional.relu(x, inplace=True)
+    case layers.Tanh():
+      return torch.tanh
+    case layers.AvgPool():
+      # There is no padding to count, but by default torch.compile's gradient is wrong where a
+      # window overhangs (pytorch/pytorch#198119).
+      return lambda x: functional.avg_pool2d(
+        x, row.window, row.stride, ceil_mode=True, count_include_pad=False
+      )
+    case layers.MaxPool():
+      return lambda x: functional.max_pool2d(x, row.window, row.stride, ceil_mode=True)
+    case layers.ResponseNorm():
+      return _response_norm(row)
+    case layers.SpatialNorm():
+      return _spatial_norm(row)
+    case layers.Dropout() if row.inverted:
+      return lambda x: functional.dropout(x, 1 - row.keep)
+    case layers.Dropout():  # in 2012 the units that are kept stay as they are
+      return lambda x: functional.dropout(x, 1 - row.keep) * row.keep
+  raise Unavailable(f'its net has no {type(row).__name__} (layer {row.name})')
+
+
+def _convolution(row: layers.Conv, inputs: layers.Shape):
+  top, bottom = row.edge_padding(inputs[0])
+  left, right = row.edge_padding(inputs[1])
+  even = top == bottom and left == right
+  padding = (top, left) if even else 0
+
+  def convolution(x, kernel, bias):
+    if not even:
+      x = functional.pad(x, (left, right, top, bottom))
+    return functional.conv2d(x, kernel, bias, row.stride, padding, groups=row.groups)
+
+  return convolution
+
+
+def _local(row: layers.Local, inputs: layers.Shape):
+  """A kernel and a bias for every place of the output."""
+  edges = (*row.edge_padding(inputs[1]), *row.edge_padding(inputs[0]))
+
+  def local(x, kernel, bias):
+    patches = functional.unfold(functional.pad(x, edges), row.kernel, stride=row.stride)
+    y = torch.einsum('nkp,pko->nop', patches, kernel)
+    return y.reshape(-1, *bias.shape) + bias
+
+  return local
+
+
+def _response_norm(row: layers.ResponseNorm):
+  """Across channels, inside each tower.  PyTorch's alpha is divided by the size, ours is not."""
+
+  def norm(x):
+    return functional.local_response_norm(x, row.size, row.alpha * row.size, row.beta, row.k)
+
+  if row.groups == 1:
+    return norm
+  return lambda x: torch.cat([norm(tower) for tower in x.chunk(row.groups, 1)], 1)
+
+
+def _spatial_norm(row: layers.SpatialNorm):
+  """Over a square inside each channel."""
+
+  def norm(x):
+    total = functional.avg_pool2d(x * x, row.size, 1, row.size // 2, divisor_override=1)
+    return x / (row.k + row.alpha * total).pow(row.beta)
+
+  return norm
