@@ -31,7 +31,7 @@ def split(request, tmp_path):
   if request.param == 'jpeg':
     files = JpegImages(tmp_path, SIZE, quality=90)
     parts = [Part('train', 0, 0, 30), Part('train', 1, 30, 45)]
-    records = [files.write(part, [images[part.start : part.stop]]) for part in parts]
+    records = [files.write(part, images[part.start : part.stop]) for part in parts]
     files.merge(parts, records, 45, [])
     return Split(JpegRows(tmp_path, np.load(tmp_path / PLACES), SIZE), labels)
   np.save(tmp_path / 'images.npy', images)

@@ -18,12 +18,13 @@ from helpers.tiny_data import data_config, write_folder
 from PIL import Image
 
 from alexnet_jax import config, files
-from alexnet_jax.data import images, merge, order, pictures, preparation, raw_images, store
+from alexnet_jax.data import images, order, pictures, preparation, raw_images
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.image_folder import open_folder
+from alexnet_jax.data.job import ORDER_SEED, Job, in_memory_store
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.sources import open_source
-from alexnet_jax.data.store import in_memory_store, open_store, verify_store
+from alexnet_jax.data.store import open_store, verify_store
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.preprocessing_file import read_preprocessing, write_preprocessing
@@ -85,7 +86,7 @@ def test_rows_are_the_images(source, tmp_path, resize):
     raw = split.file.read_bytes()[split.offset :]
     assert raw == np.asarray(split.images).tobytes()
   assert np.array_equal(
-    np.load(tmp_path / 'store/train/source_index.npy'), order.permutation(store.ORDER_SEED, 0, 60)
+    np.load(tmp_path / 'store/train/source_index.npy'), order.permutation(ORDER_SEED, 0, 60)
   )
   assert np.load(tmp_path / 'store/eval/source_index.npy').tolist() == list(range(21))
 
@@ -150,7 +151,7 @@ class Stop(Console):
 
 def test_interrupted_writing_goes_on_where_it_stopped(source, tmp_path, reference):
   with pytest.raises(KeyboardInterrupt):
-    write(source, tmp_path / 'store', progress=Stop(30))
+    write(source, tmp_path / 'store', progress=Stop(20))
   records = sorted((tmp_path / 'store.tmp/parts').glob('*.npz'))
   assert len(records) == 3
   before = {record: record.stat().st_mtime_ns for record in records}
@@ -179,7 +180,7 @@ def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
 
 @pytest.mark.parametrize('step', ['cut', 'rename'])
 def test_interrupted_publishing(source, tmp_path, reference, monkeypatch, step):
-  real = merge.publish
+  real = Job.publish
 
   def fail(*arguments, **options):
     raise KeyboardInterrupt
@@ -187,15 +188,15 @@ def test_interrupted_publishing(source, tmp_path, reference, monkeypatch, step):
   def publish(job, path):
     with monkeypatch.context() as patch:
       if step == 'cut':
-        patch.setattr(raw_images.RawImages, 'set_rows', fail)
+        patch.setattr(raw_images.RawImages, 'finish', fail)
       else:
         patch.setattr(shutil, 'rmtree', fail)
       real(job, path)
 
-  monkeypatch.setattr(merge, 'publish', publish)
+  monkeypatch.setattr(Job, 'publish', publish)
   with pytest.raises(KeyboardInterrupt):
     write(source, tmp_path / 'store')
-  monkeypatch.setattr(merge, 'publish', real)
+  monkeypatch.setattr(Job, 'publish', real)
   write(source, tmp_path / 'store')
   assert contents(tmp_path / 'store') == reference
 
@@ -292,12 +293,12 @@ def test_unreadable_images_at_the_end(tmp_path):
   root = write_folder(tmp_path / 'data')
   source = open_folder(root, 0.25)
   for row in (59, 58, 57, 50, 1):
-    index = int(order.permutation(store.ORDER_SEED, 0, 60)[row])
+    index = int(order.permutation(ORDER_SEED, 0, 60)[row])
     pathlib.Path(source.train[index].name).write_bytes(b'')
   source = open_folder(root, 0.25)
   written = write(source, tmp_path / 'store', unreadable='skip', rows_per_part=10)
   assert len(written.train) == 55
-  whole = order.permutation(store.ORDER_SEED, 0, 60)
+  whole = order.permutation(ORDER_SEED, 0, 60)
   expected = whole[:55].copy()
   expected[[1, 50]] = whole[[55, 56]]
   assert np.load(tmp_path / 'store/train/source_index.npy').tolist() == expected.tolist()
@@ -363,7 +364,7 @@ def test_a_label_that_is_no_class(tmp_path, label, workers):
 @pytest.mark.slow
 def test_a_worker_that_dies(tmp_path):
   source = Source('numbers', ('a',), Numbers(fatal=True), Numbers(), 'x')
-  with pytest.raises(UserError, match=r'a preparing process died \(exit code -9'):
+  with pytest.raises(UserError, match='a preparing process died'):
     write(source, tmp_path / 'store', workers=2)
 
 

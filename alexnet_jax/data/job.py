@@ -3,6 +3,10 @@
 A part is a range of a split's rows. Its images are written (see `raw_images` and `jpeg_images`) and
 synced, then a small record of it is published by a rename: labels, sums, checksum, unreadable
 images. Parts that have a record are never written again.
+
+Records are merged in order and their sums are integers, so the result is the same to the byte
+whoever did which part. Each step can be interrupted and repeated: nothing is cut off or removed
+before meta.json, which commits the store, is there.
 """
 
 import dataclasses
@@ -10,20 +14,24 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
+import PIL
 
 from alexnet_jax import files
-from alexnet_jax.data import statistics, store
+from alexnet_jax.data import images, order, store
 from alexnet_jax.data.examples import Part, Record, Source
-from alexnet_jax.data.images import UnreadableImage
-from alexnet_jax.data.jpeg_images import JpegImages
-from alexnet_jax.data.raw_images import RawImages
+from alexnet_jax.data.statistics import Sums
 from alexnet_jax.errors import UserError
 
-ROWS_PER_WRITE = 64
+# The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
+ORDER_SEED = 2012
+_DESCRIPTION = 'writer.json'
+_JPEG_COMPRESSION = 5  # at least; 6 at quality 95, more at lower ones
+_NAMED_IN_MESSAGE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +56,17 @@ class Job:
 
   @functools.cached_property
   def indices(self) -> dict[str, np.ndarray]:
-    """For each split, which example of the source a row shows."""
-    return store.row_order(self.source)
+    """For each split, which example of the source a row shows: int64 (N,)."""
+    return {
+      'train': order.permutation(ORDER_SEED, 0, len(self.source.train)),
+      'eval': np.arange(len(self.source.eval)),
+    }
 
   @functools.cached_property
-  def upright(self) -> bool:
-    """Whether images are turned as their EXIF orientation says."""
-    return store.is_upright(self.source.classes)
-
-  @property
-  def nothing(self) -> np.ndarray:
-    """No images: uint8 (0, S, S, 3)."""
-    return np.empty((0, self.image_size, self.image_size, 3), np.uint8)
+  def description(self) -> dict[str, Any]:
+    """What the store is made from, and how: only an equal job can continue this one."""
+    made_from = store.made_from(self.source, self.image_size, self.resize, self.encoding)
+    return made_from | {'rows_per_part': self.rows_per_part}
 
   def parts(self, split: str) -> list[Part]:
     n, size = len(self.indices[split]), self.rows_per_part
@@ -68,98 +75,236 @@ class Job:
       for number, start in enumerate(range(0, n, size))
     ]
 
-  def waiting(self) -> list[Part]:
-    """Parts of all splits that have no record."""
-    parts = [part for split in store.SPLITS for part in self.parts(split)]
-    return [part for part in parts if not self.record_file(part).exists()]
+  def begin(self) -> list[Part]:
+    """Makes the folder, unless an interrupted run of the same job did.
 
-  def images(self, split: str) -> RawImages | JpegImages:
-    """The files of a split's images."""
+    Returns:
+      The parts that have no record yet.
+
+    Raises:
+      UserError: the disk is too small.
+    """
+    self._check_disk_space()
+    if not self._is_described_by(_DESCRIPTION):
+      shutil.rmtree(self.folder, ignore_errors=True)
+      for name in ('parts', *store.SPLITS):
+        (self.folder / name).mkdir(parents=True)
+      files.write_json(self.folder / _DESCRIPTION, self.description)
+    parts = [part for split in store.SPLITS for part in self.parts(split)]
+    return [part for part in parts if not self._record_file(part).exists()]
+
+  def is_committed(self) -> bool:
+    """Whether the folder holds the whole store."""
+    return self._is_described_by('meta.json')
+
+  def read_row(self, split: str, row: int) -> tuple[np.ndarray, int]:
+    """One example as the store holds it: uint8 (S, S, 3) and the label.
+
+    Raises:
+      images.UnreadableImage: the image cannot be read; the message names it.
+      UserError: its label is no class.
+    """
+    index, classes = int(self.indices[split][row]), len(self.source.classes)
+    try:
+      example = getattr(self.source, split)[index]
+    except OSError as error:
+      raise images.UnreadableImage(f'example {index}: {error}') from error
+    if not 0 <= example.label < classes:
+      raise UserError(
+        f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labeled '
+        'split, or correct the data'
+      )
+    upright = self.description['orientation'] == store.EXIF
+    try:
+      return images.square(example.data, self.image_size, self.resize, upright), example.label
+    except images.UnreadableImage as error:
+      raise images.UnreadableImage(f'{example.name}: {error}') from error
+
+  def write_part(self, part: Part) -> int:
+    """Writes rows, unreadable ones black, then their record; returns their number."""
+    sums, reasons = Sums(self.image_size), {}
+    labels = np.zeros(len(part), np.int32)
+
+    def pixels() -> Iterator[np.ndarray]:
+      for row in range(part.start, part.stop):
+        try:
+          image, labels[row - part.start] = self.read_row(part.split, row)
+          sums.add_image(image)
+        except images.UnreadableImage as error:
+          image, reasons[row] = np.zeros_like(sums.pixels, np.uint8), str(error)
+        yield image
+
+    written = self._image_files(part.split).write(part, pixels())
+    with files.replacing(self._record_file(part)) as file:
+      np.savez(
+        file,
+        **written,
+        labels=labels,
+        count=np.int64(sums.count),
+        pixels=sums.pixels.astype(np.uint32),
+        products=sums.products,
+        bad_rows=np.array(list(reasons), np.int64),
+        reasons=np.array(list(reasons.values()), np.str_),
+      )
+    return len(part)
+
+  def commit(self, unreadable: str) -> None:
+    """Writes labels, statistics and meta.json from the records of all parts.
+
+    Args:
+      unreadable: 'error' or 'skip'. A row that is left out is taken by the last row of its split,
+        so no other one moves.
+
+    Raises:
+      UserError: unreadable images that are not to be skipped, or a class or split without any
+        readable image.
+    """
+    records = {split: [self._record(part) for part in self.parts(split)] for split in store.SPLITS}
+    bad: dict[str, dict[int, str]] = {split: {} for split in store.SPLITS}
+    for split in store.SPLITS:
+      for record in records[split]:
+        bad[split] |= zip(record['bad_rows'].tolist(), record['reasons'].tolist(), strict=True)
+    if unreadable == 'error' and any(bad.values()):
+      raise self._unreadable_error(bad)
+    meta = self.description | {
+      'class_names': list(self.source.class_names),
+      'counts': {split: len(self.indices[split]) - len(bad[split]) for split in store.SPLITS},
+      'crc32': {},
+    }
+    for split in store.SPLITS:
+      self._check_classes(split, bad[split])
+      meta['crc32'] |= self._merge_rows(split, records[split], bad[split])
+
+    sums = Sums(self.image_size)
+    for record in records['train']:
+      sums.count += int(record['count'])
+      sums.pixels += record['pixels']
+      sums.products += record['products']
+    stdevs, eigenvectors = sums.color_components()
+    meta['crc32']['mean.npy'] = _write_array(self.folder / 'mean.npy', sums.mean_image())
+    meta |= {
+      'color_stdevs': stdevs.tolist(),
+      'color_eigenvectors': eigenvectors.tolist(),
+      'unreadable': {split: list(reasons.values()) for split, reasons in bad.items()},
+      'versions': {'numpy': np.__version__, 'pillow': PIL.__version__},
+    }
+    files.write_json(self.folder / 'meta.json', meta)
+
+  def publish(self, path: pathlib.Path) -> None:
+    """Moves the committed store to its place."""
+    counts = json.loads((self.folder / 'meta.json').read_text())['counts']
+    for split, count in counts.items():
+      self._image_files(split).finish(count)
+    shutil.rmtree(self.folder / 'parts', ignore_errors=True)
+    for left in self.folder.rglob('.*.tmp'):  # of writers that were killed
+      left.unlink()
+    (self.folder / _DESCRIPTION).unlink(missing_ok=True)
+    self.folder.rename(path)
+
+  def _image_files(self, split: str):
     return store.image_files(self.folder / split, self.image_size, self.encoding)
 
-  def record_file(self, part: Part) -> pathlib.Path:
+  def _record_file(self, part: Part) -> pathlib.Path:
     return self.folder / 'parts' / f'{part.split}-{part.number:05}.npz'
 
-  def record(self, part: Part) -> Record:
-    with np.load(self.record_file(part), allow_pickle=False) as file:
+  def _record(self, part: Part) -> Record:
+    with np.load(self._record_file(part), allow_pickle=False) as file:
       return dict(file)
 
-  def describe(self) -> dict[str, Any]:
-    """What job.json says: only a job with the same description can continue this one."""
-    description = store.describe(self.source, self.image_size, self.resize, self.encoding)
-    return description | {'rows_per_part': self.rows_per_part}
-
-  def is_described_by(self, name: str) -> bool:
+  def _is_described_by(self, name: str) -> bool:
     """Whether the JSON file `name` in the folder describes this job."""
     try:
       found = json.loads((self.folder / name).read_text())
     except (OSError, ValueError):
       return False
-    return self.describe().items() <= found.items()
+    return self.description.items() <= found.items()
 
-  def check_disk_space(self) -> None:
+  def _check_disk_space(self) -> None:
     """Raises UserError unless what remains to be written fits the disk."""
-    images = sum(self.images(split).bytes_for(len(rows)) for split, rows in self.indices.items())
-    records = sum(len(self.parts(split)) for split in store.SPLITS) * self.image_size**2 * 3 * 4
+    image = self.image_size**2 * 3
+    stored = image if self.encoding == store.RAW else image // _JPEG_COMPRESSION
+    sums = sum(len(self.parts(split)) for split in store.SPLITS) * image * 4
     written = sum(file.stat().st_blocks * 512 for file in self.folder.rglob('*'))
-    needed, free = images + records - written, shutil.disk_usage(self.folder.parent).free
+    needed = sum(map(len, self.indices.values())) * stored + sums - written
+    free = shutil.disk_usage(self.folder.parent).free
     if needed > free:
       raise UserError(
         f'{self.folder.parent} has {free:,} bytes free, the store needs {needed:,} more: free '
         'some, set --config.data.store to another disk, or try --config.data.encoding=jpeg'
       )
 
-  def begin(self) -> None:
-    """Makes the folder, unless an interrupted run of the same job did."""
-    if self.is_described_by('job.json'):
+  def _unreadable_error(self, bad: dict[str, dict[int, str]]) -> UserError:
+    """The error that lists unreadable images, which a rerun reads again: they may be repaired."""
+    for split, reasons in bad.items():
+      for part in self.parts(split):
+        if not reasons.keys().isdisjoint(range(part.start, part.stop)):
+          self._record_file(part).unlink()
+    lines = [reason for reasons in bad.values() for reason in reasons.values()]
+    listing = self.folder.with_suffix('.unreadable.txt')
+    listing.write_text('\n'.join(lines) + '\n', errors='surrogateescape')
+    named = '; '.join(lines[:_NAMED_IN_MESSAGE])
+    more = f' and {len(lines) - _NAMED_IN_MESSAGE} more' if len(lines) > _NAMED_IN_MESSAGE else ''
+    return UserError(
+      f'{len(lines)} unreadable image(s), listed in {listing}: {named}{more}. Repair them, or leave'
+      ' them out with --config.data.unreadable=skip; finished parts are kept'
+    )
+
+  def _check_classes(self, split: str, bad: Container[int]) -> None:
+    """Raises UserError if `bad` rows are all of the split, or of a class of a folder."""
+    indices = self.indices[split].tolist()
+    left = [index for row, index in enumerate(indices) if row not in bad]
+    if not left:
+      raise UserError(f'{self.source.name} has no readable image to make its {split} split from')
+    labels = getattr(getattr(self.source, split), 'labels', None)
+    if labels is None or len(left) == len(indices):
       return
-    shutil.rmtree(self.folder, ignore_errors=True)
-    (self.folder / 'parts').mkdir(parents=True)
-    for split, indices in self.indices.items():
-      (self.folder / split).mkdir()
-      self.images(split).set_rows(len(indices))
-    files.write_json(self.folder / 'job.json', self.describe())
-
-  def write_part(self, part: Part, advance: Callable[[int], object]) -> None:
-    """Writes one range of rows, then its record. Unreadable rows are left black."""
-    totals = statistics.sums(self.nothing)
-    labels = np.zeros(len(part), np.int32)
-    reasons: dict[int, str] = {}
-
-    def blocks() -> Iterator[np.ndarray]:
-      nonlocal totals
-      for start in range(part.start, part.stop, ROWS_PER_WRITE):
-        rows = range(start, min(part.stop, start + ROWS_PER_WRITE))
-        block = np.zeros((len(rows), self.image_size, self.image_size, 3), np.uint8)
-        for place, row in enumerate(rows):
-          try:
-            block[place], labels[row - part.start] = self._read_row(part.split, row)
-          except UnreadableImage as error:
-            reasons[row] = str(error)
-        yield block
-        if part.split == 'train':
-          totals += statistics.sums(block[[row not in reasons for row in rows]])
-        advance(len(rows))
-
-    written = self.images(part.split).write(part, blocks())
-    with files.replacing(self.record_file(part)) as file:
-      np.savez(
-        file,
-        **written,
-        labels=labels,
-        count=np.int64(totals.count),
-        pixels=totals.pixels.astype(np.uint32),
-        products=totals.products,
-        bad_rows=np.array(list(reasons), np.int64),
-        reasons=np.array(list(reasons.values()), np.str_),
+    for label in sorted(set(labels) - {labels[index] for index in left}):
+      raise UserError(
+        f'none of the {labels.count(label):,} {split} images of class'
+        f' {self.source.classes[label]!r} can be read, and data.unreadable=skip would leave the'
+        ' class out: repair one, or remove its folder'
       )
 
-  def _read_row(self, split: str, row: int) -> tuple[np.ndarray, int]:
-    return store.read_row(
-      getattr(self.source, split),
-      int(self.indices[split][row]),
-      len(self.source.classes),
-      self.image_size,
-      self.resize,
-      self.upright,
-    )
+  def _merge_rows(self, split: str, records: list[Record], bad: dict[int, str]) -> dict[str, Any]:
+    """Fills the holes that `bad` rows leave, writes labels and indices; returns checksums."""
+    labels = np.concatenate([record['labels'] for record in records])
+    indices = self.indices[split].copy()
+    count = len(labels) - len(bad)
+    holes = [row for row in bad if row < count]
+    fillers = [row for row in range(count, len(labels)) if row not in bad]
+    moves = list(zip(holes, fillers, strict=True))
+    for hole, filler in moves:
+      labels[hole], indices[hole] = labels[filler], indices[filler]
+    checksums = self._image_files(split).merge(self.parts(split), records, count, moves)
+    checksums['labels.npy'] = _write_array(self.folder / split / 'labels.npy', labels[:count])
+    _write_array(self.folder / split / 'source_index.npy', indices[:count])
+    return {f'{split}/{name}': value for name, value in checksums.items()}
+
+
+def _write_array(path: pathlib.Path, values: np.ndarray) -> int:
+  """Writes a .npy file; returns its checksum."""
+  with files.replacing(path) as file:
+    np.save(file, values, allow_pickle=False)
+  return zlib.crc32(path.read_bytes())
+
+
+def in_memory_store(source: Source, *, image_size: int, resize: str) -> store.Store:
+  """The store of a small source, never written to disk; arguments as of `writer.write_store`."""
+  job, sums, splits = Job(source, pathlib.Path(), image_size, resize, 0), Sums(image_size), {}
+  for name, indices in job.indices.items():
+    rows = [job.read_row(name, row) for row in range(len(indices))]
+    pixels, labels = (list(column) for column in zip(*rows, strict=True))
+    splits[name] = store.Split(np.stack(pixels), np.array(labels, np.int32))
+  for image in splits['train'].images:
+    sums.add_image(image)
+  counts = {name: len(split) for name, split in splits.items()}
+  made_from = store.made_from(source, image_size, resize)
+  return store.Store(
+    None,
+    source.classes,
+    splits['train'],
+    splits['eval'],
+    sums.mean_image(),
+    *sums.color_components(),
+    meta=made_from | {'class_names': [], 'counts': counts},
+  )

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from alexnet_jax.data import sources, store, writer
+from alexnet_jax.data import job, sources, store, writer
 from alexnet_jax.data.examples import Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
@@ -33,7 +33,7 @@ def prepare_store(
   """
   progress = progress or Console()
   if data_config.source in sources.IN_MEMORY:
-    prepared = store.in_memory_store(
+    prepared = job.in_memory_store(
       sources.open_source(data_config), image_size=data_config.image_size, resize=data_config.resize
     )
   else:
@@ -165,7 +165,7 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> st
   source = sources.open_source(data_config)
   if data_config.source == 'folder':
     _check_unchanged(found, source)
-  store.check_same(found, store.describe(source, **made))
+  store.check_same(found, store.made_from(source, **made))
   progress.message(f'{source.name}: {source.found}')
   return found
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data import imagenet, images, order, statistics
-from alexnet_jax.data.examples import Source, SourceSplit
+from alexnet_jax.data import imagenet
+from alexnet_jax.data.examples import Source
 from alexnet_jax.data.jpeg_images import JpegImages, JpegRows
 from alexnet_jax.data.raw_images import RawImages
 from alexnet_jax.errors import UserError
@@ -31,8 +31,6 @@ FORMAT_VERSION = 1
 SPLITS = ('train', 'eval')
 EXIF, STORED = 'exif', 'as stored'  # how images were turned
 RAW, JPEG = 'raw', 'jpeg '  # how images are stored; the latter is followed by the quality
-# The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
-ORDER_SEED = 2012
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +66,7 @@ class Store:
     path: its folder, or None when in memory.
     classes: class names; a label is an index into it.
     train: rows to learn from.
-    eval: held-out rows.
+    eval: validation rows.
     mean_image: float32 (S, S, 3), 0..255, over the training split.
     color_stdevs: float64 (3,), ascending, in gray levels.
     color_eigenvectors: float64 (3, 3), a column for each of `color_stdevs`.
@@ -115,8 +113,8 @@ def open_store(path: pathlib.Path | str) -> Store:
         f'{path} has store format {meta["format_version"]}, this program reads {FORMAT_VERSION}: '
         'delete it and prepare it again, or set --config.data.store to another place'
       )
-    for name in ('mean.npy', *(f'{split}/labels.npy' for split in SPLITS)):
-      if zlib.crc32((path / name).read_bytes()) != meta['crc32'][name]:
+    for name, expected in meta['crc32'].items():
+      if isinstance(expected, int) and zlib.crc32((path / name).read_bytes()) != expected:
         raise ValueError(f'{name} has changed')
     return Store(
       path=path,
@@ -140,7 +138,7 @@ def _open_split(path: pathlib.Path, name: str, meta: dict[str, Any]) -> Split:
   if labels.shape != (count,):
     raise ValueError(f'{name}/labels.npy is {labels.shape}')
   files = image_files(path / name, meta['image_size'], meta['encoding'])
-  return Split(labels=labels, **files.open(count, _checksums(meta, name)))
+  return Split(labels=labels, **files.open(count))
 
 
 def image_files(folder: pathlib.Path, image_size: int, encoding: str) -> RawImages | JpegImages:
@@ -150,16 +148,6 @@ def image_files(folder: pathlib.Path, image_size: int, encoding: str) -> RawImag
   return JpegImages(folder, image_size, int(encoding.removeprefix(JPEG)))
 
 
-def _checksums(meta: dict[str, Any], split: str) -> dict[str, Any]:
-  """Checksums of the files of one split, by name."""
-  prefix = f'{split}/'
-  return {
-    name.removeprefix(prefix): value
-    for name, value in meta['crc32'].items()
-    if name.startswith(prefix)
-  }
-
-
 def verify_store(path: pathlib.Path | str, progress: Console | None = None) -> None:
   """Reads every byte of a store and compares it with the checksums taken when it was written.
 
@@ -167,13 +155,16 @@ def verify_store(path: pathlib.Path | str, progress: Console | None = None) -> N
     UserError: names each part that has changed.
   """
   meta = open_store(path).meta
+  expected = {name: values for name, values in meta['crc32'].items() if isinstance(values, list)}
   changed = []
-  parts = sum(len(value) for value in meta['crc32'].values() if isinstance(value, list))
-  with (progress or Console(quiet=True)).count(f'verifying parts of {path}', parts) as advance:
-    for name in SPLITS:
-      files = image_files(pathlib.Path(path) / name, meta['image_size'], meta['encoding'])
-      for change in files.check(_checksums(meta, name), meta['rows_per_part']):
-        changed += [f'{name}/{change}'] if change else []
+  total = sum(map(len, expected.values()))
+  with (progress or Console(quiet=True)).count(f'verifying parts of {path}', total) as advance:
+    for name, checksums in expected.items():
+      split = name.split('/')[0]
+      files = image_files(pathlib.Path(path) / split, meta['image_size'], meta['encoding'])
+      parts = files.parts(meta['rows_per_part'])
+      for (part, data), checksum in zip(parts, checksums, strict=True):
+        changed += [f'{split}/{part}'] if zlib.crc32(data) != checksum else []
         advance(1)
   if changed:
     raise UserError(
@@ -182,36 +173,7 @@ def verify_store(path: pathlib.Path | str, progress: Console | None = None) -> N
     )
 
 
-def in_memory_store(source: Source, *, image_size: int, resize: str) -> Store:
-  """The store of a small source, never written to disk; arguments as of `writer.write_store`."""
-  arrays, upright = {}, is_upright(source.classes)
-  for name, indices in row_order(source).items():
-    pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)
-    labels = np.empty(len(indices), np.int32)
-    for row, index in enumerate(indices):
-      pixels[row], labels[row] = read_row(
-        getattr(source, name), int(index), len(source.classes), image_size, resize, upright
-      )
-    arrays[name] = pixels, labels
-  totals = statistics.sums(arrays['train'][0])
-  stdevs, eigenvectors = statistics.color_components(totals)
-  meta = describe(source, image_size, resize) | {
-    'class_names': [],
-    'counts': {name: len(labels) for name, (_, labels) in arrays.items()},
-  }
-  return Store(
-    None,
-    source.classes,
-    Split(*arrays['train']),
-    Split(*arrays['eval']),
-    statistics.mean_image(totals),
-    stdevs,
-    eigenvectors,
-    meta,
-  )
-
-
-def describe(source: Source, image_size: int, resize: str, encoding: str = RAW) -> dict[str, Any]:
+def made_from(source: Source, image_size: int, resize: str, encoding: str = RAW) -> dict[str, Any]:
   """What a store is made from; two stores agree if and only if these do."""
   return {
     'format_version': FORMAT_VERSION,
@@ -234,42 +196,10 @@ def is_upright(classes: tuple[str, ...]) -> bool:
 
 
 def check_same(found: Store, expected: dict[str, Any]) -> None:
-  """Raises UserError unless the store's meta.json has all of `expected` (see `describe`)."""
+  """Raises UserError unless the store's meta.json has all of `expected` (see `made_from`)."""
   for key, value in expected.items():
     if found.meta[key] != value:
       raise UserError(
         f'the store {found.path} has {key} {str(found.meta[key])[:200]}, this configuration wants '
         f'{str(value)[:200]}: set --config.data.store to another place, or delete the store'
       )
-
-
-def row_order(source: Source) -> dict[str, np.ndarray]:
-  """For each split, which example of the source a row shows: int64 (N,)."""
-  return {
-    'train': order.permutation(ORDER_SEED, 0, len(source.train)),
-    'eval': np.arange(len(source.eval)),
-  }
-
-
-def read_row(
-  split: SourceSplit, index: int, classes: int, image_size: int, resize: str, upright: bool
-) -> tuple[np.ndarray, int]:
-  """One example as the store holds it: uint8 (S, S, 3) and the label.
-
-  Raises:
-    images.UnreadableImage: the image cannot be read; the message names it.
-    UserError: its label is no class.
-  """
-  try:
-    example = split[index]
-  except OSError as error:
-    raise images.UnreadableImage(f'example {index}: {error}') from error
-  if not 0 <= example.label < classes:
-    raise UserError(
-      f'{example.name} has label {example.label}, allowed are 0..{classes - 1}: choose a labeled '
-      'split, or correct the data'
-    )
-  try:
-    return images.square(example.data, image_size, resize, upright), example.label
-  except images.UnreadableImage as error:
-    raise images.UnreadableImage(f'{example.name}: {error}') from error

@@ -3,22 +3,24 @@
 Everything happens in `<store>.tmp` (see `job`), which is renamed when it is complete.
 """
 
+import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import fcntl
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.process
 import os
 import pathlib
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from alexnet_jax.data import merge, store
-from alexnet_jax.data.examples import Source
-from alexnet_jax.data.job import Job, Part
+from alexnet_jax.data import store
+from alexnet_jax.data.examples import Part, Source
+from alexnet_jax.data.job import Job
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.cores import usable_cores
 from alexnet_jax.terminal import Console
@@ -62,19 +64,17 @@ def write_store(
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path, progress) as held:
       if not path.exists():
-        if not job.is_described_by('meta.json'):
-          job.check_disk_space()
-          job.begin()
-          _write_parts(job, workers, progress, held)
-          merge.commit(job, unreadable)
-        merge.publish(job, path)
+        if not job.is_committed():
+          _write_parts(job, job.begin(), workers, progress, held)
+          job.commit(unreadable)
+        job.publish(path)
   except OSError as error:
     raise UserError(
       f'cannot write {path}: {error}; run again to go on from here, or set --config.data.store to '
       'another place'
     ) from error
   written = store.open_store(path)
-  store.check_same(written, store.describe(source, image_size, resize, encoding))
+  store.check_same(written, store.made_from(source, image_size, resize, encoding))
   return written
 
 
@@ -90,25 +90,24 @@ def lock(path: pathlib.Path, progress: Console) -> Iterator[TextIO]:
     yield file
 
 
-def _write_parts(job: Job, workers: int, progress: Console, lock: TextIO) -> None:
-  """Writes the parts that have no record yet."""
+def _write_parts(
+  job: Job, parts: list[Part], workers: int, progress: Console, lock: TextIO
+) -> None:
   began, spent = time.monotonic(), _core_seconds()
-  waiting = job.waiting()
-  total = sum(len(indices) for indices in job.indices.values())
-  done = total - sum(map(len, waiting))
-  workers = min(workers or usable_cores(), len(waiting))
+  total, rows = sum(map(len, job.indices.values())), sum(map(len, parts))
+  workers = min(workers or usable_cores(), len(parts))
   title = f'preparing {job.source.name} {job.image_size}x{job.image_size}'
-  with progress.count(title, total, done) as advance:
+  with progress.count(title, total, total - rows) as advance:
     if workers > 1:
-      _share_out(job, waiting, workers, advance, lock)
+      _write_in_processes(job, parts, workers, advance, lock)
     else:
-      for part in waiting:
-        job.write_part(part, advance)
-  if waiting:
+      for part in parts:
+        advance(job.write_part(part))
+  if parts:
     seconds, spent = time.monotonic() - began, _core_seconds() - spent
     progress.message(
-      f'{total - done:,} images in {seconds:,.1f} s, {spent:,.1f} core-seconds: '
-      f'{(total - done) / max(spent, 1e-9):,.0f} images per core-second'
+      f'{rows:,} images in {seconds:,.1f} s, {spent:,.1f} core-seconds: '
+      f'{rows / max(spent, 1e-9):,.0f} images per core-second'
     )
 
 
@@ -118,66 +117,44 @@ def _core_seconds() -> float:
   return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _share_out(
+def _write_in_processes(
   job: Job, parts: list[Part], workers: int, advance: Callable[[int], object], lock: TextIO
 ) -> None:
-  """Writes parts in worker processes, which report through a pipe each.
-
-  A worker whose pipe breaks ends, so none outlives this process for long, even after kill -9. Until
-  then it holds the lock, so that none writes beside those of the next run.
-  """
-  context = multiprocessing.get_context('spawn')
-  processes = {}
   # Of what holds a descriptor, a connection is what can be sent to a process that starts.
   held = multiprocessing.connection.Connection(os.dup(lock.fileno()))
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context('spawn'), _begin_worker, (job, held)
+  )
   try:
-    for worker in range(workers):
-      reader, writer = context.Pipe(duplex=False)
-      process = context.Process(
-        target=_work, args=(job, parts[worker::workers], writer, held), daemon=True
-      )
-      process.start()
-      writer.close()
-      processes[reader] = process
-    while processes:
-      ready = multiprocessing.connection.wait(list(processes))
-      for reader in [reader for reader in processes if reader in ready]:
-        try:
-          message = reader.recv()
-        except EOFError:
-          _finish(processes.pop(reader))
-          continue
-        if isinstance(message, Exception):
-          raise message
-        advance(message)
+    futures = [pool.submit(_write_part, part) for part in parts]
+    for written in concurrent.futures.as_completed(futures):
+      advance(written.result())
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise UserError(
+      'a preparing process died, which is often too little memory: run again to go on from here, '
+      'with fewer --workers'
+    ) from error
   finally:
-    for process in processes.values():
-      process.terminate()
-      process.join()
+    pool.shutdown(cancel_futures=True)
     held.close()
 
 
-def _finish(process: multiprocessing.process.BaseProcess) -> None:
-  process.join()
-  if process.exitcode:
-    raise UserError(
-      f'a preparing process died (exit code {process.exitcode}; -9 is often too little memory): '
-      'run again to go on from here'
-    )
+def _begin_worker(job: Job, held: multiprocessing.connection.Connection) -> None:
+  """Prepares a worker process.
 
-
-def _work(
-  job: Job,
-  parts: list[Part],
-  writer: multiprocessing.connection.Connection,
-  held: multiprocessing.connection.Connection,
-) -> None:
-  """The body of a worker: sends numbers of rows written, or the error that ended it."""
-  del held  # open as long as this process is
+  It holds the lock until it ends, and ends with its parent, even after kill -9: none writes beside
+  those of the next run.
+  """
+  global _job, _held
+  _job, _held = job, held
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-  try:
-    for part in parts:
-      job.write_part(part, writer.send)
-  except (UserError, OSError) as error:
-    with contextlib.suppress(OSError):
-      writer.send(error)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+def _write_part(part: Part) -> int:
+  return _job.write_part(part)
