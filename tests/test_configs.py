@@ -45,6 +45,7 @@ NAMES = [
   *('cats_vs_dogs', 'cifar10_adam', 'cifar10_bn', 'cifar10_bn:short', 'digits', 'folder:/images'),
   *('cifar10', *(f'cifar10:{variant}' for variant in variants_of('cifar10'))),
   *('imagenet', *(f'imagenet:{variant}' for variant in variants_of('imagenet'))),
+  *('imagenette', *(f'imagenette:{variant}' for variant in variants_of('imagenette'))),
 ]
 
 
@@ -54,6 +55,7 @@ def test_no_config_is_left_out():
   assert {name.partition(':')[0] for name in NAMES} | {'finetune'} == files
   assert {'80sec', '19pct', '18pct', '13pct', '11pct'} <= set(variants_of('cifar10'))
   assert {'paper', 'auto', 'caffe', 'owt', 'bn'} <= set(variants_of('imagenet'))
+  assert {'krizhevsky2012', 'one_tower', 'bn', 'owt', 'modern'} == set(variants_of('imagenette'))
 
 
 def typed(name, *fields, ablations=()):
