@@ -1,8 +1,8 @@
 """What all commands share: the config flag, errors as one line, exit codes."""
 
 import contextlib
-import functools
 import hashlib
+import importlib.util
 import os
 import shlex
 import signal
@@ -44,8 +44,8 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   Returns:
     The exit code, for `sys.exit`.
   """
-  if (missing := _missing_system()) is not None:
-    return _fail(missing)
+  if importlib.util.find_spec('fcntl') is None:
+    return _fail(UserError('this system has no fcntl: use Linux, macOS, or WSL'))
   code = 0
   logging.set_verbosity(logging.WARNING)
   for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -55,35 +55,26 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
     if hasattr(stream, 'reconfigure'):  # a terminal of another encoding shows what it can
       stream.reconfigure(errors='replace' if stream is sys.stdout else 'backslashreplace')
 
+  def command(arguments):
+    if not configured:
+      refuse_config('this command takes none')
+    main(*([arguments] if positional else []))
+
   def guarded(argv):
     nonlocal code
     if len(argv) > 1 and not positional:
       code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
       return
-    function = functools.partial(main, argv[1:]) if positional else main
-    code = _guard(function if configured else functools.partial(_unconfigured, function))
+    code = _guard(lambda: command(argv[1:]))
 
   try:
     app.run(guarded, flags_parser=_parse)
   except SystemExit as error:
-    code = error.code if code == 0 and error.code is not None else code
+    if code == 0 and isinstance(error.code, int):
+      code = error.code
   if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
     _leave(code)
   return code
-
-
-def _missing_system() -> UserError | None:
-  """The error of systems without POSIX file locks."""
-  try:
-    import fcntl  # noqa: F401
-  except ImportError:
-    return UserError('this system has no fcntl: use Linux, macOS, or WSL')
-  return None
-
-
-def _unconfigured(function):
-  refuse_config('this command takes none')
-  function()
 
 
 def _leave(code: int) -> None:

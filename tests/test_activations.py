@@ -91,39 +91,26 @@ def measured():
 
 
 @pytest.mark.parametrize(
-  'net, conv4, conv5',
+  'net, conv4, conv5, fc7, logits',
   [
-    ('krizhevsky2012', 0.71, 0.67),
-    ('paper', 1.00, 0.99),
-    ('caffenet', 0.96, 0.98),
-    ('caffe', 0.61, 0.76),
+    ('krizhevsky2012', 0.71, 0.67, 0.257, 0.164),
+    ('paper', 1.00, 0.99, 0.018, 0.0114),
+    ('caffenet', 0.96, 0.98, 0.013, 0.0082),
+    ('caffe', 0.61, 0.76, 0.008, 0.0049),
   ],
 )
-def test_shares_of_active_units(measured, net, conv4, conv5):
-  raw, _ = measured
-  assert raw[net]['conv4'] == pytest.approx(conv4, abs=0.12)
-  assert raw[net]['conv5'] == pytest.approx(conv5, abs=0.12)
+def test_shares_of_active_units_and_signals(measured, net, conv4, conv5, fc7, logits):
+  found = measured[0][net]
+  assert found['conv4'] == pytest.approx(conv4, abs=0.12)
+  assert found['conv5'] == pytest.approx(conv5, abs=0.12)
+  assert found['fc7'] == pytest.approx(fc7, rel=0.4)
+  assert found['logits'] == pytest.approx(logits, rel=0.4)
 
 
 def test_the_net_of_the_papers_text_is_linear(measured):
   raw, unit = measured
   assert raw['paper']['conv4'] > 0.995 and raw['paper']['conv5'] > 0.98
   assert unit['paper']['conv4'] > 0.9999
-
-
-@pytest.mark.parametrize(
-  'net, fc7, logits',
-  [
-    ('krizhevsky2012', 0.257, 0.164),
-    ('paper', 0.018, 0.0114),
-    ('caffenet', 0.013, 0.0082),
-    ('caffe', 0.008, 0.0049),
-  ],
-)
-def test_signals(measured, net, fc7, logits):
-  raw, _ = measured
-  assert raw[net]['fc7'] == pytest.approx(fc7, rel=0.4)
-  assert raw[net]['logits'] == pytest.approx(logits, rel=0.4)
 
 
 def test_the_2012_net_carries_the_strongest_signal(measured):
