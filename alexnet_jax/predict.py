@@ -178,11 +178,11 @@ def _spread(count: int) -> list[int]:
 
 
 def _square(predictor, prediction: 'ImagePrediction'):
-  from alexnet_jax.data import pictures
+  from alexnet_jax.data import images
 
   weights = predictor.weights
-  return pictures.square(
-    prediction.name, weights.image_size, weights.resize, weights.preprocessing.upright
+  return images.square(
+    Path(prediction.name), weights.image_size, weights.resize, weights.preprocessing.upright
   )
 
 

@@ -39,7 +39,7 @@ def main() -> None:
   red, green, blue = prepared.mean_image.mean((0, 1))
   stdevs = ', '.join(f'{value:.4f}' for value in prepared.color_stdevs)
   print(
-    f'{prepared.path}: {len(prepared.train):,} training and {len(prepared.eval):,} held-out'
+    f'{prepared.path}: {len(prepared.train):,} training and {len(prepared.eval):,} validation'
     f' images of {len(prepared.classes):,} classes{", verified" * _VERIFY.value}\n'
     f'mean RGB {red:.3f}, {green:.3f}, {blue:.3f} (ILSVRC-2012: 127.305, 119.715, 104.913)\n'
     f'RGB components, standard deviations {stdevs} (ILSVRC-2012: 19.7208, 37.0939, 121.7801)'

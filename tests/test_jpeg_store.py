@@ -118,23 +118,6 @@ def test_quality_is_what_was_asked(photos, tmp_path):
   assert sizes[0] < 0.8 * sizes[1]  # of small images, headers are a good part
 
 
-def test_any_number_of_workers(stores, photos, tmp_path):
-  write(photos, tmp_path / 'two', workers=2)
-
-  def contents(path):
-    return {
-      str(file.relative_to(path)): file.read_bytes() for file in path.rglob('*') if file.is_file()
-    }
-
-  assert contents(tmp_path / 'two') == contents(stores[1].path)
-  assert sorted(contents(tmp_path / 'two/train')) == [
-    *(f'images-{part:05}.jpegs' for part in range(6)),
-    'labels.npy',
-    'places.npy',
-    'source_index.npy',
-  ]
-
-
 def test_verify_names_the_file_that_has_changed(copy):
   verify_store(copy)
   file = copy / 'train/images-00002.jpegs'

@@ -9,6 +9,7 @@ enlarging is bicubic there and here.
 """
 
 import io
+import pathlib
 import warnings
 
 import numpy as np
@@ -33,12 +34,15 @@ class UnreadableImage(Exception):
 
 
 def square(
-  data: bytes | Image.Image | np.ndarray, size: int, resize: str, upright: bool = False
+  data: bytes | pathlib.Path | Image.Image | np.ndarray,
+  size: int,
+  resize: str,
+  upright: bool = False,
 ) -> np.ndarray:
   """Decodes and resizes one image.
 
   Args:
-    data: an encoded image, one of Pillow, or uint8 (H, W, 3) RGB or (H, W) gray.
+    data: an encoded image, a file of one, one of Pillow, or uint8 (H, W, 3) RGB or (H, W) gray.
     size: S, the side of the result in pixels.
     resize: 'crop' or 'warp'.
     upright: whether to apply a file's EXIF orientation.
@@ -47,8 +51,13 @@ def square(
     uint8 (S, S, 3) RGB.
 
   Raises:
-    UnreadableImage: truncated, damaged, of another format, or with too many pixels.
+    UnreadableImage: absent, truncated, damaged, of another format, or with too many pixels.
   """
+  if isinstance(data, pathlib.Path):
+    try:
+      data = data.read_bytes()
+    except OSError as error:
+      raise UnreadableImage(error.strerror) from error
   if isinstance(data, np.ndarray):
     image = Image.fromarray(data).convert('RGB')
   else:

@@ -295,8 +295,8 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> store.St
     rows = [job.read_row(name, row) for row in range(len(indices))]
     pixels, labels = (list(column) for column in zip(*rows, strict=True))
     splits[name] = store.Split(np.stack(pixels), np.array(labels, np.int32))
-  for image in splits['train'].images:
-    sums.add_image(image)
+    for image in pixels if name == 'train' else ():
+      sums.add_image(image)
   counts = {name: len(split) for name, split in splits.items()}
   made_from = store.made_from(source, image_size, resize)
   return store.Store(

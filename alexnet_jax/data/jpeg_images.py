@@ -143,7 +143,7 @@ class JpegImages:
         raise ValueError(f'{self._folder.name}/{file.name} has {size} bytes instead of {end}')
     return {'images': JpegRows(self._folder, places, self._size)}
 
-  def parts(self, rows_per_part: int) -> Iterator[tuple[str, bytes]]:
+  def parts(self, rows_per_part: int) -> Iterator[tuple[str, Any]]:
     del rows_per_part  # a part is a file
     for file in sorted(self._folder.glob(_part_file(self._folder, 0).name.replace('00000', '*'))):
       yield file.name, file.read_bytes()

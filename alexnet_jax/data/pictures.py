@@ -56,7 +56,7 @@ def as_list(given: Any) -> tuple[list[Picture], bool]:
       many: an iterable of such, or uint8 (N, H, W, 3) or (N, H, W, 1).
 
   Returns:
-    A list of pictures as `square` takes them, and whether a single one was given.
+    A list of pictures as `images.square` takes them, and whether a single one was given.
 
   Raises:
     UserError: something is neither.
@@ -98,78 +98,47 @@ def _as_picture(item: Any) -> Picture | None:
   return pixels if pixels.ndim >= 2 else None
 
 
-def square(picture: Picture | str, size: int, resize: str, upright: bool = False) -> np.ndarray:
-  """One picture as the store of a data set would hold it: uint8 (S, S, 3).
-
-  Args:
-    picture: a file, a PIL image, or pixels uint8 (H, W, 3) RGB or (H, W) gray.
-    size: S.
-    resize, upright: see `images.square`.
-
-  Raises:
-    images.UnreadableImage: it cannot be read; the message says why.
-  """
-  if isinstance(picture, (np.ndarray, Image.Image)):
-    return images.square(picture, size, resize, upright)
-  try:
-    with open(picture, 'rb') as file:
-      data = file.read()
-  except OSError as error:
-    raise images.UnreadableImage(error.strerror) from error
-  return images.square(data, size, resize, upright)
-
-
 def batches(
-  pictures: Sequence[Picture | str],
-  size: int,
-  resize: str,
-  batch_size: int,
-  upright: bool = False,
+  pictures: Sequence[Picture], size: int, resize: str, batch_size: int, upright: bool = False
 ) -> Iterator[list[np.ndarray | images.UnreadableImage]]:
-  """Decodes pictures in order, a few batches ahead, on all cores.
+  """Decodes images in order, a few batches ahead, on all cores.
 
   Threads are as fast as processes here, since decoders release the interpreter, and start at once.
 
   Args:
-    pictures: see `square`.
-    size, resize, upright: see `square`.
-    batch_size: pictures in each list but the last.
+    pictures: see `images.square`.
+    size, resize, upright: see `images.square`.
+    batch_size: images in each list but the last.
 
   Yields:
-    Lists of what `square` returned or raised.
+    Lists of what `images.square` returned or raised.
   """
-  # `images` silences Pillow while it decodes, which in one thread ends that of another.
-  with warnings.catch_warnings():
-    warnings.filterwarnings('ignore', module=r'PIL\.')
-    decoded = _decoded(pictures, size, resize, upright, ahead=3 * batch_size)
-    while batch := list(itertools.islice(decoded, batch_size)):
-      yield batch
 
+  def decode(picture: Picture) -> np.ndarray | images.UnreadableImage:
+    try:
+      return images.square(picture, size, resize, upright)
+    except images.UnreadableImage as error:
+      return error
 
-def _decoded(pictures, size: int, resize: str, upright: bool, ahead: int):
-  """What `square` returned or raised, one after another."""
+  def decode_run(first: int) -> list[np.ndarray | images.UnreadableImage]:
+    return [decode(picture) for picture in pictures[first : first + _RUN]]
 
-  def decode(first: int):
-    run = pictures[first : first + _RUN]
-    return [_try_square(picture, size, resize, upright) for picture in run]
+  def decoded() -> Iterator[np.ndarray | images.UnreadableImage]:
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    for first in range(0, len(pictures), _RUN):
+      waiting.append(pool.submit(decode_run, first))
+      if len(waiting) * _RUN >= 3 * batch_size:
+        yield from waiting.popleft().result()
+    for run in waiting:
+      yield from run.result()
 
   pool = concurrent.futures.ThreadPoolExecutor(usable_cores(), thread_name_prefix='decode')
-  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
-    for first in range(0, len(pictures), _RUN):
-      waiting.append(pool.submit(decode, first))
-      if len(waiting) * _RUN >= ahead:
-        yield from waiting.popleft().result()
-    while waiting:
-      yield from waiting.popleft().result()
+    # `images` silences Pillow while it decodes, which in one thread ends that of another.
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', module=r'PIL\.')
+      found = decoded()
+      while batch := list(itertools.islice(found, batch_size)):
+        yield batch
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def _try_square(
-  picture, size: int, resize: str, upright: bool
-) -> np.ndarray | images.UnreadableImage:
-  try:
-    return square(picture, size, resize, upright)
-  except images.UnreadableImage as error:
-    return error

@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 from alexnet_jax.data import job, sources, store, writer
-from alexnet_jax.data.examples import Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.terminal import Console
@@ -42,7 +41,13 @@ def prepare_store(
       prepared = open_existing(path, data_config, progress)
     else:
       prepared = _write(path, data_config, progress, workers)
-  return _limit(prepared, data_config.train_examples)
+  wanted, there = data_config.train_examples, len(prepared.train)
+  if not 0 <= wanted <= there:
+    raise UserError(
+      f'data.train_examples={wanted} must lie between 0 (all) and {there}, the number of training'
+      ' images'
+    )
+  return dataclasses.replace(prepared, train=prepared.train.first(wanted or there))
 
 
 def store_path(data_config: Any) -> pathlib.Path:
@@ -65,7 +70,7 @@ def encoding(data_config: Any) -> str:
 
 
 def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
-  """Numbers of classes, training images and held-out images, before anything is written.
+  """Numbers of classes, training images and validation images, before anything is written.
 
   Args:
     data_config: `config.data`.
@@ -158,38 +163,14 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> st
   if not _is_present(data_config):
     store.check_same(found, made)
     progress.message(
-      f'{path}: {len(found.train):,} training and {len(found.eval):,} held-out images of '
+      f'{path}: {len(found.train):,} training and {len(found.eval):,} validation images of '
       f'{len(found.classes):,} classes; the images they were prepared from no longer exist'
     )
     return found
   source = sources.open_source(data_config)
-  if data_config.source == 'folder':
-    _check_unchanged(found, source)
-  store.check_same(found, store.made_from(source, **made))
   progress.message(f'{source.name}: {source.found}')
+  store.check_same(found, store.made_from(source, **made))
   return found
-
-
-def _check_unchanged(found: store.Store, source: Source) -> None:
-  """Raises UserError, with the old and new numbers of images, if an image folder has changed."""
-  meta = found.meta
-  if (meta['name'], meta['fingerprint']) == (source.name, source.fingerprint):
-    return
-  if meta['name'] != source.name:
-    return  # another folder, which `store.check_same` says
-  left_out = meta.get('unreadable', {})
-  then = [meta['counts'][split] + len(left_out.get(split, ())) for split in store.SPLITS]
-  now = [len(source.train), len(source.eval)]
-
-  def words(counts: list[int], classes: int) -> str:
-    return f'{sum(counts):,} images ({counts[1]:,} held out, {classes:,} classes)'
-
-  old, new = words(then, len(found.classes)), words(now, len(source.classes))
-  difference = f'{old} then, {new} now' if old != new else f'{new} as then, of other names or sizes'
-  raise UserError(
-    f'the folder {source.name} has changed since the store {found.path} was made: {difference}. '
-    'Delete the store to prepare it anew, or set --config.data.store to another place'
-  )
 
 
 def _is_present(data_config: Any) -> bool:
@@ -201,14 +182,3 @@ def _is_present(data_config: Any) -> bool:
     return not _unprepared(data_config)
   except UserError:  # a data set that TFDS knows from its folder alone
     return False
-
-
-def _limit(prepared: store.Store, train_examples: int) -> store.Store:
-  if not 0 <= train_examples <= len(prepared.train):
-    raise UserError(
-      f'data.train_examples={train_examples} must lie between 0 (all) and {len(prepared.train)}, '
-      'the number of training images'
-    )
-  if not train_examples:
-    return prepared
-  return dataclasses.replace(prepared, train=prepared.train.first(train_examples))

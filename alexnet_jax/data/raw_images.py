@@ -84,7 +84,7 @@ class RawImages:
       raise ValueError(f'{self._file} is {pixels.dtype} {pixels.shape}')
     return {'images': pixels, 'file': self._file, 'offset': pixels.offset}
 
-  def parts(self, rows_per_part: int) -> Iterator[tuple[str, np.ndarray]]:
+  def parts(self, rows_per_part: int) -> Iterator[tuple[str, Any]]:
     """What to call each part, and its bytes."""
     images = np.load(self._file, mmap_mode='r', allow_pickle=False)
     for first in range(0, len(images), rows_per_part):

@@ -197,6 +197,14 @@ def is_upright(classes: tuple[str, ...]) -> bool:
 
 def check_same(found: Store, expected: dict[str, Any]) -> None:
   """Raises UserError unless the store's meta.json has all of `expected` (see `made_from`)."""
+  if found.meta['name'] == expected.get('name') and (
+    found.meta['fingerprint'] != expected['fingerprint']
+  ):
+    raise UserError(
+      f'{expected["name"]} has changed since the store {found.path} was made of it, with'
+      f' {len(found.train):,} training and {len(found.eval):,} validation images: delete the store'
+      ' to prepare it again, or set --config.data.store to another place'
+    )
   for key, value in expected.items():
     if found.meta[key] != value:
       raise UserError(

@@ -26,6 +26,7 @@ from alexnet_jax.runtime.cores import usable_cores
 from alexnet_jax.terminal import Console
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose
+_work: tuple[Job, multiprocessing.connection.Connection]  # of a worker process
 
 
 def write_store(
@@ -145,16 +146,17 @@ def _begin_worker(job: Job, held: multiprocessing.connection.Connection) -> None
   It holds the lock until it ends, and ends with its parent, even after kill -9: none writes beside
   those of the next run.
   """
-  global _job, _held
-  _job, _held = job, held
+  global _work
+  _work = job, held
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  if parent := multiprocessing.parent_process():
+    parent.join()
+    os._exit(1)
 
 
 def _write_part(part: Part) -> int:
-  return _job.write_part(part)
+  return _work[0].write_part(part)

@@ -169,8 +169,8 @@ def read_photos(
   for i in range(count):  # evenly over the names, which often begin with the class
     path = paths[i * len(paths) // count]
     try:
-      photos.append(image_files.square(path.read_bytes(), image_size, resize, upright))
-    except (OSError, image_files.UnreadableImage) as error:
+      photos.append(image_files.square(path, image_size, resize, upright))
+    except image_files.UnreadableImage as error:
       raise UserError(f'{path} cannot be read ({error}): remove it from --images') from error
   return np.stack(photos)
 
