@@ -193,7 +193,6 @@ class CompiledStep:
     experiment, (image, *_) = generated(self._config, self._devices.platform)
     state = jax.eval_shape(experiment.initial_state)
     program = make_program(experiment, self._devices, None, state)
-    state = jax.eval_shape(program.shard_state, state)
     numbers = jax.ShapeDtypeStruct((count, images), np.int32)
     pixels = jax.ShapeDtypeStruct((count, images, *image.shape), np.uint8)
     batch = {'image': pixels, 'label': numbers, 'position': numbers}

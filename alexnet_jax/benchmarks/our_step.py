@@ -86,15 +86,15 @@ class OurStep(Workload):
     state = self._initial.replace(params=weights, opt_state=recipe.optimizer.init(weights))
     plain = dataclasses.replace(experiment, model=model, recipe=recipe)
     program = make_program(plain, self._devices, None, state)
-    state = program.shard_state(self._devices.replicate(to_host(state)))
+    state = self._devices.replicate(to_host(state))
     state, metrics = program.train_step(state, self._batch)
-    velocity = to_host(program.gather_state(state).opt_state)
+    velocity = to_host(program.replicated(state).opt_state)
     return LossAndGrads(float(metrics['loss']), jax.tree.map(np.negative, velocity))
 
   def run(self, batches: int) -> int:
     if self._program is None:
       self._program = make_program(self._experiment, self._devices, None, self._initial)
-      self._state = self._program.shard_state(self._devices.replicate(self._initial))
+      self._state = self._devices.replicate(self._initial)
       self._initial = None
     for _ in range(batches):
       self._state, self._metrics = self._program.train_step(self._state, self._batch)

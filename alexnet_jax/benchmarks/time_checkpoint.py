@@ -69,7 +69,7 @@ class SavingTraining(OurStep):
     self._saves += 1
     meta = {'config': configs.to_json(self._config), 'classes': [], 'top1_error': None}
     began = time.perf_counter()
-    whole = self._program.gather_state(self._state)
+    whole = self._program.replicated(self._state)
     self._checkpoints.save(self._saves, to_state_dict(whole), meta)
     hold = time.perf_counter() - began
     with ThreadPoolExecutor(1) as pool:
@@ -78,7 +78,7 @@ class SavingTraining(OurStep):
       while not saved.done():
         during.append(self._timed_step())
     save = saved.result() - began
-    target = to_state_dict(to_host(self._program.gather_state(self._state)))
+    target = to_state_dict(to_host(self._program.replicated(self._state)))
     began = time.perf_counter()
     self._checkpoints.restore(target)
     return {

@@ -1,7 +1,7 @@
 """The loop benchmark: training steps fed from the store, against the step alone."""
 
 import contextlib
-import itertools
+import sys
 
 import jax
 import ml_collections
@@ -12,10 +12,10 @@ from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_tur
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
+from alexnet_jax.train import modes
 from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.loop import make_program
-from alexnet_jax.train.multi_step import check_memory
 
 _LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLoop')
 PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
@@ -57,14 +57,12 @@ class OurLoop(Workload):
     devices = Devices()
     check_training_batch(self._config, devices)
     store = prepare_store(self._config.data)
-    check_memory(self._config, store.train, devices)
+    modes.check(self._config, store.train, devices)
     experiment = make_experiment(self._config, store, AXIS, platform=devices.platform)
     initial = to_host(experiment.initial_state())
-    most = self._config.steps_per_call
-    calls = (range(start, start + most) for start in itertools.count(0, most))
     program = make_program(experiment, devices, store.train, initial)
-    self._feed, self._train = program.make_batches(0, calls), program.train_step
-    self._state = program.shard_state(devices.replicate(initial))
+    _, self._feed = program.make_batches(0, sys.maxsize, lambda step: False)
+    self._train, self._state = program.train_step, devices.replicate(initial)
     self._batches = devices.stream(self._feed)
     self._seconds = self._waited = 0.0
 

@@ -1,7 +1,7 @@
 """Training, from a config to its results."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import flax
@@ -20,7 +20,7 @@ from alexnet_jax.run.claim import check_workdir, claim_workdir
 from alexnet_jax.run.folder import RunFolder, disk_failures, lock_workdir, read_results
 from alexnet_jax.runtime.deterministic import promise
 from alexnet_jax.runtime.environment import environment
-from alexnet_jax.train import modes, multi_step, processes
+from alexnet_jax.train import modes, processes
 from alexnet_jax.train.console import TrainingConsole
 from alexnet_jax.train.devices import (
   AXIS,
@@ -32,7 +32,6 @@ from alexnet_jax.train.devices import (
 )
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.milestones import Milestones
-from alexnet_jax.train.sharded_dense import check_sharded
 from alexnet_jax.train.step import Program, TrainState, make_compute_gradients, make_train_step
 from alexnet_jax.train.summary import class_table, draw_figures, finish, summary
 from alexnet_jax.train.throughput import Throughput
@@ -70,7 +69,6 @@ def train(
   primary = devices.process_index == 0
   check_training_batch(config, devices, begun=folder.config.exists())
   check_batch_size('eval.batch_size', config.eval.batch_size, devices)
-  check_sharded(config, devices)
   changes = check_workdir(workdir, config, command, allowed)
   results = None if changes else read_results(workdir)
   if processes.from_first(np.array(results is not None)):
@@ -82,7 +80,7 @@ def train(
   # Data, net, recipe.
   store = prepare_store(config.data)
   processes.check_same(config=to_json(config), store=store.meta)
-  multi_step.check_memory(config, store.train, devices)
+  modes.check(config, store.train, devices)
   experiment = make_experiment(config, store, AXIS, weights, devices.platform)
   calendar = experiment.calendar
 
@@ -118,8 +116,7 @@ def train(
     stack.callback(milestones.metrics.close)
     with milestones.stop:
       if start in milestones.evaluation_steps and not evaluated:
-        plateau = milestones.pause(start, devices.replicate(state), stopping=False)
-        state = state.replace(plateau=to_host(plateau))
+        state = milestones.pause(start, devices.replicate(state), stopping=False)
       state = train_steps(experiment, store.train, devices, milestones, start, state)
       checkpoints.wait()
       milestones.metrics.close()
@@ -160,10 +157,10 @@ def make_program(
     cache=not model.onednn,
   )
 
-  def make_batches(start: int, calls: Iterable[range]) -> feed.Batches:
-    del calls  # of one step each
+  def make_batches(start: int, end: int, is_due: Callable[[int], bool]):
+    del is_due  # the host sees the state after every step
     assert split is not None
-    return feed.train_batches(
+    return range(start + 1, end + 1), feed.train_batches(
       split,
       seed=config.seed,
       start_step=start,
@@ -186,32 +183,26 @@ def train_steps(
   start: int,
   state: TrainState,
 ) -> TrainState:
-  """Trains a state on the host from step `start`; returns the last one, replicated.
+  """Trains a state from step `start`; returns the last one, replicated.
 
   Raises:
     Interrupted: asked to stop; the state is saved.
   """
-  total, most = experiment.calendar.total_steps, experiment.config.steps_per_call
-
-  def calls() -> Iterator[range]:  # of one step each, unless config.steps_per_call is larger
-    return multi_step.calls(start, total, most, milestones.is_due)
-
+  state = devices.replicate(state)
   program = make_program(experiment, devices, split, state)
-  batches = program.make_batches(start, calls())
-  state = program.shard_state(devices.replicate(state))
-  throughput = Throughput(batches)
+  steps, batches = program.make_batches(start, experiment.calendar.total_steps, milestones.is_due)
+  throughput = Throughput(batches, start)
   with batches:
-    for call, batch in zip(calls(), devices.stream(batches), strict=False):
-      state, metrics = program.train_step(state, batch)
-      throughput.add(metrics, len(call))
-      step, stopping = call.stop, milestones.stopping()
+    for step, batch in zip(steps, devices.stream(batches), strict=False):
+      state, metrics = program.train_step(state, batch)  # pmapped: see make_program
+      throughput.add(step, metrics)
+      stopping = milestones.stopping()
       if milestones.is_due(step) or stopping:
         milestones.log(step, throughput)
-      if milestones.is_pause(step) or stopping:
-        plateau = milestones.pause(step, program.gather_state(state), stopping)
-        state = state.replace(plateau=plateau)
+      if milestones.is_pause(step) or stopping:  # so is the last step
+        state = milestones.pause(step, program.replicated(state), stopping)
         throughput.restart()
-  return program.gather_state(state)
+  return state
 
 
 def resume(checkpoints: Checkpoints, experiment: Experiment) -> tuple[int, bool, TrainState]:

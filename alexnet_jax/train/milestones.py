@@ -74,8 +74,8 @@ class Milestones:
     """Whether any process has been asked to stop; to be called by all after the same steps."""
     return self._any_process(bool(self.stop.requested))
 
-  def pause(self, step: int, state: TrainState, stopping: bool) -> dict:
-    """Evaluates and saves a replicated state as is due; returns the new `plateau`.
+  def pause(self, step: int, state: TrainState, stopping: bool) -> TrainState:
+    """Evaluates and saves a replicated state as is due; returns it with its new `plateau`.
 
     Raises:
       Interrupted: `stopping`, or asked to stop meanwhile. An evaluation is left to the next start.
@@ -90,7 +90,7 @@ class Milestones:
       self.save(step, state, metrics)
     if stopping:
       self.leave(step)
-    return state.plateau
+    return state
 
   def leave(self, step: int) -> NoReturn:
     """Raises Interrupted, once all processes have saved."""

@@ -12,7 +12,7 @@ from alexnet_jax.train import multi_step
 from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.grad_accum import accumulate
-from alexnet_jax.train.sharded_dense import DenseSharding, sharded_layers
+from alexnet_jax.train.sharded_dense import DenseSharding, check_sharded, sharded_layers
 from alexnet_jax.train.step import Program, TrainState, make_compute_gradients, make_train_step
 
 
@@ -21,16 +21,25 @@ def any_mode(config) -> bool:
   return config.model.shard_dense or config.grad_accum_steps > 1 or config.steps_per_call > 1
 
 
+def check(config, split: Split, devices: Devices) -> None:
+  """Raises UserError if a mode that the config asks for is impossible with these devices."""
+  if config.model.shard_dense:
+    check_sharded(config, devices)
+  if config.steps_per_call > 1:
+    multi_step.check_memory(config, split, devices)
+
+
 def add_modes(
   plain: Program, experiment: Experiment, devices: Devices, split: Split | None, state: TrainState
 ) -> Program:
   """Adds the modes that the config asks for to a plain program; arguments as `make_program`'s."""
-  config, recipe = experiment.config, experiment.recipe
+  config = experiment.config
   sharding = DenseSharding(devices, state, _sharded_layers(experiment, devices))
+  recipe = sharding.recipe(experiment.recipe)
   compute_gradients = make_compute_gradients(sharding.model(experiment.model), recipe)
   if config.grad_accum_steps > 1:
     compute_gradients = accumulate(compute_gradients, config.grad_accum_steps)
-  step = make_train_step(recipe, compute_gradients, sharding.pmean, sharding.squares)
+  step = make_train_step(recipe, compute_gradients, sharding.pmean, sharding.global_norm)
   if config.steps_per_call > 1:
     step = multi_step.make_train_steps(step)
   train_step = devices.pmap(
@@ -40,12 +49,7 @@ def add_modes(
     donate_argnums=0,
     cache=not experiment.model.onednn,
   )
-  program = dataclasses.replace(
-    plain,
-    train_step=train_step,
-    shard_state=sharding.shard_state,
-    gather_state=sharding.gather_state,
-  )
+  program = sharding.program(dataclasses.replace(plain, train_step=train_step))
   if config.steps_per_call > 1:
     assert split is not None
     return multi_step.add_examples(program, config, devices, split)

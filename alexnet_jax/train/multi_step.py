@@ -7,6 +7,7 @@ one loop body makes all steps of a run.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -47,9 +48,9 @@ def calls(start: int, end: int, most: int, is_milestone: Callable[[int], bool]) 
 
 
 def check_memory(config, split: Split, devices: Devices) -> None:
-  """Raises UserError if config.steps_per_call is above 1 and the images do not fit a device."""
+  """Raises UserError if the images do not fit a device."""
   size, limit = math.prod(split.images.shape), devices.memory_bytes()
-  if config.steps_per_call > 1 and limit is not None and size > limit:
+  if limit is not None and size > limit:
     raise UserError(
       f'config.steps_per_call={config.steps_per_call} copies the {len(split):,} training images to'
       f' every device: they take {si(size, "B")}, a device has {si(limit, "B")}; use'
@@ -65,11 +66,11 @@ def add_examples(program: Program, config, devices: Devices, split: Split) -> Pr
     'label': devices.per_device(split.labels),
   }
 
-  def make_batches(start, calls):
-    del start  # known from the calls
-    return feed.train_rows(
+  def make_batches(start, end, is_due):
+    ends, ranges = itertools.tee(calls(start, end, config.steps_per_call, is_due))
+    return (call.stop for call in ends), feed.train_rows(
       len(split),
-      calls=calls,
+      calls=ranges,
       most=config.steps_per_call,
       seed=config.seed,
       batch_size=config.batch_size,

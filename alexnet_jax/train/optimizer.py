@@ -58,7 +58,8 @@ def lars(
   for biases and batch-norm parameters too and leaves weight decay out of the norm.  Where a norm is
   0, as of biases that start there, the rate is at most 1.
 
-  Its `update` also takes `squares`, for parameters of which a device holds a part only.
+  Its `update` also takes `squares`, where a device holds a part of the parameters only: see
+  `sharded_dense.py`.
   """
   plain = krizhevsky_momentum(momentum, weight_decay)
 

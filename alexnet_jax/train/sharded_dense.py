@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax import lax
 
 from alexnet_jax.errors import UserError
@@ -18,6 +20,7 @@ from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train import optimizer
 from alexnet_jax.train.devices import AXIS, Devices, pmean
+from alexnet_jax.train.step import Program, Recipe
 
 
 def sharded_layers(table: layers.Table, devices: int) -> tuple[str, ...]:
@@ -27,9 +30,9 @@ def sharded_layers(table: layers.Table, devices: int) -> tuple[str, ...]:
 
 
 def check_sharded(config, devices: Devices) -> None:
-  """Raises UserError if config.model.shard_dense is set and no dense layer can be sharded."""
+  """Raises UserError if no dense layer can be sharded over several devices."""
   count = devices.global_count
-  if not config.model.shard_dense or count == 1:
+  if count == 1:
     return
   # If the number of classes is not known yet, the last layer may or may not be shardable.
   table = nets.table_of(config, config.data.num_classes or count)
@@ -97,19 +100,46 @@ class DenseSharding:
     rest, loss, error = pmean((rest, loss, error))
     return rest | own, loss, error
 
+  def recipe(self, recipe: Recipe) -> Recipe:
+    """The same recipe; its optimizer sees all columns of the sharded layers."""
+    update = functools.partial(recipe.optimizer.update, squares=self.squares)
+    return dataclasses.replace(
+      recipe, optimizer=optax.GradientTransformationExtraArgs(recipe.optimizer.init, update)
+    )
+
+  def global_norm(self, gradients):
+    """Like `optax.global_norm`, over all columns of the sharded layers."""
+    return jnp.sqrt(optax.tree.sum(self.squares(gradients)))
+
   def squares(self, tree):
     """Like `optimizer.squares`, over all columns of the sharded layers."""
     sums = optimizer.squares(tree)
     own = {name: sums[name] for name in self.sharded}
     return sums | lax.psum(own, AXIS) if own else sums
 
+  def program(self, program: Program) -> Program:
+    """Wraps a program whose step takes a state with `state_axes`; it takes replicated ones too."""
+    if not self.sharded:
+      return program
+
+    def train_step(state, batch):
+      return program.train_step(self.shard_state(state), batch)
+
+    def compiled(state, batch):
+      return program.train_step.compiled(jax.eval_shape(self.shard_state, state), batch)
+
+    train_step.compiled = compiled  # type: ignore[attr-defined]
+    return dataclasses.replace(program, train_step=train_step, replicated=self.gather_state)
+
   def shard_state(self, state):
-    """Maps a replicated state to one with `state_axes`."""
-    return self._shard(state, self._devices.per_device(0)) if self.sharded else state
+    """Maps a replicated state to one with `state_axes`, and such a one to itself."""
+    if state.params[self.sharded[0]]['bias'].ndim > 1:
+      return state
+    return self._shard(state, self._devices.per_device(0))
 
   def gather_state(self, state):
     """The inverse of `shard_state`; every process has to call it."""
-    return self._gather(state) if self.sharded else state
+    return self._gather(state)
 
   @functools.cached_property
   def _shard(self):

@@ -18,7 +18,6 @@ import optax
 from alexnet_jax.data.feed import Batches
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.preprocessing import Preprocessing, example_keys
-from alexnet_jax.train.optimizer import squares
 from alexnet_jax.train.schedules import Rates
 
 
@@ -77,17 +76,16 @@ class Program:
   """What the training loop calls; see `loop.make_program`.
 
   Attributes:
-    train_step: (state, batch) -> (state, metrics) over all devices. With steps_per_call > 1 metrics
-      have an axis of that length in front.
-    make_batches: (first step, steps of each call) -> the batches to call it with.
-    shard_state: replicated state -> state as `train_step` takes it.
-    gather_state: the inverse of `shard_state`.
+    train_step: (replicated state or that of the call before, batch) -> (state, metrics), over all
+      devices.
+    make_batches: (steps taken, steps to end at, number of steps -> whether the host must see the
+      state after it) -> the number of steps taken after each call, and the batches of the calls.
+    replicated: state that `train_step` returned -> the same one, replicated.
   """
 
   train_step: Callable
-  make_batches: Callable[[int, Iterable[range]], Batches]
-  shard_state: Callable[[TrainState], TrainState] = lambda state: state
-  gather_state: Callable[[TrainState], TrainState] = lambda state: state
+  make_batches: Callable[[int, int, Callable[[int], bool]], tuple[Iterable[int], Batches]]
+  replicated: Callable[[TrainState], TrainState] = lambda state: state
 
 
 def init_variables(model: AlexNet, seed: int, crop: int) -> dict:
@@ -144,14 +142,16 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
   return compute_gradients
 
 
-def make_train_step(recipe: Recipe, compute_gradients, pmean=lambda tree: tree, squares=squares):
+def make_train_step(
+  recipe: Recipe, compute_gradients, pmean=lambda tree: tree, global_norm=optax.global_norm
+):
   """Builds the training step.
 
   Args:
     recipe: the constants of the run.
     compute_gradients: see `make_compute_gradients`.
     pmean: averages (gradients, loss, error) over the devices; the identity on a single device.
-    squares: a tree of parameters or gradients -> the sum of squares of each array.
+    global_norm: averaged gradients -> their L2 norm.
 
   Returns:
     (state, batch) -> (state, metrics). Metrics are float32 scalars, equal on all devices: loss
@@ -161,7 +161,7 @@ def make_train_step(recipe: Recipe, compute_gradients, pmean=lambda tree: tree, 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     device_means, batch_stats = compute_gradients(state, batch)
     gradients, loss, error = pmean(device_means)
-    norm = jnp.sqrt(optax.tree.sum(squares(gradients)))
+    norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     scale = state.plateau.get('scale', 1.0)
     updates, opt_state = recipe.optimizer.update(
@@ -170,7 +170,6 @@ def make_train_step(recipe: Recipe, compute_gradients, pmean=lambda tree: tree, 
       state.params,
       rates=recipe.rates.per_parameter(state.params, state.step, scale),
       finite=finite,
-      squares=squares,
     )
     params = optax.apply_updates(state.params, updates)
     new_state = state.replace(

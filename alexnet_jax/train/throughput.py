@@ -22,9 +22,10 @@ class Report(NamedTuple):
 class Throughput:
   """Collects the metrics of steps without waiting for the devices, and times them."""
 
-  def __init__(self, batches: Batches):
-    """Takes the feed, whose `wait_seconds` are reported."""
+  def __init__(self, batches: Batches, start: int):
+    """Takes the feed, whose `wait_seconds` are reported, and the number of steps taken before."""
     self._batches = batches
+    self._step = start
     self._began = time.monotonic()
     self._pending: list[tuple[dict[str, jax.Array], int]] = []
     self.restart()
@@ -39,9 +40,10 @@ class Throughput:
     """Seconds since the beginning, pauses included."""
     return time.monotonic() - self._began
 
-  def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
-    """Adds the metrics of a call: scalars, or arrays whose first `steps` entries count."""
-    self._pending.append((metrics, steps))
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Adds the metrics of the steps up to `step`: scalars, or arrays that begin with theirs."""
+    self._pending.append((metrics, step - self._step))
+    self._step = step
 
   def take(self) -> Report:
     """Waits for the steps added since the last call, and reports them."""
