@@ -29,7 +29,7 @@ from alexnet_jax.train import optimizer
 from alexnet_jax.train.devices import AXIS, pmean, to_host
 from alexnet_jax.train.grad_accum import accumulate
 from alexnet_jax.train.sharded_dense import DenseSharding, check_sharded, sharded_layers
-from alexnet_jax.train.step import make_compute_gradients, make_train_step
+from alexnet_jax.train.step import Program, make_compute_gradients, make_train_step
 
 STEPS = 4
 
@@ -59,38 +59,39 @@ def make_recipe(**changes):
 
 
 def sharded_step(on, recipe, dtype=jnp.float32, micro_batches=1):
-  """The training step of `modes.add_modes`, and how it takes the state."""
+  """The program of `modes.add_modes`, without batches."""
   sharding = DenseSharding(on, initial_state(TABLE, recipe), sharded_layers(TABLE, on.global_count))
+  recipe = sharding.recipe(recipe)
   model = sharding.model(AlexNet(TABLE, dtype, axis_name=AXIS))
   compute_gradients = make_compute_gradients(model, recipe)
   if micro_batches > 1:
     compute_gradients = accumulate(compute_gradients, micro_batches)
-  step = make_train_step(recipe, compute_gradients, sharding.pmean, sharding.squares)
+  step = make_train_step(recipe, compute_gradients, sharding.pmean, sharding.global_norm)
   axes = sharding.state_axes
-  return on.pmap(step, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0), sharding
+  step = on.pmap(step, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
+  return sharding.program(Program(step, None))
 
 
 def plain_step(on, recipe, dtype=jnp.float32):
   compute_gradients = make_compute_gradients(AlexNet(TABLE, dtype, axis_name=AXIS), recipe)
   step = make_train_step(recipe, compute_gradients, pmean)
-  step = on.pmap(step, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-  return step, DenseSharding(on, None, ())
+  return Program(on.pmap(step, in_axes=(None, 0), out_axes=None, donate_argnums=0), None)
 
 
 def take_steps(count, sharded, recipe, dtype=jnp.float32, **more):
   """The last state and the metrics of every step, with dense layers sharded or not."""
   on = devices(count)
-  step, sharding = (sharded_step if sharded else plain_step)(on, recipe, dtype, **more)
-  state, metrics = sharding.shard_state(on.replicate(initial_state(TABLE, recipe))), []
+  program = (sharded_step if sharded else plain_step)(on, recipe, dtype, **more)
+  state, metrics = on.replicate(initial_state(TABLE, recipe)), []
   for i in range(STEPS):
-    state, found = step(state, on.put_batch(batch_of(i)))
+    state, found = program.train_step(state, on.put_batch(batch_of(i)))
     metrics.append(to_host(found))
   if sharded:
     assert state.params['fc2']['kernel'].shape == (count, 5 * 5 * 4, 24 // count)
     assert state.params['fc2']['bias'].shape == (count, 24 // count)
     assert state.ema['fc3']['kernel'].shape == (count, 24, 16 // count)
     assert state.params['fc4']['kernel'].shape == (16, CLASSES)
-  return to_host(sharding.gather_state(state)), metrics
+  return to_host(program.replicated(state)), metrics
 
 
 @functools.cache
@@ -128,12 +129,12 @@ def test_what_is_not_finite_on_one_device_stops_all():
   fc2['bias'][0] = 1e25
   fc3['kernel'][0] = 0  # so that nothing behind sees it
   fc4['kernel'][1:] = 0  # and only column 0, on device 0, has a gradient
-  step, sharding = sharded_step(on, recipe)
-  after, metrics = step(sharding.shard_state(on.replicate(state)), on.put_batch(batch_of(0)))
+  program = sharded_step(on, recipe)
+  after, metrics = program.train_step(on.replicate(state), on.put_batch(batch_of(0)))
   assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['gradient_norm'])
   assert float(metrics['nonfinite_steps']) == 1
   jax.tree.map(
-    np.testing.assert_array_equal, to_host(sharding.gather_state(after).params), state.params
+    np.testing.assert_array_equal, to_host(program.replicated(after).params), state.params
   )
 
 
@@ -186,9 +187,8 @@ def test_the_compiled_program_sends_what_the_formula_says():
   """Two ways to the same numbers, on 8 devices with 4 images each."""
   on, recipe = devices(8), make_recipe()
   for sharded, make_step in ((False, plain_step), (True, sharded_step)):
-    step, sharding = make_step(on, recipe)
-    state = jax.eval_shape(sharding.shard_state, initial_state(TABLE, recipe))
-    program = step.compiled(state, on.put_batch(batch_of(0)))
+    step = make_step(on, recipe).train_step
+    program = step.compiled(initial_state(TABLE, recipe), on.put_batch(batch_of(0)))
     expected = compiled.sent(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
     assert compiled.counted(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
     assert (expected['all-to-all'] > 0) == sharded

@@ -108,7 +108,7 @@ class DenseSharding:
     )
 
   def global_norm(self, gradients):
-    """Like `optax.global_norm`, over all columns of the sharded layers."""
+    """Like `optax.tree.norm`, over all columns of the sharded layers."""
     return jnp.sqrt(optax.tree.sum(self.squares(gradients)))
 
   def squares(self, tree):

@@ -143,7 +143,7 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
 
 
 def make_train_step(
-  recipe: Recipe, compute_gradients, pmean=lambda tree: tree, global_norm=optax.global_norm
+  recipe: Recipe, compute_gradients, pmean=lambda tree: tree, global_norm=optax.tree.norm
 ):
   """Builds the training step.
 
