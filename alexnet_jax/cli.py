@@ -70,8 +70,8 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   try:
     app.run(guarded, flags_parser=_parse)
   except SystemExit as error:
-    if code == 0 and isinstance(error.code, int):
-      code = error.code
+    if code == 0 and error.code is not None:
+      code = error.code if isinstance(error.code, int) else _fail(UserError(str(error.code)))
   if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
     _leave(code)
   return code

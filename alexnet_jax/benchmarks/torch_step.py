@@ -126,6 +126,9 @@ class TorchStep(Workload):
     """The loss of the last batch."""
     return self._loss.item()
 
+  def versions(self) -> dict:
+    return {'torch': torch.__version__, 'threads': torch.get_num_threads()}
+
 
 def make_optimizer(parameters: dict, task: Task) -> torch.optim.Optimizer:
   """SGD with the task's rates and decays; fused, several times as fast as PyTorch's default.
