@@ -89,6 +89,18 @@ def caffe(w, x, drop):
   return x @ w['fc8']['kernel'] + w['fc8']['bias']
 
 
+def owt(w, x, drop):
+  """torchvision's alexnet.py; test_weights.py has it under its own names."""
+  x = pool(conv(x, w['conv1'], stride=4, padding=2).relu())
+  x = pool(conv(x, w['conv2'], padding=2).relu())
+  x = conv(conv(x, w['conv3'], padding=1).relu(), w['conv4'], padding=1).relu()
+  x = pool(conv(x, w['conv5'], padding=1).relu())
+  x = drop('drop5', x.permute(0, 2, 3, 1)).flatten(1)
+  x = drop('drop6', (x @ w['fc6']['kernel'] + w['fc6']['bias']).relu())
+  x = (x @ w['fc7']['kernel'] + w['fc7']['bias']).relu()
+  return x @ w['fc8']['kernel'] + w['fc8']['bias']
+
+
 def cifar_18pct(w, x, drop):
   del drop
   x = spatial_norm(pool(conv(x, w['conv1'], padding=2)).relu(), 3, 5e-5)
@@ -186,6 +198,7 @@ def masks_of(table, keys):
     (krizhevsky2012, 224, 8, False),
     (krizhevsky2012, 224, 8, True),
     (caffe, 227, 8, True),
+    (owt, 224, 8, True),
     (cifar_18pct, 32, 1, True),
     (cifar_11pct, 24, 2, True),
   ],
@@ -217,84 +230,6 @@ def test_the_full_size_net():
       tensors, torch.tensor(images.transpose(0, 3, 1, 2)), lambda name, x: x / 2
     )
   assert logits.shape == (2, 1000)
-  assert_close(logits, expected, 2e-5)
-
-
-def torchvision_alexnet(classes, drop, thin):
-  """The modules of torchvision's alexnet.py under its names, with 1/thin of their widths."""
-  nn = torch.nn
-
-  class Drop(nn.Module):
-    def __init__(self, name):
-      super().__init__()
-      self.name = name
-
-    def forward(self, x):
-      return drop(self.name, x)
-
-  def block(channels, features, kernel, **geometry):
-    return nn.Conv2d(channels, features, kernel, **geometry), nn.ReLU()
-
-  features = nn.Sequential(
-    *block(3, 64 // thin, 11, stride=4, padding=2),
-    nn.MaxPool2d(3, 2),
-    *block(64 // thin, 192 // thin, 5, padding=2),
-    nn.MaxPool2d(3, 2),
-    *block(192 // thin, 384 // thin, 3, padding=1),
-    *block(384 // thin, 256 // thin, 3, padding=1),
-    *block(256 // thin, 256 // thin, 3, padding=1),
-    nn.MaxPool2d(3, 2),
-  )
-  classifier = nn.Sequential(
-    Drop('drop5'),
-    nn.Linear(256 // thin * 36, 4096 // thin),
-    nn.ReLU(),
-    Drop('drop6'),
-    nn.Linear(4096 // thin, 4096 // thin),
-    nn.ReLU(),
-    nn.Linear(4096 // thin, classes),
-  )
-  return nn.ModuleDict({'features': features, 'classifier': classifier})
-
-
-def test_owt_is_torchvisions_net_under_its_names():
-  table, shape = narrow(nets.owt(10), 8), (224, 224, 3)
-  weights = random_weights(table, shape)
-  places = {
-    'conv1': 'features.0',
-    'conv2': 'features.3',
-    'conv3': 'features.6',
-    'conv4': 'features.8',
-    'conv5': 'features.10',
-    'fc6': 'classifier.1',
-    'fc7': 'classifier.4',
-    'fc8': 'classifier.6',
-  }
-  state = {}
-  for layer, place in places.items():
-    kernel = weights[layer]['kernel']
-    if layer == 'fc6':  # torch flattens channels first
-      kernel = kernel.reshape(6, 6, 32, 512).transpose(2, 0, 1, 3).reshape(1152, 512)
-    axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-    state[f'{place}.weight'] = torch.tensor(kernel.transpose(axes))
-    state[f'{place}.bias'] = torch.tensor(weights[layer]['bias'])
-  images, _ = images_and_labels(2, shape, 10)
-  keys = jax.random.split(jax.random.key(3), 2)
-
-  def drop(name, x):
-    if name == 'drop5':  # its mask lies on (height, width, channels)
-      x = x.view(2, 32, 6, 6).permute(0, 2, 3, 1)
-      return masks_of(table, keys)(name, x).permute(0, 3, 1, 2).flatten(1)
-    return masks_of(table, keys)(name, x)
-
-  peer = torchvision_alexnet(10, drop, thin=8)
-  peer.load_state_dict(state)
-  with torch.no_grad():
-    maps = peer['features'](torch.tensor(images.transpose(0, 3, 1, 2)))
-    expected = peer['classifier'](maps.flatten(1))
-  logits = jax.jit(
-    lambda keys: AlexNet(table).apply({'params': weights}, images, train=True, keys=keys)
-  )(keys)
   assert_close(logits, expected, 2e-5)
 
 
