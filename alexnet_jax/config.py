@@ -220,7 +220,7 @@ FIELDS: dict[str, Field] = {
   'data.validation_fraction': _fixed(
     0.2,
     _above(0, 0.9),
-    'held-out share where the data has no validation part',
+    'validation share where the data has no validation part',
     _is('data.source', 'folder', 'digits'),
   ),
   'data.unreadable': _fixed(

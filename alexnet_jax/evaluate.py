@@ -4,7 +4,7 @@
   python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --ensemble_weights=search
   python -m alexnet_jax.evaluate --weights=alexnet.pth --config=configs/imagenet.py:owt
 
-Every held-out image is counted exactly once, on any number of devices.  The softmax probabilities
+Every validation image is counted exactly once, on any number of devices.  The softmax probabilities
 of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % Wilson
 interval of each error and the worst classes; the first folder gets `predictions-*.npz` (label,
 probabilities) and `evaluation-*.json`.

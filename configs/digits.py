@@ -2,7 +2,7 @@
 
   python -m alexnet_jax.main --config=configs/digits.py
 
-Expected: at most 1.5 % top-1 error on the 359 held-out digits (see docs/results.md).
+Expected: at most 1.5 % top-1 error on the 359 validation digits (see docs/results.md).
 """
 
 from alexnet_jax.config import default

@@ -25,7 +25,7 @@ from alexnet_jax.sweep.comparison import Difference, judge
 
 @pytest.fixture(scope='module')
 def labels():
-  """Of the held-out digits."""
+  """Of the validation digits."""
   return np.array(preparation.prepare_store(digits().data).eval.labels)
 
 

@@ -49,7 +49,7 @@ def test_prepare_stops_and_goes_on(tmp_path, number):
   )
   assert 'Traceback' not in said
   done = run(*words, '--verify')
-  assert done.returncode == 0 and '96 training and 24 held-out images' in done.stdout, done.stderr
+  assert done.returncode == 0 and '96 training and 24 validation images' in done.stdout, done.stderr
 
 
 HANG_UP = """

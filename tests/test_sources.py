@@ -1,4 +1,4 @@
-"""Sources: every example with its label, the same held-out part always, and clear refusals."""
+"""Sources: every example with its label, the same validation part always, and clear refusals."""
 
 import importlib.util
 import json
@@ -144,7 +144,7 @@ def test_every_image_is_found_and_the_rest_is_told(tmp_path):
   for index in range(len(source.train)):
     assert images.square(source.train[index].data, 8, 'crop').shape == (8, 8, 3)
   assert source.found == (
-    '11 training and 2 held-out images (val/) of 2 classes, the smallest bee with 2, the largest '
+    '11 training and 2 validation images (val/) of 2 classes, the smallest bee with 2, the largest '
     'ant with 9; ignored: drafts/ with 2 images, since val/ is used, test/ with 6 images, since '
     'val/ is used, 1 .txt, 2 hidden, 1 link to a folder around it'
   )

@@ -37,7 +37,7 @@ class Source:
     name: short name, fit for a folder name.
     classes: class names; a label is an index into it.
     train: the examples to learn from.
-    eval: the held-out examples.
+    eval: the validation examples.
     fingerprint: text that differs when the examples differ; a store remembers it.
     class_names: what people call the classes where `classes` are codes and a file says so.
     found: one line for the user: what is there, and what is ignored and why.

@@ -37,7 +37,7 @@ def digits(image_size: int, validation_fraction: float) -> Source:
 
   Args:
     image_size: side of the images in pixels.
-    validation_fraction: held-out share, in (0, 1); always the same examples.
+    validation_fraction: validation share, in (0, 1); always the same examples.
   """
   if importlib.util.find_spec('sklearn') is None:
     raise UserError('data.source=digits needs scikit-learn: pip install scikit-learn')

@@ -99,7 +99,7 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
   train_split, eval_split = split(train), split(held_out)
   small, large = counts.index(min(counts)), counts.index(max(counts))
   found = (
-    f'{len(train_split):,} training and {len(eval_split):,} held-out images '
+    f'{len(train_split):,} training and {len(eval_split):,} validation images '
     f'({parts.held_out + "/" if parts.held_out else f"{validation_fraction:g} of each class"}) of '
     f'{len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the largest '
     f'{classes[large]} with {counts[large]:,}'

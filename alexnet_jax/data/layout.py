@@ -23,7 +23,7 @@ class Layout:
 
   Attributes:
     train: folder of the training classes; '' if they are at the top.
-    held_out: folder of the held-out images; '' if a share of each class is to be held out.
+    held_out: folder of the validation images; '' if a share of each class is to be held out.
     ignored: what is not used, and why, for the user.
   """
 
@@ -95,7 +95,7 @@ def _check_alone(
     shared = sorted(kids[train] & kids[name])
     if shared:
       raise UserError(
-        f'{root}: {train}/ and {name}/ both hold {shared[0]}/: if {name}/ is the held-out part,'
+        f'{root}: {train}/ and {name}/ both hold {shared[0]}/: if {name}/ is the validation part,'
         ' call it validation/, else remove it'
       )
   if others:

@@ -93,7 +93,7 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
     ),
     class_names=imagenet.class_names(classes, [directory, directory / 'downloads' / 'manual']),
     found=(
-      f'{len(train):,} training and {len(held_out):,} held-out images of {len(classes):,} classes'
+      f'{len(train):,} training and {len(held_out):,} validation images of {len(classes):,} classes'
       f' in {builder.data_path}'
     ),
   )
@@ -102,7 +102,7 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
 def published_sizes(
   builder: tfds.core.DatasetBuilder, train_split: str, eval_split: str
 ) -> tuple[int, int, int] | None:
-  """Classes, training images and held-out images of a data set that may not be there.
+  """Classes, training images and validation images of a data set that may not be there.
 
   Returns:
     None if they are not known.

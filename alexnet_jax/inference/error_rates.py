@@ -1,4 +1,4 @@
-"""Error rates of trained runs, ensembles and imported weights on their held-out images."""
+"""Error rates of trained runs, ensembles and imported weights on their validation images."""
 
 import dataclasses
 import sys
@@ -147,7 +147,7 @@ def evaluate_ensemble(
     if not same_shape or (net.predictions.label != label).any():
       raise UserError(
         f'{workdir} was evaluated on other images or classes than {workdirs[0]}: an'
-        ' ensemble needs the same held-out data for all'
+        ' ensemble needs the same validation data for all'
       )
   factors = _factors(weights, members, label)
   shown = ', '.join(f'{factor:g}' for factor in factors)

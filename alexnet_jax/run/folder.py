@@ -52,7 +52,7 @@ class RunFolder:
     return self.figures / f'{name}.png'
 
   def predictions(self, checkpoint: str, views: int) -> Path:
-    """Probabilities of the held-out images by 'last', 'best', ... over 1, 9 or 10 views."""
+    """Probabilities of the validation images by 'last', 'best', ... over 1, 9 or 10 views."""
     return self.path / f'predictions-{checkpoint}-{views}.npz'
 
   def evaluation(self, checkpoint: str, views: int) -> Path:

@@ -1,4 +1,4 @@
-"""Saved predictions: the probabilities that a net gave every held-out image."""
+"""Saved predictions: the probabilities that a net gave every validation image."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ def results_prefix(views: int) -> str:
 
 
 def write_predictions(path: Path, predictions: SplitProbabilities) -> None:
-  """Writes an .npz with `label` and `probabilities`, row i being the i-th held-out image."""
+  """Writes an .npz with `label` and `probabilities`, row i being the i-th validation image."""
   buffer = io.BytesIO()
   np.savez(buffer, label=predictions.label, probabilities=predictions.probabilities)
   files.write_bytes(path, buffer.getvalue())

@@ -2,7 +2,7 @@
 
 A difference of two rows is the mean over the seeds they share of the difference of their runs.  Its
 two intervals of 95 % answer two questions: over seeds (Student's t, paired by seed), what another
-seed would give; over images (bootstrap, paired by image), what other held-out images would give
+seed would give; over images (bootstrap, paired by image), what other validation images would give
 these very nets.
 """
 

@@ -28,7 +28,7 @@ class FinishedRun:
     config: its config, as plain dicts.
     results: its results.json.
     environment: versions and hardware.
-    label: int (n,), of the held-out images; None where predictions were not saved.
+    label: int (n,), of the validation images; None where predictions were not saved.
     probabilities: float32 (n, classes), or None.
   """
 
@@ -69,7 +69,7 @@ class FinishedRun:
     return [{'epoch': line['step'] * per_step} | line for line in lines]
 
   def wrong(self, k: int) -> np.ndarray | None:
-    """Which held-out images are wrong, bool (n,); None where predictions were not saved."""
+    """Which validation images are wrong, bool (n,); None where predictions were not saved."""
     return None if self.probabilities is None else scores.wrong(self.probabilities, self.label, k)
 
 

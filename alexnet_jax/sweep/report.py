@@ -118,7 +118,7 @@ def _details(row: ReportRow) -> Mapping[str, Any]:
   found['confused'] = [[names[i], names[j], times] for i, j, times in most_confused(counts)]
   found['mistakes'] = [
     [
-      _picture(images.eval.images[i], f'held-out image {i}') if images else str(i),
+      _picture(images.eval.images[i], f'validation image {i}') if images else str(i),
       names[run.label[i]],
       names[run.probabilities[i].argmax()],
       f'{run.probabilities[i].max():.0%}',
@@ -137,7 +137,7 @@ def most_confused(counts: np.ndarray, most: int = 12) -> list[tuple[int, int, in
 
 
 def surest_mistakes(run: FinishedRun, most: int = 12) -> Sequence[int]:
-  """Numbers of the held-out images with the wrong answers of highest probability, surest first."""
+  """Numbers of the validation images with the wrong answers of highest probability, surest first."""
   if run.probabilities is None:
     return []
   wrong = np.flatnonzero(run.probabilities.argmax(1) != run.label)

@@ -33,7 +33,7 @@ def lines(
   return [
     f'net           {nets.title(config.model)}: {parameters:,} parameters, {macs:,} MACs an image,'
     f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
-    f'data          {examples:,} training and {held_out:,} held-out images,'
+    f'data          {examples:,} training and {held_out:,} validation images,'
     f' {config.data.image_size}x{config.data.image_size} stored',
     f'steps         {calendar.total_steps:,} of {config.batch_size} images:'
     f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
