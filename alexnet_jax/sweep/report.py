@@ -137,7 +137,7 @@ def most_confused(counts: np.ndarray, most: int = 12) -> list[tuple[int, int, in
 
 
 def surest_mistakes(run: FinishedRun, most: int = 12) -> Sequence[int]:
-  """Numbers of the validation images with the wrong answers of highest probability, surest first."""
+  """Numbers of the wrongly answered validation images, those of highest probability first."""
   if run.probabilities is None:
     return []
   wrong = np.flatnonzero(run.probabilities.argmax(1) != run.label)
