@@ -125,11 +125,11 @@ def _measure(targets: list[str]) -> Iterator['Result']:
   known = time_step.PEERS | time_loop.PEERS | time_feed.PEERS | time_prepare.PEERS
   _check_words('--peers: ', peers or (), tuple(known))
   of_configs = {
-    'step': time_step,
-    'loop': time_loop,
-    'checkpoint': time_checkpoint,
-    'startup': time_startup,
-    'communication': compiled,
+    'step': time_step.measure_step,
+    'loop': time_loop.measure_loop,
+    'checkpoint': time_checkpoint.measure_checkpoint,
+    'startup': time_startup.measure_startup,
+    'communication': compiled.count_communication,
   }
   profile = Path(_PROFILE.value) if _PROFILE.value else None
   for target in targets:
@@ -137,12 +137,12 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     options = rounds.Options(times, _TURN_SECONDS.value, peers, tuple(_PYTHON.value), profile)
     if target in of_configs:
       for name, config in _configs(target):
-        yield of_configs[target].compare(name, config, options)
+        yield of_configs[target](name, config, options)
     if target == 'feed':
-      yield time_feed.compare(_IMAGES.value or 8192, options)
+      yield time_feed.measure_feed(_IMAGES.value or 8192, options)
     if target == 'prepare':
       photos = Path(_PHOTOS.value) if _PHOTOS.value else None
-      yield time_prepare.compare(photos, _IMAGES.value or 2000, options)
+      yield time_prepare.measure_prepare(photos, _IMAGES.value or 2000, options)
 
 
 def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:

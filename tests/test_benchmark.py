@@ -17,10 +17,10 @@ import optax
 import pytest
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import contestants, roofline, rounds, time_startup, time_step
+from alexnet_jax.benchmarks import contestants, rounds, time_step
 from alexnet_jax.benchmarks.contestants import LossAndGrads, Sample, Unavailable
-from alexnet_jax.benchmarks.rounds import Options, Turns
-from alexnet_jax.benchmarks.worker import Contestant
+from alexnet_jax.benchmarks.rounds import Options
+from alexnet_jax.benchmarks.worker import Contestant, Worker
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
@@ -185,8 +185,9 @@ def test_images_may_lie_with_channels_last(ours):
   peers = [TorchStep(work, channels_last=last, compiled=False) for last in (False, True)]
   time_step.check_equal('channels_last', expected, peers[1].loss_and_grads(weights))
   assert [peer.run(3) for peer in peers] == [18, 18]
-  assert peers[1].loss() == pytest.approx(peers[0].loss(), rel=1e-5)
-  assert peers[1].loss() != pytest.approx(expected.loss, rel=1e-3)
+  first, last = (peer.facts()['loss'] for peer in peers)
+  assert last == pytest.approx(first, rel=1e-5)
+  assert last != pytest.approx(expected.loss, rel=1e-3)
 
 
 def test_torch_drops_as_in_2012_or_inverted():
@@ -234,12 +235,10 @@ class Fake(Workload):
     return 4 * batches
   def fail(self, kind):
     raise {'user': UserError, 'unavailable': Unavailable}.get(kind, KeyError)(kind)
-  def versions(self):
-    return {'fake': os.environ['NAME']}
+  def facts(self):
+    return {'name': os.environ['NAME'], 'loss': self.last_loss}
   def environment(self):
     return {'date': 'today'}
-  def loss(self):
-    return self.last_loss
   def roofline(self):
     from alexnet_jax.benchmarks.roofline import Roofline
     return Roofline('float32', 6e9, 1e9, 5, 7, 3e12, 1e11)
@@ -268,8 +267,8 @@ OPTIONS = Options(rounds=2, turn_seconds=0.0, peers=None)
 
 
 def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
-  with fake('a').start() as worker:
-    assert worker.call('versions') == {'fake': 'a'}
+  with Worker(fake('a')) as worker:
+    assert worker.call('facts')['name'] == 'a'
     with pytest.raises(UserError, match='user'):
       worker.call('fail', 'user')
     with pytest.raises(Unavailable, match='unavailable'):
@@ -282,53 +281,50 @@ def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
 
 
 def test_the_death_of_a_worker_is_reported(fake):
-  with fake('a').start() as worker:
+  with Worker(fake('a')) as worker:
     worker._process.kill()
     with pytest.raises(UserError, match='process of a ended with code -9'):
       worker.call('run', 1)
 
 
 def test_contestants_take_turns_there_and_back(fake, tmp_path):
-  with fake('a').start() as a, fake('b').start() as b:
-    turns = rounds.take_turns({'a': a, 'b': b}, OPTIONS)
+  with Worker(fake('a')) as a, Worker(fake('b')) as b:
+    found = rounds.take_turns({'alexnet_jax': a, 'b': b}, OPTIONS)
   # Two runs to prepare, then one that warms up before each that counts.
   assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
-  assert {name: len(samples) for name, samples in turns.samples.items()} == {'a': 2, 'b': 2}
-  assert turns.samples['a'][0].images == 4 and turns.samples['a'][0].seconds > 0
-  facts = turns.facts['b']
-  assert facts['versions'] == {'fake': 'b'} and facts['first_batch_seconds'] > 0
+  assert found['b']['name'] == 'b' and found['b']['first_batch_seconds'] > 0
+  for contestant in found.values():
+    assert [turn['images'] for turn in contestant['samples']] == [4, 4]
+    assert all(turn['seconds'] > 0 for turn in contestant['samples'])
 
 
-def compare(monkeypatch, ours, **peers):
+def measured_step(monkeypatch, ours, **peers):
   monkeypatch.setattr(time_step, '_OURS', ours)
   monkeypatch.setattr(time_step, 'PEERS', peers)
-  return time_step.compare('digits', configs.default(), OPTIONS)
+  return time_step.measure_step('digits', configs.default(), OPTIONS)
 
 
-def test_compare_measures_peers_that_agree(fake, monkeypatch):
-  result = compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001))
+def test_peers_that_agree_are_measured_and_others_said_to_be_missing(fake, monkeypatch):
+  absent = Contestant('missing', 'fake:Fake', package='no_such_package')
+  result = measured_step(
+    monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent
+  )
   assert list(result.contestants) == ['alexnet_jax', 'peer'] and not result.alone()
   equality = result.details['equality']['peer']
   assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
   assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in result.table()
+  reason = "no_such_package is not installed: pip install 'alexnet_jax[peers]'"
+  assert f'missing was not measured: {reason}' in result.table()
+  assert measured_step(monkeypatch, fake('ours'), missing=absent).alone() == reason
 
 
-def test_compare_measures_ours_where_torch_is_missing(fake, monkeypatch):
-  absent = Contestant('missing', 'fake:Fake', package='no_such_package')
-  result = compare(monkeypatch, fake('ours'), missing=absent)
-  assert list(result.contestants) == ['alexnet_jax']
-  assert result.alone() == "no_such_package is not installed: pip install 'alexnet_jax[peers]'"
-  assert f'missing was not measured: {result.alone()}' in result.table()
-
-
-def test_compare_gives_no_ratio_for_a_peer_that_differs(fake, monkeypatch):
-  with pytest.raises(UserError, match='no ratio is given'):
-    compare(monkeypatch, fake('ours'), peer=fake('peer', gradient=1.1))
-
-
-def test_compare_refuses_a_contestant_that_diverged(fake, monkeypatch):
-  with pytest.raises(UserError, match='loss of peer became nan'):
-    compare(monkeypatch, fake('ours'), peer=fake('peer', last_loss=math.nan))
+@pytest.mark.parametrize(
+  'fault, message',
+  [({'gradient': 1.1}, 'no ratio is given'), ({'last_loss': math.nan}, 'loss of peer became nan')],
+)
+def test_a_peer_that_differs_or_diverges_is_refused(fake, monkeypatch, fault, message):
+  with pytest.raises(UserError, match=message):
+    measured_step(monkeypatch, fake('ours'), peer=fake('peer', **fault))
 
 
 @pytest.mark.slow
@@ -338,42 +334,29 @@ def test_a_python_without_our_packages_is_refused(tmp_path):
   python.chmod(0o755)
   options = dataclasses.replace(OPTIONS, peers=(), pythons=(str(python),))
   with pytest.raises(UserError, match=f'--python={python} cannot run our step .*No module named'):
-    time_step.compare('digits', configs.default(), options)
+    time_step.measure_step('digits', configs.default(), options)
 
 
 # The report.
 
 
-def turns_of_two(measure='per_second'):
+@pytest.mark.parametrize(
+  'measure, ratio',
+  [('per_second', (0.5, 0.375, 0.75)), ('per_core_second', (0.5, 0.5, 0.75))],
+)
+def test_ratios_are_taken_round_by_round(measure, ratio):
   ours = [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)]
-  samples = {'alexnet_jax': ours, 'peer': 3 * [Sample(100, 1.0, 2.0)]}
-  return Turns(samples, {name: {'title': name} for name in samples}, measure)
-
-
-def test_ratios_are_taken_round_by_round():
-  assert turns_of_two().ratios('peer') == [0.5, 1.0, 0.25]
-  assert turns_of_two('per_core_second').ratios('peer') == [0.5, 1.0, 0.5]
-  found = turns_of_two().contestants()
-  assert found['peer']['ratio'] == {'median': 0.5, 'lower_quartile': 0.375, 'upper_quartile': 0.75}
-  ours = found['alexnet_jax']
+  peer = rounds.speeds(3 * [Sample(100, 1.0, 2.0)], ours, measure)
+  median, low, high = ratio
+  assert peer['ratio'] == {'median': median, 'lower_quartile': low, 'upper_quartile': high}
+  found = rounds.speeds(ours, ours, measure)
+  assert found['per_second']['median'] == 50 and 'ratio' not in found
+  assert found['samples'][1] == {'images': 100, 'seconds': 1.0, 'core_seconds': 2.0}
+  table = {'alexnet_jax': found | {'title': 'alexnet_jax'}, 'peer': peer | {'title': 'peer'}}
+  heading, first, last = rounds.speed_table(table, 10, measure)
+  assert first.split()[:5] == ['alexnet_jax', '200.0', '50.00', '37.50', '-']
+  assert len(heading) == len(last) and last.endswith(f'0.500  {low:.3f} - {high:.3f}')
   assert set(rounds.spread([3.0]).values()) == {3.0}  # of one round
-  assert ours['per_second']['median'] == 50 and 'ratio' not in ours
-  assert ours['samples'][1] == {'images': 100, 'seconds': 1.0, 'core_seconds': 2.0}
-
-
-def test_the_table_is_aligned():
-  heading, ours, peer = turns_of_two().lines(batch_size=10)
-  assert ours.split()[:5] == ['alexnet_jax', '200.0', '50.00', '37.50', '-']
-  assert len(heading) == len(peer) and peer.endswith('0.500  0.375 - 0.750')
-
-
-def test_the_roofline_in_words():
-  what = roofline.Roofline('float32', 120e9, 3e9, 2_000_000, 500, 2e12, 20e9)
-  arithmetic, traffic, memory = what.lines(steps_per_second=5.0)
-  assert '120 GFLOP a step, 600 GFLOP/s, 30.0% of a large' in arithmetic
-  assert arithmetic.endswith('of float32 (2 TFLOP/s)')
-  assert '3 GB a step, 15 GB/s, 75.0% of a large sum (20 GB/s)' in traffic
-  assert memory.startswith('memory: 2 MB while it runs, and 500 B')
 
 
 # The command.
@@ -451,32 +434,17 @@ def test_start_of_a_small_net(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_says_why():
-  config = configs.default()
-  config.data.source, config.model.net, config.data.num_classes = 'digits', 'digits', 3
-  with pytest.raises(UserError, match='no training step within .* error: .*3'):
-    time_startup.compare('digits', config, Options(rounds=1, turn_seconds=0.0, peers=None))
-
-
-@pytest.mark.slow
-def test_loop_is_fed_from_the_store(tmp_path):
-  """Steps on digits of scikit-learn, beside the same step on one batch."""
-  printed, found = measured(tmp_path, 'loop', '--config=configs/digits.py', '--rounds=2')
+@pytest.mark.parametrize('steps', [1, 3])
+def test_loop_is_fed_from_the_store(tmp_path, steps):
+  """Steps on digits of scikit-learn beside the same step on one batch; a turn is a call."""
+  many = ('--config.batch_size=2', f'--config.steps_per_call={steps}')
+  options = ('--config=configs/digits.py', *many, '--rounds=2')
+  printed, found = measured(tmp_path, 'loop', *options)
   wait = found['details']['data_wait']
   assert 0 <= wait < 1 and f'{wait:.2%} of the time was spent waiting for data' in printed
-  for contestant in ('alexnet_jax', 'step_alone'):
+  for contestant, images in (('alexnet_jax', 2 * steps), ('step_alone', 2)):
     samples = found['contestants'][contestant]['samples']
-    assert [turn['images'] for turn in samples] == 2 * [found['details']['config']['batch_size']]
-
-
-@pytest.mark.slow
-def test_loop_makes_many_steps_a_call(tmp_path):
-  """As training does, with the images on the device; a turn is a call at least."""
-  many = ('--config.batch_size=2', '--config.steps_per_call=3')
-  options = ('--config=configs/digits.py', *many, '--rounds=1', '--peers=')
-  printed, found = measured(tmp_path, 'loop', *options)
-  assert '3 steps a call' in printed
-  assert [turn['images'] for turn in found['contestants']['alexnet_jax']['samples']] == [3 * 2]
+    assert [turn['images'] for turn in samples] == [images, images]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.our_step import generated
 from alexnet_jax.benchmarks.rounds import Options, Result, say
-from alexnet_jax.benchmarks.worker import Contestant
+from alexnet_jax.benchmarks.worker import Contestant, Worker
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
@@ -52,10 +52,10 @@ _VIRTUAL = Contestant(
 )
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
+def count_communication(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
   """Counts what a config's training step sends with and without `model.shard_dense`.
 
-  Arguments as those of `time_step.compare`; nothing is timed.
+  Arguments as those of `time_step.measure_step`; nothing is timed.
 
   Raises:
     UserError: the batch does not fit `DEVICES` devices.
@@ -70,7 +70,7 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> R
   for mode in [PLAIN, SHARDED] if sharded_layers(table, DEVICES) else [PLAIN]:
     config.model.shard_dense = mode == SHARDED
     say(f'compiling: {mode}')
-    with _VIRTUAL.start(config=configs.to_json(config)) as worker:
+    with Worker(_VIRTUAL, config=configs.to_json(config)) as worker:
       compiled[mode], machine = worker.call('sent')
     formula[mode] = sent(table, shape, dtype, DEVICES, images, mode == SHARDED)
   scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -69,9 +70,12 @@ class Workload(abc.ABC):
 
     return environment(Devices())
 
-  def versions(self) -> dict:
-    """Of the packages that do the work."""
-    return self.environment()['versions']
+  def facts(self) -> dict:
+    """What else is worth knowing after the last turn: versions of the packages that do the work."""
+    names = ('jax', 'torch', 'tensorflow', 'ffcv')
+    return {
+      'versions': {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    }
 
 
 def timed(work: Callable[[int], int], batches: int) -> Sample:

@@ -101,16 +101,16 @@ class OurStep(Workload):
     jax.block_until_ready((self._state, self._metrics))
     return batches * len(self._images)
 
-  def loss(self) -> float:
-    """The loss of the last batch."""
-    return float(self._metrics['loss'])
+  def facts(self) -> dict:
+    """Also the loss of the last batch."""
+    return super().facts() | {'loss': float(self._metrics['loss'])}
 
   def roofline(self) -> roofline.Roofline:
     """What the step needs and what the devices can do; after the first batch."""
     compiled = self._program.train_step.compiled(self._state, self._batch)  # JAX has it already
     flop = roofline.training_flop(self._experiment.table, self._experiment.view_shape)
     dtype = self._config.model.compute_dtype
-    return roofline.measure(compiled, self._devices, flop * len(self._images), dtype)
+    return roofline.measure_roofline(compiled, self._devices, flop * len(self._images), dtype)
 
   def profile(self, folder: Path) -> None:
     """Writes a trace of a few steps to the folder; after the first batch."""

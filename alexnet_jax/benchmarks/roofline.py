@@ -77,7 +77,9 @@ def training_flop(table: layers.Table, shape: layers.Shape) -> float:
   return 2.0 * (3 * sum(counts) - counts[0])
 
 
-def measure(compiled: jax.stages.Compiled, devices: Devices, flop: float, dtype: str) -> Roofline:
+def measure_roofline(
+  compiled: jax.stages.Compiled, devices: Devices, flop: float, dtype: str
+) -> Roofline:
   """Asks XLA about a compiled step and times its devices, which are those of one process."""
   cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
   platform, count = devices.platform, devices.local_count

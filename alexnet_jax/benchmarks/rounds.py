@@ -44,8 +44,8 @@ class Result:
     lines: the table, and notes under it.
     environment: hardware, versions and date.
     details: the values behind the lines.
-    contestants: for each, `OURS` first: title, settings, versions, seconds of the first batch,
-      every turn, and median and quartiles of its speed and of the ratio to ours.
+    contestants: for each, `OURS` first: title, settings, seconds of the first batch, its
+      `Workload.facts`, every turn, and median and quartiles of its speed and of ours over it.
     absent: peers that could not take part, and why.
   """
 
@@ -66,84 +66,43 @@ class Result:
     return next(iter(self.absent.values())) if self.absent and len(self.contestants) == 1 else ''
 
 
-@dataclasses.dataclass(frozen=True)
-class Turns:
-  """The turns of contestants; the n-th of all belong together.
-
-  Attributes:
-    samples: the turns of each; `OURS` comes first.
-    facts: title, settings, versions and first_batch_seconds of each.
-    measure: the property of `Sample` that ratios are taken of.
-  """
-
-  samples: dict[str, list[Sample]]
-  facts: dict[str, dict]
-  measure: str
-
-  def rates(self, name: str, measure: str = '') -> list[float]:
-    return [getattr(sample, measure or self.measure) for sample in self.samples[name]]
-
-  def ratios(self, peer: str) -> list[float]:
-    """Our speed over the peer's, round by round, so that what slows both cancels."""
-    pairs = zip(self.rates(OURS), self.rates(peer), strict=True)
-    return [ours / theirs for ours, theirs in pairs]
-
-  def contestants(self) -> dict[str, dict[str, Any]]:
-    """See `Result.contestants`."""
-    found = {}
-    for name, facts in self.facts.items():
-      found[name] = facts | {
-        'per_second': spread(self.rates(name, 'per_second')),
-        'per_core_second': spread(self.rates(name, 'per_core_second')),
-        'samples': [sample._asdict() for sample in self.samples[name]],
-      }
-      if name != OURS:
-        found[name]['ratio'] = spread(self.ratios(name))
-    return found
-
-  def lines(self, batch_size: int) -> list[str]:
-    """The table for people."""
-    unit = {'per_second': 'images/s', 'per_core_second': 'images/core-s'}[self.measure]
-    heading = ['', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles']
-    rows = [(*heading, f'ours/peer in {unit}', 'quartiles')]
-    for name, found in self.contestants().items():
-      milliseconds = 1000 * batch_size / found['per_second']['median']
-      speeds = [_cells(found[measure]) for measure in ('per_second', 'per_core_second')]
-      ratio = _cells(found['ratio'], '.3f') if 'ratio' in found else ('', '')
-      rows.append(
-        (self.facts[name]['title'], f'{milliseconds:,.1f}', *speeds[0], *speeds[1], *ratio)
-      )
-    return aligned(rows)
-
-
-def start(
-  contestants: dict[str, Contestant], stack: contextlib.ExitStack, **arguments
-) -> tuple[dict[str, Worker], dict[str, str]]:
-  """Starts the processes of contestants, until `stack` ends.
+def race(
+  contestants: dict[str, Contestant], options: Options, measure: str = 'per_second', **arguments
+) -> tuple[dict[str, dict], dict[str, str], dict]:
+  """Starts contestants, `OURS` first, and lets them take turns.
 
   Returns:
-    (workers, absent): the workers by name, and why the others cannot take part.
+    `contestants`, `absent` and `environment` of a `Result`.
   """
   workers, absent = {}, {}
-  for name, contestant in contestants.items():
-    try:
-      workers[name] = stack.enter_context(contestant.start(**arguments))
-    except Unavailable as reason:
-      absent[name] = str(reason)
-  return workers, absent
+  with contextlib.ExitStack() as stack:
+    for name, contestant in contestants.items():
+      try:
+        workers[name] = stack.enter_context(Worker(contestant, **arguments))
+      except Unavailable as reason:
+        absent[name] = str(reason)
+    found = take_turns(workers, options, measure)
+    return found, absent, workers[OURS].call('environment')
 
 
-def take_turns(workers: dict[str, Worker], options: Options, measure: str = 'per_second') -> Turns:
-  """Lets the contestants work in turn, there and back again, so that a drift favors none."""
-  facts = {}
+def take_turns(
+  workers: dict[str, Worker], options: Options, measure: str = 'per_second'
+) -> dict[str, dict[str, Any]]:
+  """Lets the contestants work in turn, there and back again, so that a drift favors none.
+
+  Args:
+    workers: by name, `OURS` first.
+    options: how to measure.
+    measure: the property of `Sample` that ratios are taken of.
+
+  Returns:
+    See `Result.contestants`.
+  """
+  found: dict[str, dict[str, Any]] = {}
   for name, worker in workers.items():
+    title, settings = worker.contestant.title, worker.contestant.settings
     seconds = worker.call('prepare', options.turn_seconds)
-    title = worker.contestant.title
-    facts[name] = {
-      'title': title,
-      'settings': worker.contestant.settings,
-      'first_batch_seconds': seconds,
-    }
+    found[name] = {'title': title, 'settings': settings, 'first_batch_seconds': seconds}
     say(f'{title}: first batch after {seconds:.1f} s')
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
@@ -151,8 +110,37 @@ def take_turns(workers: dict[str, Worker], options: Options, measure: str = 'per
     for name in list(workers)[:: -1 if number % 2 else 1]:
       samples[name].append(workers[name].call('measure'))
   for name, worker in workers.items():
-    facts[name]['versions'] = worker.call('versions')
-  return Turns(samples, facts, measure)
+    found[name] |= worker.call('facts') | speeds(samples[name], samples[OURS], measure)
+  return found
+
+
+def speeds(samples: list[Sample], ours: list[Sample], measure: str) -> dict[str, Any]:
+  """The turns of a contestant, their medians and quartiles, and those of ours over them.
+
+  Ratios are taken round by round, so that what slows both cancels.
+  """
+  ratios = [getattr(a, measure) / getattr(b, measure) for a, b in zip(ours, samples, strict=True)]
+  return {
+    'per_second': spread([sample.per_second for sample in samples]),
+    'per_core_second': spread([sample.per_core_second for sample in samples]),
+    'samples': [sample._asdict() for sample in samples],
+    **({} if samples is ours else {'ratio': spread(ratios)}),
+  }
+
+
+def speed_table(
+  contestants: dict[str, dict], batch_size: int, measure: str = 'per_second'
+) -> list[str]:
+  """What `take_turns` returns, for people."""
+  unit = {'per_second': 'images/s', 'per_core_second': 'images/core-s'}[measure]
+  heading = ['', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles']
+  rows = [(*heading, f'ours/peer in {unit}', 'quartiles')]
+  for found in contestants.values():
+    milliseconds = f'{1000 * batch_size / found["per_second"]["median"]:,.1f}'
+    speed = (*_cells(found['per_second']), *_cells(found['per_core_second']))
+    ratio = _cells(found['ratio'], '.3f') if 'ratio' in found else ('', '')
+    rows.append((found['title'], milliseconds, *speed, *ratio))
+  return aligned(rows)
 
 
 def say(line: str) -> None:

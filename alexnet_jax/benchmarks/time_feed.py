@@ -1,21 +1,20 @@
 """The feed benchmark: batches of stored uint8 images from a file in the page cache to memory."""
 
-import contextlib
-import shutil
+import math
+import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from alexnet_jax.benchmarks.contestants import Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_turns
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.cores import usable_cores
-from alexnet_jax.runtime.cpu import prepare_process
-from alexnet_jax.terminal import si
 
 BATCH_SIZE = 128
 IMAGE_SIZE = 256
@@ -35,53 +34,54 @@ PEERS = {
 }
 
 
-def compare(images: int, options: Options) -> Result:
+def measure_feed(images: int, options: Options) -> Result:
   """Measures the feed on a file of so many generated images in a temporary folder.
 
   Raises:
     UserError: the disk is too full.
   """
-  with contextlib.ExitStack() as stack:
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-'))
+  with tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-') as folder:
     file = Path(folder) / 'images.npy'
-    write_images(file, images)
-    workers, absent = start({OURS: _OURS} | options.wanted(PEERS), stack, file=file)
-    turns = take_turns(workers, options, 'per_core_second')
-    environment = workers[OURS].call('environment')
+    try:
+      write_images(file, images)
+    except OSError as error:
+      raise UserError(
+        f'--images={images} cannot be written to {folder} ({error.strerror}): use fewer, or set'
+        ' TMPDIR'
+      ) from None
+    peers = {OURS: _OURS} | options.wanted(PEERS)
+    contestants, absent, environment = race(peers, options, 'per_core_second', file=file)
   return Result(
     target='feed',
     title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
     ' the page cache',
-    lines=(*turns.lines(BATCH_SIZE), f'goal: {GOAL:,} images/core-s'),
+    lines=(
+      *speed_table(contestants, BATCH_SIZE, 'per_core_second'),
+      f'goal: {GOAL:,} images/core-s',
+    ),
     environment=environment,
     details={'images': images},
-    contestants=turns.contestants(),
+    contestants=contestants,
     absent=absent,
   )
 
 
-def write_images(file: Path, images: int) -> None:
+def write_images(path: Path, images: int) -> None:
   """Writes `images` noise images as the store lays them out; they stay in the page cache."""
-  shape = (images, IMAGE_SIZE, IMAGE_SIZE, 3)
-  free, needed = shutil.disk_usage(file.parent).free, int(np.prod(shape))
-  if needed > 0.9 * free:
-    raise UserError(
-      f'--images={images} need {si(needed, "B")} in {file.parent.parent}, which has'
-      f' {si(free, "B")} free: use fewer, or set TMPDIR'
-    )
-  pixels = np.lib.format.open_memmap(file, 'w+', np.uint8, shape)
-  random = np.random.default_rng(0)
-  for first in range(0, images, BATCH_SIZE):
-    block = pixels[first : first + BATCH_SIZE]
-    block[:] = np.frombuffer(random.bytes(block.nbytes), np.uint8).reshape(block.shape)
-  pixels.flush()  # else the disk would be busy while we measure
+  shape, random = (IMAGE_SIZE, IMAGE_SIZE, 3), np.random.default_rng(0)
+  with path.open('wb') as file:
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': (images, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for _ in range(images):
+      file.write(random.bytes(math.prod(shape)))
+    os.fsync(file.fileno())  # else the disk would be busy while we measure
 
 
 class OurFeed(Workload):
   """Batches in the order of training, from the first thread's start to the last one's end."""
 
   def __init__(self, file: Path):
-    prepare_process()  # as every command that feeds does
+    cpu.prepare_process()  # as every command that feeds does
     pixels = np.load(file, mmap_mode='r', allow_pickle=False)
     self._split = Split(pixels, np.zeros(len(pixels), np.int32), file, pixels.offset)
     self._step = 0
@@ -116,10 +116,6 @@ class TfDataFeed(Workload):
       .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
       .prefetch(tf.data.AUTOTUNE)
     )
-    self._version = tf.__version__
-
-  def versions(self) -> dict:
-    return {'tensorflow': self._version}
 
   def run(self, batches: int) -> int:
     for _ in range(batches):
@@ -128,38 +124,19 @@ class TfDataFeed(Workload):
 
 
 class DataLoaderFeed(Workload):
-  """torch's DataLoader with a worker a core, over a data set that copies a row at a time.
+  """torch's DataLoader with a worker a core, over rows of the file.
 
   The workers live for a turn, so that what they used of the cores is known at its end.
   """
 
   def __init__(self, file: Path):
-    import torch
-    import torch.utils.data
-
-    self._torch = torch
-    self._rows = _Rows(file)
+    # Copied on writing, which nobody does: torch warns of arrays that cannot be written.
+    self._pixels = np.load(file, mmap_mode='c', allow_pickle=False)
     self._random = np.random.default_rng(0)
 
-  def versions(self) -> dict:
-    return {'torch': self._torch.__version__}
-
   def run(self, batches: int) -> int:
-    rows = self._random.integers(0, len(self._rows), batches * BATCH_SIZE).tolist()
-    loader = self._torch.utils.data.DataLoader(
-      self._rows, BATCH_SIZE, sampler=rows, num_workers=usable_cores()
-    )
+    from torch.utils import data
+
+    rows = self._random.integers(0, len(self._pixels), batches * BATCH_SIZE).tolist()
+    loader = data.DataLoader(self._pixels, BATCH_SIZE, sampler=rows, num_workers=usable_cores())
     return sum(len(batch) for batch in loader)
-
-
-class _Rows:
-  """A map-style data set."""
-
-  def __init__(self, file: Path):
-    self._pixels = np.load(file, mmap_mode='r', allow_pickle=False)
-
-  def __len__(self) -> int:
-    return len(self._pixels)
-
-  def __getitem__(self, row: int) -> np.ndarray:
-    return np.array(self._pixels[row])

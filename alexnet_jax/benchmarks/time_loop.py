@@ -1,6 +1,5 @@
 """The loop benchmark: training steps fed from the store, against the step alone."""
 
-import contextlib
 import sys
 
 import jax
@@ -8,7 +7,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.contestants import Sample, Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_turns
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
@@ -21,29 +20,29 @@ _LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLo
 PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
-  """Measures what feeding costs a training step; arguments as those of `time_step.compare`.
+def measure_loop(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
+  """Measures what feeding costs a training step; arguments as those of `time_step.measure_step`.
 
   Raises:
     UserError: the data is missing or does not fit.
   """
   prepare_store(config.data)  # here, where its progress is seen
   plain = configs.to_json(config)
-  with contextlib.ExitStack() as stack:
-    workers, _ = start({OURS: _LOOP} | options.wanted(PEERS), stack, config=plain)
-    turns = take_turns(workers, options)
-    wait = workers[OURS].call('data_wait')
-    environment = workers[OURS].call('environment')
-  note = f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)'
+  peers = {OURS: _LOOP} | options.wanted(PEERS)
+  contestants, _, environment = race(peers, options, config=plain)
+  wait = contestants[OURS]['data_wait']
   calls = f', {config.steps_per_call} steps a call' * (config.steps_per_call > 1)
   return Result(
     target='loop',
     title=f'{name}, net {config.model.net}, batch {config.batch_size},'
     f' images from {config.data.source}{calls}',
-    lines=(*turns.lines(config.batch_size), note),
+    lines=(
+      *speed_table(contestants, config.batch_size),
+      f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)',
+    ),
     environment=environment,
     details={'data_wait': wait, 'config': plain},
-    contestants=turns.contestants(),
+    contestants=contestants,
   )
 
 
@@ -80,6 +79,6 @@ class OurLoop(Workload):
     self._seconds += sample.seconds
     return sample
 
-  def data_wait(self) -> float:
-    """The share of all turns' time that was spent waiting for the feed."""
-    return self._waited / self._seconds
+  def facts(self) -> dict:
+    """Also the share of all turns' time that was spent waiting for the feed."""
+    return super().facts() | {'data_wait': self._waited / self._seconds}

@@ -1,7 +1,5 @@
 """The prepare benchmark: photos to a finished store, beside FFCV's writer."""
 
-import contextlib
-import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -10,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from alexnet_jax.benchmarks.contestants import Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, start, take_turns
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.config import default
 from alexnet_jax.data.preparation import prepare_store
@@ -27,7 +25,7 @@ _OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
 PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv')}
 
 
-def compare(photos: Path | None, images: int, options: Options) -> Result:
+def measure_prepare(photos: Path | None, images: int, options: Options) -> Result:
   """Measures how fast photos become a raw store, on all cores.
 
   Args:
@@ -41,24 +39,22 @@ def compare(photos: Path | None, images: int, options: Options) -> Result:
   files = sorted(path for path in photos.rglob('*') if path.is_file()) if photos else []
   if not files:
     raise UserError(f'--photos={photos or ""}: give a folder of photos, such as some of ImageNet')
-  with contextlib.ExitStack() as stack:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-')))
+  with tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-') as temporary:
+    folder = Path(temporary)
     for number in range(images):
       file = files[number % len(files)]
       link = folder / 'photos' / f'class{number % 2}' / f'{number:06}{file.suffix}'
       link.parent.mkdir(parents=True, exist_ok=True)
       link.symlink_to(file.resolve())
-    workers, absent = start({OURS: _OURS} | options.wanted(PEERS), stack, folder=folder)
-    turns = take_turns(workers, options, 'per_core_second')
-    environment = workers[OURS].call('environment')
-  contestants = turns.contestants()
+    peers = {OURS: _OURS} | options.wanted(PEERS)
+    contestants, absent, environment = race(peers, options, 'per_core_second', folder=folder)
   hours = IMAGENET_IMAGES / contestants[OURS]['per_core_second']['median'] / 3600
   return Result(
     target='prepare',
     title=f'{images:,} photos ({len(files)} different) to {IMAGE_SIZE}x{IMAGE_SIZE},'
     f' {usable_cores()} processes',
     lines=(
-      *turns.lines(images),
+      *speed_table(contestants, images, 'per_core_second'),
       f"all of ImageNet's {IMAGENET_IMAGES:,} images at this rate: {hours:.2f} core-hours"
       f' (goal: {GOAL_CORE_HOURS})',
       'FFCV scales the longer side to 256 and keeps the shape: fewer pixels, no statistics',
@@ -101,9 +97,6 @@ class FfcvWriter(Workload):
       'label': fields.IntField(),
     }
     self._file = folder / 'photos.beton'
-
-  def versions(self) -> dict:
-    return {'ffcv': importlib.metadata.version('ffcv')}
 
   def __len__(self) -> int:
     return len(self._files)

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import shutil
-import statistics
 import subprocess
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Unavailable
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, say, take_turns
-from alexnet_jax.benchmarks.worker import Contestant, python_path
+from alexnet_jax.benchmarks.rounds import OURS, Options, Result, say, speed_table, take_turns
+from alexnet_jax.benchmarks.worker import Contestant, Worker, python_path
 from alexnet_jax.errors import UserError
 
 
@@ -58,7 +57,7 @@ PEERS = {
 }
 
 
-def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
+def measure_step(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
   """Measures the training step of a config.
 
   Args:
@@ -71,15 +70,15 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> R
   """
   plain = configs.to_json(config)
   with contextlib.ExitStack() as stack:
-    ours = stack.enter_context(_OURS.start(config=plain))
+    ours = stack.enter_context(Worker(_OURS, config=plain))
     workers, absent, equality = {OURS: ours}, {}, {}
     task = ours.call('task')
     exact = task.platform == 'cpu' and task.compute_dtype == 'float32'
     weights = lively_weights(task.weights, last=task.table[-1].name)
     expected = None
-    for peer, (contestant, arguments) in _others(options, plain, task).items():
+    for peer, contestant in _others(options, plain, task).items():
       try:
-        worker = stack.enter_context(contestant.start(**arguments))
+        worker = stack.enter_context(Worker(contestant))
         actual = worker.call('loss_and_grads', weights)
       except Unavailable as reason:
         absent[peer] = str(reason)
@@ -88,11 +87,11 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> R
       equality[peer] = check_equal(peer, expected, actual, EXACT if exact else ROUNDED)
       say(f'{contestant.title}: computes the same')
       workers[peer] = worker
-    turns = take_turns(workers, options)
-    for contestant, worker in workers.items():
-      if not math.isfinite(loss := worker.call('loss')):
+    contestants = take_turns(workers, options)
+    for name_of_peer, found in contestants.items():
+      if not math.isfinite(found['loss']):
         raise UserError(
-          f'the loss of {contestant} became {loss} while it was measured: lower'
+          f'the loss of {name_of_peer} became {found["loss"]} while it was measured: lower'
           ' --config.optimizer.learning_rate'
         )
     roofline = ours.call('roofline')
@@ -100,14 +99,14 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> R
     if trace:
       ours.call('profile', trace)
     environment = ours.call('environment')
-  speed = statistics.median(turns.rates(OURS)) / config.batch_size  # steps per second
+  speed = contestants[OURS]['per_second']['median'] / config.batch_size  # steps per second
   return Result(
     target='step',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}',
     lines=(
-      *turns.lines(config.batch_size),
+      *speed_table(contestants, config.batch_size),
       *roofline.lines(speed),
-      *(f'{turns.facts[peer]["title"]}: {found}' for peer, found in equality.items()),
+      *(f'{contestants[peer]["title"]}: {found}' for peer, found in equality.items()),
       *([f'trace for xprof or Perfetto: {trace}'] if trace else []),
     ),
     environment=environment,
@@ -119,12 +118,12 @@ def compare(name: str, config: ml_collections.ConfigDict, options: Options) -> R
       'utilization': roofline.utilization(speed),
       'bandwidth_share': roofline.bandwidth_share(speed),
     },
-    contestants=turns.contestants(),
+    contestants=contestants,
     absent=absent,
   )
 
 
-def _in_python(python: str) -> Contestant:
+def _in_python(python: str, config: dict) -> Contestant:
   """Our step in another interpreter, named by its version and that of its JAX.
 
   Raises:
@@ -138,24 +137,25 @@ def _in_python(python: str) -> Contestant:
     " print(f'Python {platform.python_version()}, jax {jax.__version__}')"
   )
   environment = os.environ | {'PYTHONPATH': python_path()}
-  command = [path, '-c', program]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  done = subprocess.run([path, '-c', program], env=environment, capture_output=True, text=True)
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ['no message'])[-1]
     raise UserError(
       f'--python={python} cannot run our step ({last}): install alexnet_jax for it, too'
     )
-  return dataclasses.replace(_OURS, title=f'{OURS}, {done.stdout.strip()}', python=path)
+  title = f'{OURS}, {done.stdout.strip()}'
+  return dataclasses.replace(_OURS, title=title, arguments={'config': config}, python=path)
 
 
-def _others(options: Options, config: dict, task: Task) -> dict[str, tuple[Contestant, dict]]:
-  """Who else is to take the step, by name, and the arguments of `start`."""
-  pythons = [_in_python(python) for python in options.pythons]
-  others = {contestant.title: (contestant, {'config': config}) for contestant in pythons}
+def _others(options: Options, config: dict, task: Task) -> dict[str, Contestant]:
+  """Who else is to take the step, by name."""
+  pythons = [_in_python(python, config) for python in options.pythons]
+  others = {contestant.title: contestant for contestant in pythons}
   if len(others) < len(pythons):
     raise UserError(f'--python={",".join(options.pythons)}: two have the same versions')
-  peers = options.wanted(PEERS)
-  return others | {name: (contestant, {'task': task}) for name, contestant in peers.items()}
+  for name, peer in options.wanted(PEERS).items():
+    others[name] = dataclasses.replace(peer, arguments=peer.arguments | {'task': task})
+  return others
 
 
 def lively_weights(initial: dict, last: str) -> dict:

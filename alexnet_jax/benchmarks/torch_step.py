@@ -122,12 +122,9 @@ class TorchStep(Workload):
       torch.cuda.synchronize()
     return batches * len(self._labels)
 
-  def loss(self) -> float:
-    """The loss of the last batch."""
-    return self._loss.item()
-
-  def versions(self) -> dict:
-    return {'torch': torch.__version__, 'threads': torch.get_num_threads()}
+  def facts(self) -> dict:
+    """Also the loss of the last batch, and the number of threads."""
+    return super().facts() | {'loss': self._loss.item(), 'threads': torch.get_num_threads()}
 
 
 def make_optimizer(parameters: dict, task: Task) -> torch.optim.Optimizer:

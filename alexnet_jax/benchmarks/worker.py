@@ -8,15 +8,14 @@ that no two contestants ever compute at the same time.
 import dataclasses
 import importlib
 import importlib.util
-import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import traceback
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from alexnet_jax.benchmarks.contestants import Unavailable
 from alexnet_jax.errors import UserError
@@ -32,9 +31,9 @@ class Contestant:
     title: what it is called in tables.
     workload: 'module:Class', of a `Workload` as a rule.
     settings: environment variables of its process.
-    arguments: of the class, besides those of `start`.
+    arguments: of the class, besides those given to `Worker`.
     package: what it needs, and `extra`, which installs that.
-    python: interpreter of its process; '' for this one.
+    python: interpreter of its process.
   """
 
   title: str
@@ -43,35 +42,30 @@ class Contestant:
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
   package: str = ''
   extra: str = 'peers'
-  python: str = ''
-
-  def start(self, **arguments) -> 'Worker':
-    """Starts the process; raises Unavailable where it cannot work."""
-    if self.package and importlib.util.find_spec(self.package) is None:
-      raise Unavailable(f"{self.package} is not installed: pip install 'alexnet_jax[{self.extra}]'")
-    return Worker(self, self.arguments | arguments)
+  python: str = sys.executable
 
 
 class Worker:
   """The process of a contestant; a context manager that ends it."""
 
-  def __init__(self, contestant: Contestant, arguments: dict[str, Any]):
-    self.contestant = contestant
-    self._connection, theirs = multiprocessing.Pipe()
-    with theirs:
-      descriptor = theirs.fileno()
-      program = f'from {__name__} import serve; serve({descriptor})'
-      self._process = subprocess.Popen(
-        [contestant.python or sys.executable, '-c', program],
-        env={**os.environ, 'PYTHONPATH': python_path(), **contestant.settings},
-        pass_fds=[descriptor],
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # what libraries print does not belong in our output
+  def __init__(self, contestant: Contestant, **arguments):
+    """Starts it; `arguments` are of the contestant's class.  Raises as `call` does."""
+    package = contestant.package
+    if package and importlib.util.find_spec(package) is None:
+      raise Unavailable(
+        f"{package} is not installed: pip install 'alexnet_jax[{contestant.extra}]'"
       )
+    self.contestant = contestant
+    self._process = subprocess.Popen(
+      [contestant.python, '-c', f'from {__name__} import serve; serve()'],
+      env={**os.environ, 'PYTHONPATH': python_path(), **contestant.settings},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    )
     try:
-      self.call(contestant.workload, **arguments)
+      self.call(contestant.workload, **contestant.arguments | arguments)
     except BaseException:
-      self.close(at_once=True)
+      self.close(grace_seconds=0)
       raise
 
   def call(self, method: str, *arguments, **named) -> Any:
@@ -83,8 +77,9 @@ class Worker:
       RuntimeError: the method raised something else.
     """
     try:
-      self._connection.send((method, arguments, named))
-      result, error = self._connection.recv()
+      pickle.dump((method, arguments, named), self._process.stdin)
+      self._process.stdin.flush()
+      result, error = pickle.load(self._process.stdout)
     except (EOFError, ConnectionError):
       code = self._process.wait()
       raise UserError(
@@ -95,20 +90,19 @@ class Worker:
       raise error
     return result
 
-  def close(self, at_once: bool = False) -> None:
+  def close(self, grace_seconds: float = _GRACE_SECONDS) -> None:
     """Ends the process, which leaves by itself unless it is busy."""
-    self._connection.close()
     try:
-      self._process.wait(0 if at_once else _GRACE_SECONDS)
+      self._process.communicate(timeout=grace_seconds)
     except subprocess.TimeoutExpired:
       self._process.kill()
-      self._process.wait()
+      self._process.communicate()
 
-  def __enter__(self) -> 'Worker':
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, kind, *exception) -> None:
-    self.close(at_once=kind is not None)
+    self.close(0 if kind else _GRACE_SECONDS)
 
 
 def python_path() -> str:
@@ -117,25 +111,27 @@ def python_path() -> str:
   return os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
 
 
-def serve(descriptor: int) -> None:
+def serve() -> None:
   """The child's part: makes the object of the first message, then runs its methods till the end."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this
-  workload = None
-  with Connection(descriptor) as connection:
-    while True:
-      try:
-        name, arguments, named = connection.recv()
-      except EOFError:
-        return
-      try:
-        if workload is None:
-          module, _, kind = name.partition(':')
-          workload = getattr(importlib.import_module(module), kind)(**named)
-          reply = None, None
-        else:
-          reply = getattr(workload, name)(*arguments, **named), None
-      except (UserError, Unavailable) as error:
-        reply = None, error
-      except Exception:
-        reply = None, RuntimeError(traceback.format_exc())
-      connection.send(reply)
+  replies = os.fdopen(os.dup(1), 'wb')
+  os.dup2(2, 1)  # what libraries print does not belong in our output
+  workload: Any = None
+  while True:
+    try:
+      name, arguments, named = pickle.load(sys.stdin.buffer)
+    except EOFError:
+      return
+    result, error = None, None
+    try:
+      if workload is None:
+        module, _, kind = name.partition(':')
+        workload = getattr(importlib.import_module(module), kind)(**named)
+      else:
+        result = getattr(workload, name)(*arguments, **named)
+    except (UserError, Unavailable) as known:
+      error = known
+    except Exception:
+      error = RuntimeError(traceback.format_exc())
+    pickle.dump((result, error), replies)
+    replies.flush()
