@@ -145,8 +145,8 @@ def test_every_image_is_found_and_the_rest_is_told(tmp_path):
     assert images.square(source.train[index].data, 8, 'crop').shape == (8, 8, 3)
   assert source.found == (
     '11 training and 2 validation images (val/) of 2 classes, the smallest bee with 2, the largest '
-    'ant with 9; ignored: drafts/ with 2 images, since val/ is used, test/ with 6 images, since '
-    'val/ is used, 1 .txt, 2 hidden, 1 link to a folder around it'
+    'ant with 9; ignored: drafts/ with 2 images, test/ with 6 images, 1 .txt, 2 hidden, 1 link to '
+    'a folder around it'
   )
 
 
@@ -156,7 +156,7 @@ def test_every_image_is_found_and_the_rest_is_told(tmp_path):
     ('train bus car', 'bus car train'),
     ('train/red bus/blue car', 'train/, which holds folders .* and bus/ beside it'),
     ('train/ant train/bee', 'ant bee'),
-    ('train/ant train/bee holdout/ant', 'train/ and holdout/ both hold ant/: .*validation/'),
+    ('train/ant train/bee holdout/ant', 'train/, which .* holdout/ beside it: call .* validation/'),
     ('one/ant one/bee two/ant two/bee', 'one/ and two/ both hold ant/ and bee/, as parts'),
     ('ant/images bee/images', 'ant bee'),  # one folder in common, as parts never have
     ('train/ant train/bee val/ant valid/ant', 'both val/ and valid/'),
@@ -178,16 +178,15 @@ def test_parts_or_classes(tmp_path, tree, expected):
 def test_broken_links(tmp_path):
   root = write_folder(tmp_path, train=3, held_out=2)
   (root / 'train/ant/linked.png').symlink_to('/gone.png')
-  (root / 'train/ant/latest').symlink_to('/gone')
   source = open_source(data_config(dir=root))
-  assert len(source.train) == 10 and source.found.endswith('the broken link train/ant/latest')
+  assert len(source.train) == 10
   with pytest.raises(FileNotFoundError):  # which preparing counts as an unreadable image
     source.train[3]
   (root / 'train/ant').rename(root / 'moved')
   with pytest.raises(UserError, match='is its disk still there'):
     source.train[0]
   (root / 'train/ant').symlink_to('/gone')
-  refused('class folder .*train/ant is a broken link', dir=root)
+  refused('train/ant is a broken link', dir=root)
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path):

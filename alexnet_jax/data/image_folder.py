@@ -10,11 +10,12 @@ their names, as in Caffe's and torchvision's ImageNet lists.
 import dataclasses
 import errno
 import hashlib
+import itertools
 import os
 import pathlib
 import zlib
 
-from alexnet_jax.data import imagenet, layout, order
+from alexnet_jax.data import imagenet, order
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import Listing, list_images
@@ -74,38 +75,37 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       'or with train/ and validation/ made of such folders'
     )
   listing = list_images(root, imagenet.KNOWN_FILES)
-  parts = layout.find_layout(root, listing)
+  train_folder, validation_folder, ignored = _find_splits(root, listing)
+  ignored += [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
   facts = {file: str(size) for file, size in listing.files.items()}
-  train = _list_classes(root, parts.train, listing)
+  train = _list_classes(root, train_folder, listing)
   classes = tuple(sorted(train))
   counts = [len(train[name]) for name in classes]
-  if parts.held_out:
-    held_out = _list_held_out(root, parts.held_out, listing, facts)
-    if strangers := sorted(set(held_out) - set(train)):
+  if validation_folder:
+    validation = _list_validation(root, validation_folder, listing, facts)
+    if strangers := sorted(set(validation) - set(train)):
       raise UserError(
-        f'{root / parts.held_out} has {len(strangers)} class(es) that {root / parts.train} lacks, '
-        f'the first is {strangers[0]!r}: add it there or remove it'
+        f'{root / validation_folder} has {len(strangers)} class(es) that {root / train_folder} '
+        f'lacks, the first is {strangers[0]!r}: add it there or remove it'
       )
   else:
     pairs = {name: _hold_out(name, train[name], validation_fraction) for name in classes}
     train = {name: pair[0] for name, pair in pairs.items()}
-    held_out = {name: pair[1] for name, pair in pairs.items()}
+    validation = {name: pair[1] for name, pair in pairs.items()}
 
   def split(files: dict[str, list[str]]) -> FolderSplit:
     numbered = [(file, label) for label, name in enumerate(classes) for file in files.get(name, ())]
     names, labels = zip(*numbered, strict=True)
     return FolderSplit(str(root), names, labels)
 
-  train_split, eval_split = split(train), split(held_out)
+  train_split, eval_split = split(train), split(validation)
   small, large = counts.index(min(counts)), counts.index(max(counts))
   found = (
     f'{len(train_split):,} training and {len(eval_split):,} validation images '
-    f'({parts.held_out + "/" if parts.held_out else f"{validation_fraction:g} of each class"}) of '
-    f'{len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the largest '
-    f'{classes[large]} with {counts[large]:,}'
+    f'({validation_folder + "/" if validation_folder else f"{validation_fraction:g} of each class"}'
+    f') of {len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the '
+    f'largest {classes[large]} with {counts[large]:,}'
   )
-  if ignored := [*parts.ignored, *_kinds(listing)]:
-    found += f'; ignored: {", ".join(ignored)}'
   return Source(
     root.resolve().name,
     classes,
@@ -113,17 +113,58 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
     eval_split,
     _fingerprint(train_split, eval_split, facts),
     imagenet.class_names(classes, [root]),
-    found,
+    f'{found}; ignored: {", ".join(ignored)}' if ignored else found,
   )
 
 
-def _kinds(listing: Listing) -> list[str]:
-  """Other files and broken links, for the user."""
-  kinds = [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
-  return kinds + [f'the broken link {path}' for path in listing.broken]
+def _find_splits(root: pathlib.Path, listing: Listing) -> tuple[str, str, list[str]]:
+  """Tells folders of classes from folders of splits, by their names and what they hold.
+
+  Returns:
+    Folder of the training classes, '' if they are at the top; folder of the validation images, ''
+    if a part of each class is to be held out; and what is not used.
+
+  Raises:
+    UserError: it can be read in several ways, or in none.
+  """
+  direct, top = listing.children()
+  inner = {
+    name: {f.split('/')[1] for f in files if f.count('/') > 1} for name, files in top.items()
+  }
+
+  def called(*names: str) -> list[str]:
+    return [name for name in sorted(top) if name.lower() in names]
+
+  train = called('train', 'training')
+  validation = called('val', 'valid', 'validation') or called('test', 'testing')
+  for names in (train, validation):
+    if len(names) > 1:
+      raise UserError(f'{root} has both {names[0]}/ and {names[1]}/: leave one of them')
+  ignored = [f'{len(direct):,} image(s) in no class folder'] if direct else []
+  if train and (validation or inner[train[0]]):
+    used = [*train, *validation]
+    others = [name for name in sorted(top) if name not in used and top[name]]
+    if others and not validation:
+      raise UserError(
+        f'{root} has {train[0]}/, which holds folders as a part of a data set does, and '
+        f'{others[0]}/ beside it: call the folder of the validation images validation/; if both'
+        f' are classes, move all classes into {train[0]}/'
+      )
+    ignored += [f'{name}/ with {len(top[name]):,} images' for name in others]
+    return train[0], next(iter(validation), ''), ignored
+  if validation:
+    raise UserError(f'{root} has {validation[0]}/ but no train/: add train/, or name its parent')
+  for one, other in itertools.combinations([n for n in sorted(inner) if len(inner[n]) > 1], 2):
+    if len(shared := sorted(inner[one] & inner[other])) > 1:
+      raise UserError(
+        f'{root}: {one}/ and {other}/ both hold {shared[0]}/ and {shared[1]}/, as parts of a data'
+        ' set do: call them train/ and validation/; if they are classes, move all classes into'
+        ' train/'
+      )
+  return '', '', ignored
 
 
-def _list_held_out(
+def _list_validation(
   root: pathlib.Path, part: str, listing: Listing, facts: dict[str, str]
 ) -> dict[str, list[str]]:
   """Like `_list_classes`, or ImageNet's validation images in a single folder."""
@@ -149,9 +190,6 @@ def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, 
     )
   if not classes:
     raise UserError(f'{folder} has no class folders: put the images of each class in its own')
-  for path in listing.broken:
-    if os.path.dirname(path) == part:
-      raise UserError(f'the class folder {root / path} is a broken link: repair or remove it')
   for name, files in classes.items():
     if not files:
       raise UserError(
@@ -174,11 +212,11 @@ def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], 
   return kept, [files[index] for index in sorted(chosen)]
 
 
-def _fingerprint(train: FolderSplit, held_out: FolderSplit, facts: dict[str, str]) -> str:
+def _fingerprint(train: FolderSplit, validation: FolderSplit, facts: dict[str, str]) -> str:
   """SHA-256 of the names, sizes and order of all files, and of classes not in their names."""
   digest = hashlib.sha256()
-  for split in (train, held_out):
+  for split in (train, validation):
     for file in split.files:
       digest.update(f'{file}\0{facts[file]}\n'.encode(errors='surrogateescape'))
     digest.update(b'\n')
-  return f'folder, {len(train)} + {len(held_out)} files, sha256 {digest.hexdigest()}'
+  return f'folder, {len(train)} + {len(validation)} files, sha256 {digest.hexdigest()}'

@@ -10,7 +10,7 @@ from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.errors import UserError
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Listing:
   """What is below a folder; all paths are relative to it.
 
@@ -18,14 +18,12 @@ class Listing:
     files: image file -> bytes, sorted. A broken link that is named like an image has -1: it is an
       image that cannot be read.
     folders: every folder at any depth.
-    broken: other broken links.
     ignored: kind of entry -> how many there are.
   """
 
-  files: dict[str, int] = dataclasses.field(default_factory=dict)
-  folders: list[str] = dataclasses.field(default_factory=list)
-  broken: list[str] = dataclasses.field(default_factory=list)
-  ignored: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  files: dict[str, int]
+  folders: list[str]
+  ignored: collections.Counter[str]
 
   def children(self, folder: str = '') -> tuple[list[str], dict[str, list[str]]]:
     """Images in a folder itself, and its folders, each with the sorted images at any depth."""
@@ -50,51 +48,35 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
     known: names of other files that are not to be counted as ignored.
 
   Raises:
-    UserError: a folder cannot be read.
+    UserError: a folder cannot be read, or a link is broken.
   """
-  found = Listing()
-  try:
-    _walk(os.fspath(root), '', (_identity(os.stat(root)),), known, found)
-  except OSError as error:
-    raise UserError(f'{root} cannot be read to its end: {error}') from error
-  found.files = dict(sorted(found.files.items()))
-  return found
+  files: dict[str, int] = {}
+  folders: list[str] = []
+  ignored: collections.Counter[str] = collections.Counter()
 
-
-def _walk(
-  folder: str,
-  prefix: str,
-  around: tuple[tuple[int, int], ...],
-  known: frozenset[str],
-  found: Listing,
-) -> None:
-  with os.scandir(folder) as entries:
-    for entry in entries:
+  def walk(folder: str, prefix: str, around: set[str]) -> None:
+    for entry in list(os.scandir(folder)):
       path, is_image = prefix + entry.name, entry.name.lower().endswith(EXTENSIONS)
       if entry.name.startswith('.'):
-        found.ignored['hidden'] += 1
-        continue
-      try:
-        status = entry.stat()
-      except OSError:
-        if not entry.is_symlink():
-          raise
-        if is_image:
-          found.files[path] = -1
+        ignored['hidden'] += 1
+      elif entry.is_symlink() and not os.path.exists(entry.path):
+        if not is_image:
+          raise UserError(f'{entry.path} is a broken link: repair or remove it')
+        files[path] = -1
+      elif entry.is_dir():
+        real = os.path.realpath(entry.path)
+        if real in around:
+          ignored['link to a folder around it'] += 1
         else:
-          found.broken.append(path)
-        continue
-      if stat.S_ISDIR(status.st_mode):
-        if _identity(status) in around:
-          found.ignored['link to a folder around it'] += 1
-          continue
-        found.folders.append(path)
-        _walk(entry.path, f'{path}/', (*around, _identity(status)), known, found)
-      elif is_image and stat.S_ISREG(status.st_mode):
-        found.files[path] = status.st_size
+          folders.append(path)
+          walk(entry.path, f'{path}/', around | {real})
+      elif is_image and stat.S_ISREG(entry.stat().st_mode):
+        files[path] = entry.stat().st_size
       elif entry.name not in known:
-        found.ignored[os.path.splitext(entry.name)[1].lower() or 'without extension'] += 1
+        ignored[os.path.splitext(entry.name)[1].lower() or 'without extension'] += 1
 
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-  return status.st_dev, status.st_ino
+  try:
+    walk(os.fspath(root), '', {os.path.realpath(root)})
+  except OSError as error:
+    raise UserError(f'{root} cannot be read to its end: {error}') from error
+  return Listing(dict(sorted(files.items())), folders, ignored)
