@@ -6,8 +6,8 @@
 
 First, the statistics of every layer's output at initialization, down to how much the logits differ
 between images. Then training on a single batch, which a net and a recipe that can learn anything
-learn by heart: the verdict is `learned`, `plateau`, `unfinished` or `diverged`. Both use the
-config's own images, or photo-like noise if its TFDS data set is not prepared.
+overfit: the verdict is `learned`, `plateau`, `unfinished` or `diverged`. Both use the config's own
+images, or generated ones if its TFDS data set is not prepared.
 """
 
 import sys

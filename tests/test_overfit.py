@@ -1,16 +1,17 @@
 """Every net learns a batch by heart with its config's train step, and what keeps one from it.
 
-Eight photo-like images of four classes, at the config's own rate unless a case says otherwise.  The
+Eight generated images of four classes, at the config's own rate unless a case says otherwise.  The
 ImageNet nets have an eighth of their units and see 67 pixels (`owt` 63, the least that torchvision
 allows); the others are as they are.
 """
 
 import dataclasses
-import importlib.util
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
+from helpers.commands import get_config
 from helpers.narrow import narrow
 from helpers.tiny_training import initial_state
 
@@ -26,7 +27,7 @@ CHANCE = math.log(CLASSES)
 
 def course_of(case):
   """All that `diagnosis.overfit` yields for a case, and its config."""
-  config = load(case.file, *filter(None, [case.variant]))
+  config = get_config(f'{case.file}:{case.variant}' if case.variant else case.file)
   divisor = 1
   if case.file in ('imagenet', 'cats_vs_dogs'):
     config.input.crop = 63 if case.variant == 'owt' else 67
@@ -36,28 +37,19 @@ def course_of(case):
   config.data.num_classes, config.data.image_size = CLASSES, config.input.crop
   config.eval.final_views = 1
   configs.validate(config)
-  store = diagnosis.photo_like_store(CLASSES, IMAGES, config.input.crop)
-  experiment = diagnosis.one_batch_experiment(config, store, IMAGES)
-  table = narrow(experiment.table, divisor) if divisor > 1 else experiment.table
-  experiment = diagnosis.with_table(
-    experiment,
-    tuple(
-      dataclasses.replace(row, init=case.upper * row.init)
-      if row.name in ('conv3', 'conv4', 'conv5') and case.upper != 1
-      else row
-      for row in table
-    ),
+  store = diagnosis.generated_store(CLASSES, IMAGES, config.input.crop)
+  table = narrow(nets.NETS[config.model.net](CLASSES), divisor)
+  table = tuple(
+    dataclasses.replace(row, init=case.upper * row.init)
+    if row.name in ('conv3', 'conv4', 'conv5') and case.upper != 1
+    else row
+    for row in table
   )
+  with mock.patch.dict(nets.NETS, {config.model.net: lambda classes: table}):
+    experiment = diagnosis.one_batch_experiment(config, store, IMAGES)
   state = initial_state(experiment.table, experiment.recipe, experiment.view_shape)
   course = diagnosis.overfit(experiment, state, store.train.images, store.train.labels, case.steps)
   return list(course), config
-
-
-def load(file, *variant):
-  spec = importlib.util.spec_from_file_location(file, f'configs/{file}.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*variant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +90,7 @@ def test_net_learns_a_batch(net):
   course, config = course_of(case)
   assert config.model.net == net
   assert diagnosis.is_learned(course[-1], CLASSES), (
-    f'{diagnosis.verdict(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}'
+    f'{diagnosis.judge_course(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}'
   )
   if net == 'owt':  # PyTorch's initialization shrinks the signal from layer to layer
     assert_flat(course[:80])
@@ -111,7 +103,7 @@ def test_small_initial_weights_give_a_plateau(case):
   """0.01 in conv3 to conv5, as in the paper's text, where 0.03 lets the net of 2012 learn."""
   course, _ = course_of(case)
   assert len(course) == case.steps + 1
-  assert diagnosis.verdict(course, CLASSES, CHANCE)[0] == 'plateau'
+  assert diagnosis.judge_course(course, CLASSES, CHANCE)[0] == 'plateau'
   assert_flat(course[25:])  # before, the biases settle
 
 

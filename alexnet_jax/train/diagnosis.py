@@ -14,12 +14,14 @@ from typing import NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from scipy import stats
 
 from alexnet_jax import files
+from alexnet_jax.data import generated, preparation
 from alexnet_jax.data import images as image_files
-from alexnet_jax.data import preparation
+from alexnet_jax.data.job import in_memory_store
 from alexnet_jax.data.listing import list_images
-from alexnet_jax.data.store import Split, Store
+from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
@@ -36,8 +38,6 @@ from alexnet_jax.train.step import TrainState
 LEARNED, DIVERGED = 0.1, 100.0
 # A loss above this share of the labels' entropy does not tell images apart.
 PLATEAU = 0.95
-# Mean color of the training images of ILSVRC-2012 (cuda-convnet2 make-data/input_meta).
-_MEAN_COLOR_2012 = (127.305, 119.715, 104.913)
 # Logit signal of #145 on ImageNet photos; with the paper's initialization it is 0.011, of Caffe's
 # two nets 0.005 and 0.008.
 _SIGNAL_2012 = 0.164
@@ -45,23 +45,15 @@ _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 
 class Activations(NamedTuple):
-  """Statistics of a layer's output on a batch.
-
-  Attributes:
-    name, kind: of the row of the table.
-    shape: of the output for one image.
-    mean, std: over all units and images.
-    active: share of outputs above 0; None except for ReLU.
-    signal: standard deviation of a unit across images, averaged over the units.
-  """
+  """Statistics of a layer's output on a batch."""
 
   name: str
-  kind: str
-  shape: layers.Shape
-  mean: float
+  kind: str  # class of the row of the table
+  shape: layers.Shape  # for one image
+  mean: float  # over all units and images, as std
   std: float
-  active: float | None
-  signal: float
+  active: float | None  # share of outputs above 0; of ReLU only
+  signal: float  # standard deviation of a unit across images, averaged over the units
 
 
 class Step(NamedTuple):
@@ -89,7 +81,9 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
   results = {'config': name, 'net': net, 'classes': classes, 'images': source}
   results |= {'layers': [row._asdict() for row in rows], 'logit_signal': signal}
   if options.overfit_steps:
-    rate, entropy = experiment.recipe.rates.learning_rate, label_entropy(labels)
+    rate = experiment.recipe.rates.learning_rate
+    # In nats: the least loss of a net that does not look at the image.
+    entropy = float(stats.entropy(np.bincount(labels)))
     print(
       f'\nthe same {len(images)} images at every step, at rate {rate:g}'
       f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n\n'
@@ -100,7 +94,7 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
       course.append(seen)
       if str(seen.step).rstrip('0') in ('', '1', '2', '5'):
         print(f'{seen.step:8,}  {seen.loss:10.4g}  {seen.top1_error:11.4f}', flush=True)
-    word, sentence = verdict(course, classes, entropy)
+    word, sentence = judge_course(course, classes, entropy)
     print(f'\n{word}: {sentence}')
     results['overfit'] = {
       'learning_rate': rate,
@@ -121,7 +115,7 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
 def choose_batch(
   config, size: int, photos: str | None
 ) -> tuple[Store, np.ndarray, np.ndarray, str]:
-  """Takes at most `size` images of the config, of a folder of photos, or photo-like noise.
+  """Takes at most `size` images of the config, of a folder of photos, or generated ones.
 
   Returns:
     A store with the statistics of the training images, images uint8 (n, S, S, 3), labels int32
@@ -132,29 +126,34 @@ def choose_batch(
     store = preparation.prepare_store(config.data)
     kind = f'training images of {store.path or config.data.source}'
   else:
-    store = photo_like_store(config.data.num_classes or 10, size, config.data.image_size)
-    kind = f'photo-like noise images: no prepared {config.data.name} at {path}'
+    store = generated_store(config.data.num_classes or 10, size, config.data.image_size)
+    kind = f'generated images: no prepared {config.data.name} at {path}'
   images, labels = store.train.images[:size], store.train.labels[:size]
   if photos:
-    images = read_photos(
-      Path(photos), size, config.data.image_size, config.data.resize, store.upright
-    )
-    labels, kind = (
-      _round_robin(len(images), len(store.classes)),
-      f'photos of {photos}, labels made up',
-    )
+    images = read_photos(Path(photos), size, config.data, store.upright)
+    labels = (np.arange(len(images)) % len(store.classes)).astype(np.int32)
+    kind = f'photos of {photos}, labels made up'
   source = f'{len(images)} {kind}'
   if len(images) < 2:
     raise UserError(f'{source}: at least 2 are needed to tell them apart')
   return store, np.asarray(images), np.asarray(labels), source
 
 
-def read_photos(
-  folder: Path, count: int, image_size: int, resize: str, upright: bool = False
-) -> np.ndarray:
+def generated_store(classes: int, count: int, image_size: int) -> Store:
+  """A store of `count` images of `data.source=synthetic`."""
+  source = generated.synthetic(classes, count, image_size)
+  source = dataclasses.replace(source, eval=source.train)  # its own has images of all classes
+  return in_memory_store(source, image_size=image_size, resize='crop')
+
+
+def read_photos(folder: Path, count: int, data, upright: bool) -> np.ndarray:
   """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3).
 
-  They are turned by their EXIF orientation if `upright`.
+  Args:
+    folder: of the photos.
+    count: the most to take, evenly over the names, which often begin with the class.
+    data: config.data, of which `image_size` and `resize` are read.
+    upright: whether to turn them by their EXIF orientation.
 
   Raises:
     UserError: no such folder, no images in it, or one that cannot be read.
@@ -166,35 +165,12 @@ def read_photos(
     raise UserError(f'--images={folder}: holds no {", ".join(image_files.EXTENSIONS)}')
   count = min(count, len(paths))
   photos = []
-  for i in range(count):  # evenly over the names, which often begin with the class
-    path = paths[i * len(paths) // count]
+  for path in (paths[i * len(paths) // count] for i in range(count)):
     try:
-      photos.append(image_files.square(path, image_size, resize, upright))
+      photos.append(image_files.square(path, data.image_size, data.resize, upright))
     except image_files.UnreadableImage as error:
       raise UserError(f'{path} cannot be read ({error}): remove it from --images') from error
   return np.stack(photos)
-
-
-def photo_like_store(classes: int, count: int, image_size: int) -> Store:
-  """A store of `count` noise images with the colors of ImageNet and the spectrum of photos."""
-  stdevs = np.array(preprocessing.COLOR_STDEVS_2012)
-  eigenvectors = np.array(preprocessing.COLOR_EIGENVECTORS_2012)
-  # Amplitudes fall as 1 / frequency (Field, J. Opt. Soc. Am. A 4, 1987).
-  frequencies = np.fft.fftfreq(image_size) * image_size
-  amplitude = 1 / np.maximum(np.hypot(frequencies[:, None], frequencies), 1)[..., None]
-  amplitude /= np.sqrt(np.mean(amplitude**2))
-  shape = (count, image_size, image_size, 3)
-  white = np.random.Generator(np.random.Philox(key=2012)).standard_normal(shape)
-  components = np.fft.ifft2(np.fft.fft2(white, axes=(1, 2)) * amplitude, axes=(1, 2)).real
-  pixels = (components * stdevs) @ eigenvectors.T + _MEAN_COLOR_2012
-  train = Split(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), _round_robin(count, classes))
-  mean_image = np.full(shape[1:], _MEAN_COLOR_2012, np.float32)
-  names = tuple(map(str, range(classes)))
-  return Store(None, names, train, train.first(0), mean_image, stdevs, eigenvectors, {})
-
-
-def _round_robin(count: int, classes: int) -> np.ndarray:
-  return (np.arange(count) % classes).astype(np.int32)
 
 
 # At initialization.
@@ -309,7 +285,9 @@ def one_batch_experiment(
   config.optimizer.schedule.kind = config.optimizer.bias_schedule.kind = 'constant'
   config.optimizer.layer_lr_factors = {}
   experiment = make_experiment(config, store, AXIS, weights, Devices.single().platform)
-  return with_table(experiment, experiment.table)
+  net = experiment.model
+  fields = (net.table, net.compute_dtype, net.axis_name, net.ghost_batch, net.onednn)
+  return dataclasses.replace(experiment, model=_MeanDropout(*fields))
 
 
 def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classes: int) -> float:
@@ -326,13 +304,6 @@ def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classe
   if optimizer.warmup_epochs:
     return rate * batch_size / config.batch_size
   return rate * min(batch_size, classes) / min(config.batch_size, classes)
-
-
-def with_table(experiment: Experiment, table: layers.Table) -> Experiment:
-  """The same run with another table; dropout multiplies by its mean."""
-  model = experiment.model
-  model = _MeanDropout(table, model.compute_dtype, model.axis_name, model.ghost_batch, model.onednn)
-  return dataclasses.replace(experiment, table=table, model=model)
 
 
 def overfit(
@@ -367,13 +338,7 @@ def has_diverged(seen: Step, classes: int) -> bool:
   return not seen.loss < DIVERGED * math.log(classes)
 
 
-def label_entropy(labels: np.ndarray) -> float:
-  """The entropy of the labels in nats: the least loss of a net that does not look at the image."""
-  shares = np.unique(labels, return_counts=True)[1] / len(labels)
-  return float(-(shares * np.log(shares)).sum())
-
-
-def verdict(course: list[Step], classes: int, entropy: float) -> tuple[str, str]:
+def judge_course(course: list[Step], classes: int, entropy: float) -> tuple[str, str]:
   """Judges all steps of `overfit`: 'learned', 'plateau', 'unfinished' or 'diverged', and why."""
   last = course[-1]
   if has_diverged(last, classes):
