@@ -7,34 +7,28 @@ while nothing in them makes such calls; here they are written down as XLA's own 
 (xla/service/cpu/onednn_contraction_rewriter.cc, onednn_config.proto).
 
 That is no interface anybody promises to keep, and a configuration misread would give wrong numbers
-or end the process: so another process tries it first (`available`).  Nor can jaxlib write compiled
-programs with such calls to disk: they are compiled anew at every start (`cache` of `Devices.pmap`).
+or end the process: so only versions of jaxlib do that were compared with XLA (tests/test_ops.py).
+Nor can jaxlib write compiled programs with such calls to disk: every start compiles them (`cache`
+of `Devices.pmap`).
 """
 
-import contextlib
 import functools
 import json
-import os
 import platform
-import subprocess
 import sys
-import zlib
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxlib.version import __version__ as jaxlib_version
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import convolution
 from alexnet_jax.model.convolution import Padding
-from alexnet_jax.runtime import compilation_cache, cpu
+from alexnet_jax.runtime import cpu
 
-_TRIAL_SECONDS = 120  # a few are enough
+_COMPARED = ('0.10.', '0.11.', '0.12.')  # versions of jaxlib
 
 
-def used(settings, platform: str | None) -> bool:
+def used(settings, device: str | None) -> bool:
   """Whether a net with the settings of config.model convolves by oneDNN.
 
   `auto` means on CPUs with AVX-512 only: with AVX2 it is no faster than Eigen, and programs with it
@@ -42,7 +36,7 @@ def used(settings, platform: str | None) -> bool:
 
   Args:
     settings: config.model.
-    platform: what the net is built for, such as 'cpu', or None.
+    device: what the net is built for, such as 'cpu', or None.
 
   Raises:
     UserError: `model.onednn=on` where it cannot be.
@@ -51,10 +45,10 @@ def used(settings, platform: str | None) -> bool:
     return False
   if settings.compute_dtype != 'float32':
     obstacle = f'it computes in float32, not in model.compute_dtype={settings.compute_dtype}'
-  elif platform != 'cpu':
-    obstacle = f'it is for CPUs, and this is a {platform}'
+  elif device != 'cpu':
+    obstacle = f'it is for CPUs, and this is a {device}'
   elif not available():
-    obstacle = f'jaxlib {jaxlib_version} here does not call it, or not as expected'
+    obstacle = f'jaxlib {jaxlib_version} here does not call it, or was never compared with XLA'
   else:
     return True
   if settings.onednn == 'on':
@@ -64,90 +58,25 @@ def used(settings, platform: str | None) -> bool:
 
 @functools.cache
 def available() -> bool:
-  """Whether jaxlib's CPU backend calls oneDNN as written here, with the right results.
-
-  A child process tries it, for about two seconds; success is remembered in the compilation cache.
-  """
-  if (sys.platform, platform.machine()) != ('linux', 'x86_64'):
-    return False
-  library = cpu.jaxlib_library().stat()
-  code = zlib.crc32(Path(__file__).read_bytes())
-  name = f'onednn-{jaxlib_version}-{library.st_size}-{library.st_mtime_ns}-{code}'
-  answer = None
-  with contextlib.suppress(OSError, RuntimeError):  # no home, or nothing can be read there
-    answer = compilation_cache.folder() / name
-    if answer.exists():
-      return True
-  right = _tried()
-  if right and answer:
-    with contextlib.suppress(OSError):
-      answer.touch()
-  return right
+  """Whether jaxlib is of a version that calls oneDNN as written here, and was built with it."""
+  return (
+    (sys.platform, platform.machine()) == ('linux', 'x86_64')
+    and jaxlib_version.startswith(_COMPARED)
+    and cpu.jaxlib_contains(b'__onednn$convolution')
+  )
 
 
-def _tried() -> bool:
-  """Whether `try_out` succeeds in a process of its own."""
-  root = str(Path(__file__).parents[2])
-  settings = {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_ENABLE_COMPILATION_CACHE': 'false',
-    'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])),
-  }
-  program = f'from {__name__} import try_out; try_out()'
-  try:
-    done = subprocess.run(
-      [sys.executable, '-c', program],
-      env=os.environ | settings,
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      timeout=_TRIAL_SECONDS,
-      check=False,
-    )
-  except subprocess.TimeoutExpired:
-    return False
-  return done.returncode == 0
-
-
-def try_out() -> None:
-  """Raises AssertionError unless values and gradients are those of XLA's own convolutions."""
-  random = np.random.default_rng(0)
-  for stride, padding, groups in ((1, ((1, 1), (1, 1)), 2), (2, ((0, 1), (2, 0)), 1)):
-    settings = {'stride': stride, 'padding': padding, 'groups': groups}
-    shapes = (2, 9, 8, 6), (3, 3, 6 // groups, 10), (10,)
-    arrays = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes]
-
-    def by_xla(x, kernel, bias, settings=settings):
-      return convolution.conv(x, kernel, **settings) + bias
-
-    results = (
-      jax.jit(functools.partial(_value_and_gradients, convolve))(*arrays)
-      for convolve in (functools.partial(conv, **settings), by_xla)
-    )
-    for found, expected in zip(*results, strict=True):
-      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-
-
-def _value_and_gradients(convolve, *arrays):
-  y, pull = jax.vjp(convolve, *arrays)
-  return y, *pull(y)
-
-
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def conv(
   x: jax.Array,
   kernel: jax.Array,
   bias: jax.Array,
-  *,
   stride: int = 1,
   padding: Padding = ((0, 0), (0, 0)),
   groups: int = 1,
 ) -> jax.Array:
   """`convolution.conv` plus a bias, (O,); float32, on a CPU where `available`; no forward mode."""
-  return _conv(x, kernel, bias, stride, padding, groups)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _conv(x, kernel, bias, *settings):
-  return _call((x, kernel, bias), *settings)
+  return _call((x, kernel, bias), stride, padding, groups)
 
 
 def _forward(x, kernel, bias, *settings):
@@ -169,7 +98,7 @@ def _backward(stride, padding, groups, saved, upstream):
   return dx, dkernel, upstream.sum((0, 1, 2))
 
 
-_conv.defvjp(_forward, _backward)
+conv.defvjp(_forward, _backward)
 
 
 def _turned(kernel, groups):
@@ -182,20 +111,13 @@ def _turned(kernel, groups):
 def _call(arrays, stride, padding, groups):
   """oneDNN's convolution of images with filters and, if there is a third array, plus a bias."""
   x, kernel, *bias = arrays
-  images, *size, _ = x.shape
-  *window, _, features = kernel.shape
-  places = [
-    (side + sum(zeros) - width) // stride + 1
-    for side, zeros, width in zip(size, padding, window, strict=True)
-  ]
-  result = jax.ShapeDtypeStruct((images, *places, features), x.dtype)
-  call = jax.ffi.ffi_call(
+  by_xla = functools.partial(convolution.conv, stride=stride, padding=padding, groups=groups)
+  return jax.ffi.ffi_call(
     '__onednn$convolution',
-    result,
+    jax.eval_shape(by_xla, x, kernel),
     custom_call_api_version=2,
     legacy_backend_config=_configuration(stride, padding, groups, ['BIAS' for _ in bias]),
-  )
-  return call(*arrays)
+  )(*arrays)
 
 
 def _configuration(stride, padding, groups, fusions) -> str:
@@ -208,7 +130,7 @@ def _configuration(stride, padding, groups, fusions) -> str:
     'pad_right': [after for _, after in padding],
     'window_dilations': [1, 1],
   }
-  convolution = {
+  contraction = {
     'dims': 4,
     'input': data,
     'kernel': {'dims': 4, 'filter': filters},
@@ -217,4 +139,4 @@ def _configuration(stride, padding, groups, fusions) -> str:
     'feature_groups': groups,
     'fusions': {'ops': fusions},
   }
-  return json.dumps({'onednn_conv_config': convolution})
+  return json.dumps({'onednn_conv_config': contraction})

@@ -72,18 +72,19 @@ def _prefer_eigen_convolutions() -> None:
 
 
 def _jaxlib_knows_the_flag() -> bool:
-  """Looks for the flag in jaxlib's library: XLA ends the process at a flag that it does not know.
+  """Looks for the flag in jaxlib: XLA ends the process at a flag that it does not know.
 
   The name as a C string is that of a flag; with other bytes behind it, that of a protobuf's field.
   """
+  words = (f'{_FLAG}\0'.encode(), b'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION')
+  return all(map(jaxlib_contains, words))
+
+
+def jaxlib_contains(word: bytes) -> bool:
+  """Whether `word` is in the library of jaxlib that XLA is in, by far its largest file."""
+  library = max(Path(jaxlib.__file__).parent.iterdir(), key=lambda file: file.stat().st_size)
   with (
-    open(jaxlib_library(), 'rb') as file,
+    open(library, 'rb') as file,
     mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
   ):
-    words = (f'{_FLAG}\0'.encode(), b'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION')
-    return all(content.find(word) >= 0 for word in words)
-
-
-def jaxlib_library() -> Path:
-  """The file of jaxlib that XLA is in, by far the largest."""
-  return max(Path(jaxlib.__file__).parent.iterdir(), key=lambda file: file.stat().st_size)
+    return content.find(word) >= 0
