@@ -5,6 +5,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alexnet_jax.errors import UserError
+
+
+class AbsentData(UserError):
+  """A data set is not where the config says; a store that was made of it may be."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:

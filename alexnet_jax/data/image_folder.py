@@ -16,7 +16,7 @@ import pathlib
 import zlib
 
 from alexnet_jax.data import imagenet, order
-from alexnet_jax.data.examples import Example, Source
+from alexnet_jax.data.examples import AbsentData, Example, Source
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import Listing, list_images
 from alexnet_jax.errors import UserError
@@ -65,14 +65,15 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       folder. Which images are held out depends on nothing but their names.
 
   Raises:
-    UserError: the folder is absent, cannot be read or understood, has no classes, a class has no
+    AbsentData: the folder is absent or empty.
+    UserError: it cannot be read or understood, has no classes, a class has no
       image or too few to hold one out, or the validation folder has a class that the training
       folder lacks or images whose class is not known.
   """
-  if not root.is_dir():
-    raise UserError(
-      f'data.dir={root} is not a folder: give a folder with one folder of images for each class, '
-      'or with train/ and validation/ made of such folders'
+  if not root.is_dir() or not any(root.iterdir()):  # of an absent disk, the mount point is there
+    raise AbsentData(
+      f'data.dir={root} is not a folder, or empty: give a folder with one folder of images for'
+      ' each class, or with train/ and validation/ made of such folders'
     )
   listing = list_images(root, imagenet.KNOWN_FILES)
   train_folder, validation_folder, ignored = _find_splits(root, listing)

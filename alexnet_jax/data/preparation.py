@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from alexnet_jax.data import job, sources, store, writer
+from alexnet_jax.data.examples import AbsentData, Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.terminal import Console
@@ -79,18 +80,22 @@ def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
   Raises:
     UserError: the data set is absent, and its size is not known.
   """
-  if data_config.source in ('folder', 'tfds') and (path := store_path(data_config)).exists():
+  if data_config.source not in sources.IN_MEMORY and (path := store_path(data_config)).exists():
     found = open_existing(path, data_config, Console(quiet=True))
     return len(found.classes), len(found.train), len(found.eval)
-  if data_config.source == 'tfds' and (builder := _unprepared(data_config)):
-    from alexnet_jax.data import tfds_source
+  try:
+    source = sources.open_source(data_config)
+  except AbsentData:
+    if data_config.source == 'tfds':
+      from alexnet_jax.data import tfds_source
 
-    splits = data_config.train_split, data_config.eval_split
-    if published := tfds_source.published_sizes(builder, *splits):
-      return published
-    if progress is not None:
-      _prepare_tfds(data_config, progress)
-  source = sources.open_source(data_config)
+      splits = data_config.train_split, data_config.eval_split
+      directory = sources.data_directory(data_config)
+      if published := tfds_source.published_sizes(data_config.name, directory, *splits):
+        return published
+    if progress is None:
+      raise
+    source = _open_source(data_config, progress)
   return len(source.classes), len(source.train), len(source.eval)
 
 
@@ -99,37 +104,34 @@ def state(data_config: Any) -> str:
   path = store_path(data_config)
   if path.exists():
     return f'{path}: prepared'
-  if data_config.source == 'tfds' and (builder := _unprepared(data_config)):
+  if data_config.source == 'tfds':
     from alexnet_jax.data import tfds_prepare
 
     try:
-      tfds_prepare.check_ingredients(builder, sources.data_directory(data_config))
+      tfds_prepare.check_ingredients(data_config.name, sources.data_directory(data_config))
     except UserError as error:
       return f'{path}: to be prepared, which now would fail: {error}'
   return f'{path}: to be prepared'
 
 
-def _unprepared(data_config: Any) -> Any:
-  """The builder of a TFDS data set that is not prepared yet, else None."""
-  from alexnet_jax.data import tfds_source
-
-  builder = tfds_source.find_builder(data_config.name, sources.data_directory(data_config))
-  return None if tfds_source.is_prepared(builder) else builder
-
-
-def _prepare_tfds(data_config: Any, progress: Console) -> None:
+def _open_source(data_config: Any, progress: Console) -> Source:
+  """Opens the data set, which TFDS may have to download and prepare first."""
+  try:
+    return sources.open_source(data_config)
+  except AbsentData:
+    if data_config.source != 'tfds':
+      raise
   from alexnet_jax.data import tfds_prepare
 
   directory = sources.data_directory(data_config)
   directory.mkdir(parents=True, exist_ok=True)
   with writer.lock(directory / data_config.name.replace('/', '-'), progress):
     tfds_prepare.ensure_prepared(data_config.name, directory, progress.message)
+  return sources.open_source(data_config)
 
 
 def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int) -> store.Store:
-  if data_config.source == 'tfds' and _unprepared(data_config):
-    _prepare_tfds(data_config, progress)
-  source = sources.open_source(data_config)
+  source = _open_source(data_config, progress)
   progress.message(f'{source.name}: {source.found}')
   progress.message(f'preparing {path}')
   written = writer.write_store(
@@ -148,37 +150,27 @@ def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int
 
 
 def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> store.Store:
-  """Opens an existing store and compares it with the config.
+  """Opens an existing store and compares it with the config, and with the data set if it exists.
 
   Raises:
     UserError: it is damaged, or of other data or settings.
   """
   found = store.open_store(path)
   sources.check_classes(data_config, str(path), len(found.classes))
-  made = {
+  settings = {
     'image_size': data_config.image_size,
     'resize': data_config.resize,
     'encoding': encoding(data_config),
   }
-  if not _is_present(data_config):
-    store.check_same(found, made)
+  try:
+    source = sources.open_source(data_config)
+  except AbsentData:
+    store.check_same(found, settings)
     progress.message(
       f'{path}: {len(found.train):,} training and {len(found.eval):,} validation images of '
       f'{len(found.classes):,} classes; the images they were prepared from no longer exist'
     )
-    return found
-  source = sources.open_source(data_config)
-  progress.message(f'{source.name}: {source.found}')
-  store.check_same(found, store.made_from(source, **made))
+  else:
+    progress.message(f'{source.name}: {source.found}')
+    store.check_same(found, store.made_from(source, **settings))
   return found
-
-
-def _is_present(data_config: Any) -> bool:
-  """Whether the data set itself exists; an empty folder is the mount point of an absent disk."""
-  if data_config.source == 'folder':
-    directory = sources.data_directory(data_config) if data_config.dir else None
-    return directory is not None and directory.is_dir() and any(directory.iterdir())
-  try:
-    return not _unprepared(data_config)
-  except UserError:  # a data set that TFDS knows from its folder alone
-    return False

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from alexnet_jax.data import generated, image_folder
-from alexnet_jax.data.examples import Source
+from alexnet_jax.data.examples import AbsentData, Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
@@ -22,7 +22,8 @@ def open_source(data_config: Any) -> Source:
       as many as there are) are read.
 
   Raises:
-    UserError: data absent or incomplete, or another number of classes.
+    AbsentData: there are no data.
+    UserError: they are incomplete or damaged, or of another number of classes.
   """
   fraction = data_config.validation_fraction
   match data_config.source:
@@ -59,7 +60,7 @@ def data_directory(data_config: Any) -> pathlib.Path:
   if data_config.dir:
     return expand(data_config.dir, 'data.dir')
   if data_config.source == 'folder':
-    raise UserError(
+    raise AbsentData(
       'data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with a folder of '
       'images for each class'
     )

@@ -34,12 +34,11 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
     UserError: archives to be fetched by hand are missing or cut short, TensorFlow is absent, there
       is no network, or TFDS failed.
   """
-  builder = tfds_source.find_builder(name, directory)
+  builder = check_ingredients(name, directory)
   if tfds_source.is_prepared(builder):
     return
-  check_ingredients(builder, directory)
   check_network(builder)
-  for folder in tfds_source.left_overs(builder):
+  for folder in sorted(pathlib.Path(builder.data_path).parent.glob('incomplete.*')):
     say(f'an interrupted preparation left {folder}: delete it when no other one is running')
   say(f'preparing the TFDS data set {name} in {directory}')
   child = subprocess.run(
@@ -56,8 +55,15 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
     )
 
 
-def check_ingredients(builder: tfds.core.DatasetBuilder, directory: pathlib.Path) -> None:
-  """Raises UserError unless archives that TFDS cannot download, and TensorFlow, are here."""
+def check_ingredients(name: str, directory: pathlib.Path) -> tfds.core.DatasetBuilder:
+  """The builder of a data set that is prepared, or can be.
+
+  Raises:
+    UserError: TensorFlow, or an archive that TFDS cannot download, is not here.
+  """
+  builder = tfds_source.find_builder(name, directory)
+  if tfds_source.is_prepared(builder):
+    return builder
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     manual = directory / 'downloads' / 'manual'
     expected = {
@@ -83,6 +89,7 @@ def check_ingredients(builder: tfds.core.DatasetBuilder, directory: pathlib.Path
       f'{looked_for(builder)}; preparing it needs {" and ".join(absent)}, training does not: '
       f'{INSTALL} and rerun, or {WITHOUT}'
     )
+  return builder
 
 
 def check_network(builder: tfds.core.DatasetBuilder) -> None:

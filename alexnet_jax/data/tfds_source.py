@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from alexnet_jax.data import imagenet
-from alexnet_jax.data.examples import Example, Source
+from alexnet_jax.data.examples import AbsentData, Example, Source
 from alexnet_jax.errors import UserError
 
 # Published counts, by name and, if any, variant. TFDS prepares a truncated archive without error,
@@ -63,15 +63,16 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
     name: TFDS name, for example `cifar10`, `imagenet2012` or `cats_vs_dogs:4.0.1`.
     directory: TFDS data directory.
     train_split: TFDS split to learn from, for example `train` or `train[:80%]`.
-    eval_split: TFDS split held out, for example `validation` or `train[80%:]`.
+    eval_split: TFDS split to validate on, for example `validation` or `train[80%:]`.
 
   Raises:
-    UserError: not prepared, not in ArrayRecord format, incomplete, unknown splits, or not labeled
+    AbsentData: not prepared, or not known to TFDS.
+    UserError: not in ArrayRecord format, incomplete, unknown splits, or not labeled
       images.
   """
   builder = find_builder(name, directory)
   if not is_prepared(builder):
-    raise UserError(
+    raise AbsentData(
       f'{looked_for(builder)}: run python -m alexnet_jax.prepare with this --config, or {WITHOUT}'
     )
   builder = _open_builder(builder.data_path)
@@ -81,34 +82,37 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
       f'the TFDS data set {name!r} is not one of labeled images (it has {", ".join(features)}): '
       'choose one with an image and a class label'
     )
-  train, held_out = _open_split(builder, train_split), _open_split(builder, eval_split)
+  train, validation = _open_split(builder, train_split), _open_split(builder, eval_split)
   classes = tuple(features['label'].names)
   return Source(
     name=name.replace('/', '-').replace(':', '-'),
     classes=classes,
     train=train,
-    eval=held_out,
+    eval=validation,
     fingerprint=(
-      f'{builder.info.full_name}, {train_split} {len(train)}, {eval_split} {len(held_out)}'
+      f'{builder.info.full_name}, {train_split} {len(train)}, {eval_split} {len(validation)}'
     ),
     class_names=imagenet.class_names(classes, [directory, directory / 'downloads' / 'manual']),
     found=(
-      f'{len(train):,} training and {len(held_out):,} validation images of {len(classes):,} classes'
-      f' in {builder.data_path}'
+      f'{len(train):,} training and {len(validation):,} validation images of {len(classes):,} '
+      f'classes in {builder.data_path}'
     ),
   )
 
 
 def published_sizes(
-  builder: tfds.core.DatasetBuilder, train_split: str, eval_split: str
+  name: str, directory: pathlib.Path, train_split: str, eval_split: str
 ) -> tuple[int, int, int] | None:
   """Classes, training images and validation images of a data set that may not be there.
+
+  Args: as of `open_tfds`.
 
   Returns:
     None if they are not known.
   """
+  builder = find_builder(name, directory)
   counts = _expected_counts(builder)
-  splits = {name: types.SimpleNamespace(num_examples=count) for name, count in counts.items()}
+  splits = {split: types.SimpleNamespace(num_examples=count) for split, count in counts.items()}
 
   def size(split: str) -> int:
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
@@ -116,10 +120,10 @@ def published_sizes(
     return sum(ends) - sum(part.from_ or 0 for part in parts)
 
   try:
-    train, held_out = size(train_split), size(eval_split)
+    train, validation = size(train_split), size(eval_split)
   except (KeyError, ValueError, AssertionError):  # another data set or split, or no such part
     return None
-  return builder.info.features['label'].num_classes, train, held_out
+  return builder.info.features['label'].num_classes, train, validation
 
 
 def _expected_counts(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
@@ -143,17 +147,17 @@ def find_builder(name: str, directory: pathlib.Path) -> tfds.core.DatasetBuilder
   """The builder of a TFDS name.
 
   Raises:
-    UserError: there is no such data set, version or variant.
+    AbsentData: there is no such data set, version or variant.
   """
   try:
     return tfds.builder(name, data_dir=str(directory))
   except tfds.core.DatasetNotFoundError as error:
-    raise UserError(
+    raise AbsentData(
       f'data.name={name!r} is neither a TFDS data set nor one in {directory}: see '
       f'https://www.tensorflow.org/datasets/catalog, or {WITHOUT}'
     ) from error
   except (AssertionError, ValueError) as error:  # how TFDS refuses a version or a variant
-    raise UserError(f'data.name={name!r}: {one_line(error)}') from error
+    raise AbsentData(f'data.name={name!r}: {one_line(error)}') from error
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
@@ -193,15 +197,7 @@ def _open_builder(data_path: str) -> tfds.core.DatasetBuilder:
 
 def looked_for(builder: tfds.core.DatasetBuilder) -> str:
   """The beginning of a message about a data set that is not prepared."""
-  text = f'the TFDS data set {builder.info.full_name} is not at {builder.data_path}'
-  if left := left_overs(builder):
-    text += f' (only {left[0].name} of an interrupted preparation; a rerun starts anew)'
-  return text
-
-
-def left_overs(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
-  """Folders that interrupted preparations left behind."""
-  return sorted(pathlib.Path(builder.data_path).parent.glob('incomplete.*'))
+  return f'the TFDS data set {builder.info.full_name} is not at {builder.data_path}'
 
 
 def one_line(error: BaseException) -> str:
