@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from alexnet_jax import cli
-from alexnet_jax.runtime.start import start
+from alexnet_jax.runtime.jax_setup import set_up_jax
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 flags.DEFINE_integer('batch_size', 16, 'Number of images.', lower_bound=2)
@@ -28,7 +28,7 @@ flags.DEFINE_string('json', None, 'File for the results.')
 
 def main() -> None:
   config, name = cli.read_config()
-  start()
+  set_up_jax()
   from alexnet_jax.train import diagnosis  # after the flags: help and typos need no jax
   from alexnet_jax.weights.start import weights_of
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.start import start
+from alexnet_jax.runtime.jax_setup import set_up_jax
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -52,7 +52,7 @@ def main() -> None:
     config, _ = cli.read_config()
   else:
     cli.refuse_config('a run is evaluated with its own config')
-  start(_DISTRIBUTED.value)
+  set_up_jax(_DISTRIBUTED.value)
   from alexnet_jax.inference import error_rates
 
   views = int(_VIEWS.value) if _VIEWS.value else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from alexnet_jax import cli
-from alexnet_jax.runtime.start import start
+from alexnet_jax.runtime.jax_setup import set_up_jax
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _WORKDIR = flags.DEFINE_string(
@@ -37,7 +37,7 @@ def main() -> None:
   from alexnet_jax.run.folder import RunFolder
 
   training = not _DRY_RUN.value
-  several = start(
+  several = set_up_jax(
     _DISTRIBUTED.value if training else 'off',
     autotune=RunFolder(workdir).autotune if config.deterministic and training else None,
   )

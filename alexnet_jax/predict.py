@@ -22,7 +22,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.start import start
+from alexnet_jax.runtime.jax_setup import set_up_jax
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
   from alexnet_jax.inference.image_predictions import ImagePrediction
@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
 
   files = pictures.find(_with_listed(words))
   gallery = pictures.find([_GALLERY.value]) if _GALLERY.value else []
-  start()
+  set_up_jax()
   from alexnet_jax.inference.predictor import Predictor
   from alexnet_jax.weights.load import load
 

@@ -18,7 +18,7 @@ from alexnet_jax.errors import Diverged, UserError
 from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.run.predictions import SplitProbabilities
-from alexnet_jax.runtime.deterministic import promise
+from alexnet_jax.runtime.jax_setup import resume_note
 from alexnet_jax.train import milestones, modes, plan
 from alexnet_jax.train.devices import Devices, check_batch_size
 from alexnet_jax.train.experiment import make_experiment
@@ -212,7 +212,7 @@ def observed(config, path):
   if path.startswith(('eval.', 'checkpoint.', 'guard.', 'log.')):
     yield from watched(config)
     return
-  yield promise('gpu', config.deterministic)
+  yield resume_note('gpu', config.deterministic)
   try:
     weights_of(config)
   except UserError as error:

@@ -97,7 +97,7 @@ import jax, jax.numpy as jnp
 from alexnet_jax.runtime import compilation_cache
 from alexnet_jax.model import onednn
 from alexnet_jax.train.devices import Devices
-compilation_cache.prepare_process()
+compilation_cache.enable()
 one = jnp.ones((1, 4, 8, 8, 3)), jnp.ones((3, 3, 3, 8))
 conv = lambda x, k: onednn.conv(x, k, jnp.ones(8))
 f = Devices().pmap(conv, in_axes=(0, None), out_axes=0, cache=False)

@@ -181,7 +181,7 @@ class CompiledStep:
 
   def __init__(self, config: dict):
     """Takes a config as `config.to_json` gives it; UserError if its batch does not fit."""
-    cpu.prepare_process()
+    cpu.configure()
     self._config = configs.from_json(config)
     self._devices = Devices()
     check_training_batch(self._config, self._devices)

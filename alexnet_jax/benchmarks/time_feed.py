@@ -14,7 +14,7 @@ from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime import cpu
-from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.environment import usable_cores
 
 BATCH_SIZE = 128
 IMAGE_SIZE = 256
@@ -81,7 +81,7 @@ class OurFeed(Workload):
   """Batches in the order of training, from the first thread's start to the last one's end."""
 
   def __init__(self, file: Path):
-    cpu.prepare_process()  # as every command that feeds does
+    cpu.configure()  # as every command that feeds does
     pixels = np.load(file, mmap_mode='r', allow_pickle=False)
     self._split = Split(pixels, np.zeros(len(pixels), np.int32), file, pixels.offset)
     self._step = 0

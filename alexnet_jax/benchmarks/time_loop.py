@@ -51,7 +51,7 @@ class OurLoop(Workload):
 
   def __init__(self, config: dict):
     """Takes a config as `config.to_json` gives it; UserError if its data or batch does not fit."""
-    cpu.prepare_process()
+    cpu.configure()
     self._config = configs.from_json(config)
     devices = Devices()
     check_training_batch(self._config, devices)

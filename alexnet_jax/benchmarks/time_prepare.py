@@ -13,7 +13,7 @@ from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.config import default
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.environment import usable_cores
 from alexnet_jax.terminal import Console
 
 IMAGE_SIZE = 256

@@ -24,7 +24,7 @@ from alexnet_jax.data import order
 from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.environment import usable_cores
 
 READERS = 4
 DEPTH = 3  # batches to have ready

@@ -16,7 +16,7 @@ from alexnet_jax.data import images
 from alexnet_jax.data.listing import list_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
-from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.environment import usable_cores
 
 # Few enough to share out evenly, enough that handing them over costs nothing: single small files
 # keep threads waiting for each other.

@@ -22,7 +22,7 @@ from alexnet_jax.data import store
 from alexnet_jax.data.examples import Part, Source
 from alexnet_jax.data.job import Job
 from alexnet_jax.errors import UserError
-from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.environment import usable_cores
 from alexnet_jax.terminal import Console
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose

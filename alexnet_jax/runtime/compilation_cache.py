@@ -20,15 +20,13 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
-from alexnet_jax.runtime.cores import usable_cores
+from alexnet_jax.runtime.environment import cpu_info, usable_cores
 
-# Also small programs, of which a start has dozens; the smallest are compiled faster than read.
-_MIN_COMPILE_SECONDS = 0.1
+_MIN_COMPILE_SECONDS = 'jax_persistent_cache_min_compile_time_secs'
 
 
-def prepare_process() -> None:
+def enable() -> None:
   """Turns the cache on; to be called before JAX's first computation.
 
   Only for a process alone: where one of several finds a program and another has to compile it, a
@@ -36,28 +34,29 @@ def prepare_process() -> None:
   """
   import jax
 
-  config: Any = jax.config  # whose stubs leave out flags
-  if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
+  given = jax.config.values['jax_compilation_cache_dir']
+  if given is None and jax.config.values['jax_enable_compilation_cache']:
     try:
-      folder = default_folder()
-      folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+      place = folder()
+      place.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no home, or none that can be written to
       print(
         f'compiled programs are not cached: {error}; JAX_COMPILATION_CACHE_DIR may name a folder',
         file=sys.stderr,
       )
       return
-    if not os.access(folder, os.W_OK):
+    if not os.access(place, os.W_OK):
       return  # JAX would warn of every program that it cannot write
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS)
+    jax.config.update('jax_compilation_cache_dir', str(place))
+  # Also small programs, of which a start has dozens; the smallest are compiled faster than read.
+  if _MIN_COMPILE_SECONDS.upper() not in os.environ:
+    jax.config.update(_MIN_COMPILE_SECONDS, 0.1)
   # By default JAX would also keep a GPU's autotuning here, in place of a run's own folder.
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
 @contextlib.contextmanager
-def nothing_kept():
+def disabled():
   """Programs that are compiled within this context are not cached.
 
   For programs that jaxlib 0.10 does not know how to write down (those with oneDNN's convolutions):
@@ -65,43 +64,36 @@ def nothing_kept():
   """
   import jax
 
-  name = 'jax_persistent_cache_min_compile_time_secs'
-  seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-  jax.config.update(name, math.inf)
+  seconds = jax.config.values[_MIN_COMPILE_SECONDS]
+  jax.config.update(_MIN_COMPILE_SECONDS, math.inf)
   try:
     yield
   finally:
-    jax.config.update(name, seconds)
+    jax.config.update(_MIN_COMPILE_SECONDS, seconds)
 
 
 def folder() -> Path:
-  """The folder of the cache, which need not exist.
+  """The folder of the cache, which need not exist: the user's, or that of this kind of machine.
 
   Raises:
     RuntimeError: the user has no home.
   """
   import jax
 
-  config: Any = jax.config  # whose stubs leave out flags
-  return Path(config.jax_compilation_cache_dir or default_folder())
-
-
-def default_folder() -> Path:
-  """The folder for this processor and number of cores."""
+  if given := jax.config.values['jax_compilation_cache_dir']:
+    return Path(given)
   home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   return Path(home, 'alexnet_jax', f'jax-{_machine()}')
 
 
 def _machine() -> str:
   """A name that two machines share only if they can run each other's programs."""
-  try:
-    text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
-  except OSError:
-    text = platform.processor()
-  features = [
-    line
-    for line in text.partition('\n\n')[0].splitlines() or ['']
-    if line.startswith(('vendor_id', 'cpu family', 'model', 'flags', 'Features', 'CPU'))
+  kinds = ('vendor_id', 'cpu family', 'model', 'flags', 'Features', 'CPU')
+  processor = [value for name, value in cpu_info().items() if name.startswith(kinds)]
+  facts = [
+    platform.machine(),
+    *(processor or [platform.processor()]),
+    str(usable_cores()),
+    os.environ.get('NPROC', ''),
   ]
-  facts = [platform.machine(), *features, str(usable_cores()), os.environ.get('NPROC', '')]
   return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]

@@ -1,13 +1,13 @@
 """Process settings that make XLA's CPU backend fast; other devices do not notice."""
 
-import contextlib
 import ctypes
 import mmap
 import os
-import sys
 from pathlib import Path
 
 import jaxlib
+
+from alexnet_jax.runtime.environment import cpu_info
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -16,13 +16,13 @@ _FLAG = 'xla_cpu_experimental_ynn_fusion_type'
 _EIGEN_CONVOLUTIONS = f'--{_FLAG}=-individual_convolution'
 
 
-def prepare_process() -> None:
+def configure() -> None:
   """Sets up memory and compiler; to be called before JAX's first computation and before threads."""
   _keep_freed_memory()
   _prefer_eigen_convolutions()
 
 
-def describe(onednn: bool) -> str:
+def settings(onednn: bool) -> str:
   """The settings in force, for the log; `onednn`: whether the net convolves by oneDNN."""
   eigen = _EIGEN_CONVOLUTIONS in os.environ.get('XLA_FLAGS', '')
   others = 'Eigen' if eigen else "XLA's choice"
@@ -33,10 +33,7 @@ def describe(onednn: bool) -> str:
 
 def has_avx512() -> bool:
   """Whether the CPU has AVX-512; False where that is not known."""
-  with contextlib.suppress(OSError):
-    text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
-    return any(line.startswith('flags') and ' avx512f' in line for line in text.splitlines())
-  return False
+  return 'avx512f' in cpu_info().get('flags', '').split()
 
 
 def _keep_freed_memory() -> None:
@@ -56,7 +53,7 @@ def _keep_freed_memory() -> None:
 
 def _mallopt():
   """glibc's function, or None where there is another C library."""
-  return getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+  return getattr(ctypes.CDLL(None), 'mallopt', None)
 
 
 def _prefer_eigen_convolutions() -> None:
@@ -83,8 +80,5 @@ def _jaxlib_knows_the_flag() -> bool:
 def jaxlib_contains(word: bytes) -> bool:
   """Whether `word` is in the library of jaxlib that XLA is in, by far its largest file."""
   library = max(Path(jaxlib.__file__).parent.iterdir(), key=lambda file: file.stat().st_size)
-  with (
-    open(library, 'rb') as file,
-    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-  ):
-    return content.find(word) >= 0
+  with open(library, 'rb') as file:
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(word) >= 0

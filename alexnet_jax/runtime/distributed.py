@@ -13,11 +13,6 @@ from typing import Any
 
 from alexnet_jax.errors import UserError
 
-# JAX's defaults are 100 and 300 seconds, in which a dead process goes unnoticed.
-HEARTBEAT_SECONDS = 30
-SHUTDOWN_SECONDS = 30
-START_SECONDS = 300
-
 _OURS = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -27,16 +22,17 @@ def cluster(environ: Mapping[str, str] = os.environ) -> str:
   Raises:
     UserError: it is described in part only.
   """
-  if any(name in environ for name in _OURS):
-    if missing := [name for name in _OURS if name not in environ]:
-      raise UserError(
-        f'{", ".join(name for name in _OURS if name in environ)} set without'
-        f' {", ".join(missing)}: set all three, or use --distributed=off'
-      )
-    return 'JAX_COORDINATOR_ADDRESS'
-  if _number(environ, 'SLURM_STEP_NUM_TASKS') > 1:  # an interactive step has one task
+  missing = [name for name in _OURS if name not in environ]
+  if not missing:
+    return _OURS[0]
+  if len(missing) < len(_OURS):
+    given = ', '.join(name for name in _OURS if name in environ)
+    raise UserError(
+      f'{given} set without {", ".join(missing)}: set all three, or use --distributed=off'
+    )
+  if int(environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:  # an interactive step has one task
     return 'Slurm'
-  if _number(environ, 'OMPI_COMM_WORLD_SIZE') > 1:
+  if int(environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
     return 'Open MPI'
   if 'KUBERNETES_SERVICE_HOST' in environ and 'JOB_COMPLETION_INDEX' in environ:
     return 'Kubernetes'
@@ -68,11 +64,11 @@ def join(mode: str) -> bool:
     )
   if not found:
     return False
+  import jax
+
   for name in [name for name in os.environ if name.lower() in ('http_proxy', 'https_proxy')]:
     if found != 'TPU VM':  # a proxy between the processes makes the start hang
       del os.environ[name]
-  import jax
-
   given: dict[str, Any] = {}
   if found == _OURS[0]:
     try:
@@ -83,9 +79,9 @@ def join(mode: str) -> bool:
   try:
     jax.distributed.initialize(
       **given,
-      initialization_timeout=START_SECONDS,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+      # JAX's defaults are 100 and 300 seconds, in which a dead process goes unnoticed.
+      heartbeat_timeout_seconds=30,
+      shutdown_timeout_seconds=30,
     )
   except Exception as error:  # gRPC's own errors and what the detection of a cluster may raise
     reason = ' '.join(str(error).split())[:300]
@@ -103,8 +99,3 @@ def is_member() -> bool:
   import jax
 
   return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-  text = environ.get(name, '')
-  return int(text) if text.isdecimal() else 0

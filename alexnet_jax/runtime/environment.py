@@ -2,11 +2,10 @@
 
 import datetime
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
-
-from alexnet_jax.runtime.cores import usable_cores
 
 _PACKAGES = (
   *('alexnet_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'),
@@ -19,7 +18,7 @@ def environment(devices) -> dict[str, Any]:
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'hardware': f'{devices.global_count} x {devices.platform} ({devices.kind})',
-    'processor': _processor(),
+    'processor': cpu_info().get('model name') or platform.processor() or platform.machine(),
     'cores': usable_cores(),
     'processes': devices.process_count,
     'python': platform.python_version(),
@@ -30,13 +29,24 @@ def environment(devices) -> dict[str, Any]:
 def _version(package: str) -> str | None:
   try:
     return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
+  except importlib.metadata.PackageNotFoundError:  # optional
     return None
 
 
-def _processor() -> str:
+def usable_cores() -> int:
+  """Cores this process may run on; all of them where the system does not say (macOS)."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def cpu_info() -> dict[str, str]:
+  """What Linux says of the first core, such as {'flags': 'fpu sse ...'}; {} on other systems."""
   try:
-    lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-  except (OSError, StopIteration):
-    return platform.processor() or platform.machine()
+    core = Path('/proc/cpuinfo').read_text(encoding='utf-8').partition('\n\n')[0]
+  except OSError:
+    return {}
+  return {
+    name.strip(): value.strip()
+    for name, _, value in (line.partition(':') for line in core.splitlines())
+  }

@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets, onednn
-from alexnet_jax.runtime import compilation_cache, cpu, platforms
+from alexnet_jax.runtime import compilation_cache, cpu
+from alexnet_jax.runtime.jax_setup import local_devices
 
 AXIS = 'batch'
 
@@ -33,7 +34,7 @@ class Devices:
 
   def __init__(self, devices: list[jax.Device] | None = None):
     """Takes all devices, or, in a job of one process, the given ones."""
-    local = devices or platforms.local_devices()
+    local = devices or local_devices()
     self._given = devices
     mesh = Mesh(np.array(local), (AXIS,))
     self._split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -48,7 +49,7 @@ class Devices:
   @classmethod
   def single(cls) -> 'Devices':
     """Only the first device of this process."""
-    return cls(platforms.local_devices()[:1])
+    return cls(local_devices()[:1])
 
   def describe(self, settings) -> str:
     """A line about processes, devices and, on a CPU, the library that computes convolutions.
@@ -63,7 +64,7 @@ class Devices:
     return (
       f'process {self.process_index + 1}/{self.process_count}, {self.local_count} of'
       f' {self.global_count} devices, {self.platform} ({self.kind})'
-      + (f', {cpu.describe(by_onednn)}' if self.platform == 'cpu' else '')
+      + (f', {cpu.settings(by_onednn)}' if self.platform == 'cpu' else '')
     )
 
   def memory_bytes(self) -> int | None:
@@ -122,7 +123,7 @@ class Devices:
       return tuple(tree.flatten_up_to(function(*arguments)))
 
     mapped = jax.pmap(flat, axis_name=AXIS, devices=self._given, out_axes=tuple(axes), **options)
-    caching = contextlib.nullcontext if cache else compilation_cache.nothing_kept
+    caching = contextlib.nullcontext if cache else compilation_cache.disabled
 
     def call(*arguments):
       with caching():

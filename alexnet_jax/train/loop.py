@@ -18,8 +18,8 @@ from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.claim import check_workdir, claim_workdir
 from alexnet_jax.run.folder import RunFolder, disk_failures, lock_workdir, read_results
-from alexnet_jax.runtime.deterministic import promise
 from alexnet_jax.runtime.environment import environment
+from alexnet_jax.runtime.jax_setup import resume_note
 from alexnet_jax.train import modes, processes
 from alexnet_jax.train.console import TrainingConsole
 from alexnet_jax.train.devices import (
@@ -100,7 +100,7 @@ def train(
     console = stack.enter_context(
       TrainingConsole(calendar.total_steps, config.epochs, log=log, quiet=not primary)
     )
-    console.message(promise(devices.platform, config.deterministic))
+    console.message(resume_note(devices.platform, config.deterministic))
     for note in modes.notes(experiment, devices):
       console.message(note)
     for path, (old, new) in changes.items():

@@ -1,0 +1,82 @@
+"""What a command settles before JAX's first computation."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import compilation_cache, cpu, distributed
+
+
+def set_up_jax(job: str = 'off', autotune: Path | None = None) -> bool:
+  """Sets up memory, XLA's flags, the job, compiled programs on disk, and devices.
+
+  Args:
+    job: 'auto', 'on' or 'off', as --distributed; see `distributed.join`.
+    autotune: folder that keeps a GPU's choice of algorithms, for runs with
+      `config.deterministic`; None for all others.
+
+  Returns:
+    Whether this is one process of a job of several.
+
+  Raises:
+    UserError: a job that cannot be joined, or $JAX_PLATFORMS names devices that are not here.
+  """
+  cpu.configure()
+  if autotune:
+    _make_gpu_deterministic(autotune.absolute())
+  several = distributed.join(job)
+  if not several:
+    compilation_cache.enable()
+  import jax
+
+  if jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # its stubs leave out flags
+    jax.config.update('jax_enable_x64', False)
+    print('note: JAX_ENABLE_X64 is left aside: nets compute in 32 bits or less', file=sys.stderr)
+  local_devices()
+  return several
+
+
+def local_devices() -> list:
+  """This process's devices.
+
+  Raises:
+    UserError: $JAX_PLATFORMS names what is not here.
+  """
+  import jax
+
+  try:
+    return jax.local_devices()
+  except (RuntimeError, AssertionError) as error:
+    chosen = os.environ.get('JAX_PLATFORMS', '')
+    reason = ' '.join(str(error).split())[:200] or 'there is none'
+    raise UserError(
+      f'JAX_PLATFORMS={chosen}: JAX has no such device here ({reason}); unset it, or set it to cpu'
+    ) from None
+
+
+def _make_gpu_deterministic(folder: Path) -> None:
+  """Has a GPU repeat itself to the bit, with the algorithms that were chosen by timing.
+
+  Order, crops, noise and masks never depend on the machine.  Sums do: XLA's CPU and TPU backends
+  add up in the same order every time, a GPU only with deterministic kernels and with the algorithms
+  of when the run began, which are therefore kept in `folder`.
+  """
+  if any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = (
+      os.environ.get('XLA_FLAGS', ''),
+      '--xla_gpu_deterministic_ops=true',
+      f'--xla_gpu_per_fusion_autotune_cache_dir={folder}',
+    )
+    os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
+
+
+def resume_note(platform: str, deterministic: bool) -> str:
+  """What holds for a run that is stopped and resumed on the same hardware, for people."""
+  if platform == 'gpu' and not deterministic:
+    return (
+      'resume: same examples, float-close (--config.deterministic=true for the same bits, slower)'
+    )
+  return 'resume: bit-exact on the same hardware'
