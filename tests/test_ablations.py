@@ -143,11 +143,6 @@ def test_order_of_the_layers(name, edit, expected):
   assert order(table_of(name, *filter(None, [edit]))) == expected
 
 
-def test_edits_that_give_another_net_of_the_paper():
-  assert table_of('imagenet', 'one_tower') == nets.one_tower(1000)
-  assert table_of('cifar10', 'no_lrn') == nets.cifar_19pct(1000)
-
-
 def test_the_first_norm_moves_behind_the_pool_and_its_relu_and_nothing_else_changes():
   """CHM layers-120.cfg against layers-131.cfg: rnorm1a on pool1a, which has the ReLU; or below."""
   names = [row.name for row in table_of('imagenet', 'lrn_after_pool')]

@@ -213,6 +213,11 @@ def walk(table: Table, shape: Shape):
     shape = output
 
 
+def without(table: Table, kinds: type[Row] | tuple[type[Row], ...]) -> Table:
+  """The rows that are not of some kinds."""
+  return tuple(row for row in table if not isinstance(row, kinds))
+
+
 def count_parameters(table: Table, shape: Shape) -> int:
   return sum(
     math.prod(parameter)

@@ -8,6 +8,7 @@ An ablation is an edit of rows: every function returns a plain tuple of rows fro
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from alexnet_jax.errors import UserError
@@ -23,6 +24,7 @@ from alexnet_jax.model.layers import (
   Relu,
   ResponseNorm,
   SpatialNorm,
+  without,
 )
 
 
@@ -125,18 +127,11 @@ def caffe(classes: int = 1000) -> layers.Table:
 
 
 def caffenet(classes: int = 1000) -> layers.Table:
-  """BVLC's bvlc_reference_caffenet: pools before it normalizes, biases 1; 227-pixel crops."""
-  return (
-    Conv('conv1', 96, 11, stride=4),
-    Relu('relu1'),
-    MaxPool('pool1'),
-    ResponseNorm('norm1', k=1.0),
-    Conv('conv2', 256, 5, padding=2, groups=2, bias=1.0),
-    Relu('relu2'),
-    MaxPool('pool2'),
-    ResponseNorm('norm2', k=1.0),
-    *_upper_convolutions(init=0.01, bias=1.0),
-    *_dense_layers(classes, bias=1.0, hidden_init=0.005, inverted=True),
+  """BVLC's bvlc_reference_caffenet: `caffe`, but pools before it normalizes, and biases 1."""
+  conv1, relu1, norm1, pool1, conv2, relu2, norm2, pool2, *upper = caffe(classes)
+  rows = (conv1, relu1, pool1, norm1, conv2, relu2, pool2, norm2, *upper)
+  return tuple(
+    replace(row, bias=1.0) if isinstance(row, (Conv, Dense)) and row.bias else row for row in rows
   )
 
 
@@ -171,29 +166,11 @@ def owt(classes: int = 1000) -> layers.Table:
 
 
 def one_tower(classes: int = 1000) -> layers.Table:
-  """The one-GPU net of paper section 3.2 (CHM layer-params-145-half.cfg).
+  """The one-GPU net of paper section 3.2 (CHM layer-params-145-half.cfg): 59,798,312 parameters.
 
-  Half the kernels of conv1-4; conv5 and the dense layers are not halved.  59,798,312 parameters.
+  #145 with half the kernels of conv1-4, each of which sees all maps; the rest is not halved.
   """
-  return (
-    Conv('conv1', 48, 11, stride=4, ceil=True),
-    ResponseNorm('norm1'),
-    MaxPool('pool1'),
-    Relu('relu1'),
-    Conv('conv2', 128, 5, padding=2, bias=1.0),
-    Relu('relu2'),
-    ResponseNorm('norm2'),
-    SpatialNorm('spatial_norm2'),
-    MaxPool('pool2'),
-    Conv('conv3', 192, 3, padding=1, init=0.03),
-    Relu('relu3'),
-    Conv('conv4', 192, 3, padding=1, init=0.03, bias=1.0),
-    Relu('relu4'),
-    Conv('conv5', 256, 3, padding=1, init=0.03, bias=1.0),
-    MaxPool('pool5'),
-    Relu('relu5'),
-    *_dense_layers(classes, bias=1.0),
-  )
+  return ablations.one_tower(krizhevsky2012(classes), (224, 224, 3))
 
 
 def conv6(classes: int = 1000) -> layers.Table:
@@ -205,133 +182,71 @@ def conv6(classes: int = 1000) -> layers.Table:
 
 
 def bn(classes: int = 1000) -> layers.Table:
-  """AlexNet-BN (NVIDIA/caffe models/alexnet_bn/train_val.prototxt).
+  """AlexNet-BN (NVIDIA/caffe models/alexnet_bn/train_val.prototxt); for 227-pixel crops.
 
-  conv-BN-ReLU in place of LRN, dense layers without BN, inverted dropout; for 227-pixel crops.
-  Unlike theirs every convolution keeps its bias, which batch normalization makes idle.
+  `caffe` with conv-BN-ReLU in place of LRN.  Unlike theirs every convolution keeps its bias, which
+  batch normalization makes idle.
   """
-
-  def block(name: str, features: int, kernel: int, **geometry) -> layers.Table:
-    number = name.removeprefix('conv')
-    return (
-      Conv(name, features, kernel, **geometry),
-      BatchNorm(f'bn{number}', epsilon=1e-4),
-      Relu(f'relu{number}'),
-    )
-
-  return (
-    *block('conv1', 96, 11, stride=4),
-    MaxPool('pool1'),
-    *block('conv2', 256, 5, padding=2, groups=2),
-    MaxPool('pool2'),
-    *block('conv3', 384, 3, padding=1),
-    *block('conv4', 384, 3, padding=1, groups=2),
-    *block('conv5', 256, 3, padding=1, groups=2),
-    MaxPool('pool5'),
-    *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
-  )
+  rows: list[layers.Row] = []
+  for row in without(caffe(classes), ResponseNorm):
+    if isinstance(row, Conv):
+      norm = BatchNorm(row.name.replace('conv', 'bn'), epsilon=1e-4)
+      rows += [replace(row, bias=0.0), norm]
+    else:
+      rows.append(row)
+  return tuple(rows)
 
 
 def bn_after_pool(classes: int = 1000) -> layers.Table:
   """The AlexNet-BN that the LARS authors train in large batches (train_val2.prototxt there).
 
-  Batch norms without scale and bias, on the input of every convolution but the first; biases of
-  the convolutions and of fc8 start at 0.01.
+  `caffe` with batch norms without scale and bias in place of LRN, on the input of every
+  convolution but the first; biases of the convolutions and of fc8 start at 0.01.
   """
+  rows: list[layers.Row] = []
+  for row in without(caffe(classes), ResponseNorm):
+    if isinstance(row, Conv) and rows:
+      rows.append(BatchNorm(row.name.replace('conv', 'bn'), epsilon=1e-4, affine=False))
+    if isinstance(row, Conv) or (isinstance(row, Dense) and row.name == 'fc8'):
+      row = replace(row, bias=0.01)
+    rows.append(row)
+  return tuple(rows)
 
-  def norm(number: int) -> layers.Row:
-    return BatchNorm(f'bn{number}', epsilon=1e-4, affine=False)
 
-  hidden = _dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True)[:-1]
+def cifar_18pct(classes: int = 10) -> layers.Table:
+  """cuda-convnet example-layers/layers-18pct.cfg: 89,578 parameters, documented error 18 %."""
+  norm: dict[str, Any] = {'size': 3, 'alpha': 5e-5 / 9}  # its scale, divided by size squared
   return (
-    Conv('conv1', 96, 11, stride=4, bias=0.01),
-    Relu('relu1'),
+    Conv('conv1', 32, 5, padding=2, init=0.0001),
     MaxPool('pool1'),
-    norm(2),
-    Conv('conv2', 256, 5, padding=2, groups=2, bias=0.01),
+    Relu('relu1'),
+    SpatialNorm('spatial_norm1', **norm),
+    Conv('conv2', 32, 5, padding=2, init=0.01),
     Relu('relu2'),
-    MaxPool('pool2'),
-    norm(3),
-    Conv('conv3', 384, 3, padding=1, bias=0.01),
+    AvgPool('pool2'),
+    SpatialNorm('spatial_norm2', **norm),
+    Conv('conv3', 64, 5, padding=2, init=0.01),
     Relu('relu3'),
-    norm(4),
-    Conv('conv4', 384, 3, padding=1, groups=2, bias=0.01),
-    Relu('relu4'),
-    norm(5),
-    Conv('conv5', 256, 3, padding=1, groups=2, bias=0.01),
-    Relu('relu5'),
-    MaxPool('pool5'),
-    *hidden,
-    Dense('fc8', classes, init=0.01, bias=0.01),
+    AvgPool('pool3'),
+    Dense('fc10', classes, init=0.01),
   )
+
+
+def cifar_19pct(classes: int = 10) -> layers.Table:
+  """cuda-convnet layers-19pct.cfg: 18pct without response norms, documented error 19 %."""
+  return without(cifar_18pct(classes), SpatialNorm)
 
 
 def cifar_80sec(classes: int = 10) -> layers.Table:
   """cuda-convnet example-layers/layers-80sec.cfg: 145,578 parameters, documented error 26 %.
 
-  Caffe's cifar10_quick is without the last ReLU.
+  19pct with a hidden dense layer.  Caffe's cifar10_quick is without the last ReLU.
   """
   return (
-    *_quick_convolutions(),
+    *cifar_19pct(classes)[:-1],
     Dense('fc64', 64, init=0.1),
     Relu('relu64'),
     Dense('fc10', classes, init=0.1),
-  )
-
-
-def _quick_convolutions(norm: bool = False) -> layers.Table:
-  """The three convolutions shared by the 80sec, 19pct and 18pct nets."""
-
-  # example-layers/layers-18pct.cfg: `rnorm` of size 3, scale 5e-5, divided by size squared.
-  def spatial(name):
-    return (SpatialNorm(name, size=3, alpha=5e-5 / 9),) if norm else ()
-
-  return (
-    Conv('conv1', 32, 5, padding=2, init=0.0001),
-    MaxPool('pool1'),
-    Relu('relu1'),
-    *spatial('spatial_norm1'),
-    Conv('conv2', 32, 5, padding=2, init=0.01),
-    Relu('relu2'),
-    AvgPool('pool2'),
-    *spatial('spatial_norm2'),
-    Conv('conv3', 64, 5, padding=2, init=0.01),
-    Relu('relu3'),
-    AvgPool('pool3'),
-  )
-
-
-def cifar_19pct(classes: int = 10) -> layers.Table:
-  """cuda-convnet layers-19pct.cfg: 89,578 parameters, documented error 19 %."""
-  return (*_quick_convolutions(), Dense('fc10', classes, init=0.01))
-
-
-def cifar_18pct(classes: int = 10) -> layers.Table:
-  """cuda-convnet layers-18pct.cfg: 19pct with spatial response norms, documented error 18 %."""
-  return (*_quick_convolutions(norm=True), Dense('fc10', classes, init=0.01))
-
-
-def cifar_13pct(classes: int = 10) -> layers.Table:
-  """cuda-convnet layers-conv-local-13pct.cfg on 24x24 crops: 1,116,490 parameters, 13 %."""
-  return (
-    Conv('conv1', 64, 5, padding=2, init=0.0001),
-    Relu('relu1'),
-    MaxPool('pool1'),
-    Conv('conv2', 64, 5, padding=2, init=0.01),
-    Relu('relu2'),
-    MaxPool('pool2'),
-    *_local_layers(32, classes),
-  )
-
-
-def _local_layers(first: int, classes: int) -> layers.Table:
-  """The two locally connected layers and the classifier of the 13pct and 11pct nets."""
-  return (
-    Local('local3', first, 3, padding=1, init=0.04),
-    Relu('relu3'),
-    Local('local4', 32, 3, padding=1, init=0.04),
-    Relu('relu4'),
-    Dense('fc10', classes, init=0.01),
   )
 
 
@@ -347,8 +262,21 @@ def cifar_11pct(classes: int = 10) -> layers.Table:
     Relu('relu2'),
     ResponseNorm('norm2', **norm),
     MaxPool('pool2'),
-    *_local_layers(64, classes),
+    Local('local3', 64, 3, padding=1, init=0.04),
+    Relu('relu3'),
+    Local('local4', 32, 3, padding=1, init=0.04),
+    Relu('relu4'),
+    Dense('fc10', classes, init=0.01),
   )
+
+
+def cifar_13pct(classes: int = 10) -> layers.Table:
+  """cuda-convnet layers-conv-local-13pct.cfg on 24x24 crops: 1,116,490 parameters, 13 %.
+
+  11pct without response norms, and with 32 maps in local3.
+  """
+  rows = without(cifar_11pct(classes), ResponseNorm)
+  return tuple(replace(row, features=32) if isinstance(row, Local) else row for row in rows)
 
 
 def cifar_bn(classes: int = 10) -> layers.Table:
