@@ -161,7 +161,7 @@ def _panel(axes, heading: str, usual_top: float, curves: list) -> None:
     ends.append((line[-1, 1], label, color))
     tops += [line[:, 1].max(), np.quantile(points[:, 1], 0.995)]
     lows.append(line[:, 1].min())
-  _style(axes)
+  style_axes(axes)
   if heading == 'Loss' and lows and 0 < min(lows) < max(tops) / 10:
     _log_scale(axes, min(lows) / 1.15, max(tops) * 1.15)
   else:
@@ -170,7 +170,7 @@ def _panel(axes, heading: str, usual_top: float, curves: list) -> None:
   _label_ends(axes, ends, '.1f' if heading != 'Loss' else '.3g')
 
 
-def _style(axes) -> None:
+def style_axes(axes) -> None:
   """Quiet axes: no box, faint horizontal rules, small gray figures."""
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)

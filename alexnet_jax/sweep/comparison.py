@@ -9,14 +9,14 @@ these very nets.
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
+from scipy import stats
 
 from alexnet_jax import config as configs
-from alexnet_jax.model import ablations
+from alexnet_jax.model.ablations import ABLATIONS, BASELINE
 from alexnet_jax.results import scores
 from alexnet_jax.sweep.finished import METRICS, FinishedRun
 
@@ -25,38 +25,22 @@ _FIELDS = 4  # parts of a row's name
 _CLOSE = 0.002  # published differences of no more than this were reported as none
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-  """Of an error, a row minus its reference, as fractions.
-
-  Attributes:
-    mean: over `pairs` seeds.
-    pairs: how many seeds both have.
-    over_seeds: 95 % interval; None with fewer than two pairs.
-    over_images: 95 % interval; None where predictions are missing or of other images.
-  """
-
-  mean: float
-  pairs: int
-  over_seeds: Interval | None
-  over_images: Interval | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportRow:
+@dataclasses.dataclass
+class Row:
   """Runs of one config.
 
   Attributes:
     name: its ablations and other fields in which it differs from the base, or "baseline".
     ablations: names.
-    others: fields that differ from the base row besides those, {field: value}.
+    others: fields that differ from the base besides those, {field: value}.
     changes: all fields that differ from it, {field: (base, here)}.
     runs: by seed.
-    mean, deviation: of the errors over the runs, {'top1_error': ...}; the sample standard deviation
-      needs two runs.
+    figures: fractions, `top1_error_` and `top5_error_` with `mean`; `deviation` (of the sample,
+      with two runs); `published`, a difference; and against the reference `difference`, `pairs`
+      (how many seeds both have), `seeds_low`, `seeds_high` (the interval over seeds, with two
+      pairs), `images_low`, `images_high` (where predictions are there, and of the same images).
     reference: name of the row it is compared with, '' for none.
-    differences: to it, by error.
-    verdict: on the published claim; '' where there is no claim or no difference.
+    claim: whether the published difference is confirmed; '' where none was published or measured.
   """
 
   name: str
@@ -64,35 +48,31 @@ class ReportRow:
   others: dict[str, Any]
   changes: dict[str, tuple[Any, Any]]
   runs: list[FinishedRun]
-  mean: dict[str, float]
-  deviation: dict[str, float]
+  figures: dict[str, float] = dataclasses.field(default_factory=dict)
   reference: str = ''
-  differences: dict[str, Difference] = dataclasses.field(default_factory=dict)
-  verdict: str = ''
+  claim: str = ''
 
-  @property
-  def published(self) -> tuple[float | None, float | None]:
-    """Published differences of top-1 and top-5 error as fractions, for a single ablation."""
-    if len(self.ablations) != 1:
-      return None, None
-    return tuple(
-      None if points is None else points / 100
-      for points in ablations.ABLATIONS[self.ablations[0]].difference
-    )
+  def interval(self, name: str) -> Interval | None:
+    """A pair of figures, such as 'top1_error_seeds' for its two ends."""
+    low = self.figures.get(f'{name}_low')
+    return None if low is None else (low, self.figures[f'{name}_high'])
 
 
-def rows(runs: Sequence[FinishedRun]) -> list[ReportRow]:
+def compare_runs(runs: Sequence[FinishedRun]) -> list[Row]:
   """One row a config, the base first, each compared with the same config without its ablations."""
   groups = _groups(runs)
   base = _base(groups)
-  found = [_row(base, group) for group in groups]
-  found.sort(key=lambda row: (bool(row.changes), len(row.others)))
-
-  def reference(row: ReportRow) -> ReportRow:
-    same = (other for other in found if not other.ablations and other.others == row.others)
-    return next(same, found[0]) if row.ablations else found[0]
-
-  return [_compared(row, reference(row)) for row in found]
+  recipes = _recipes(base)
+  rows = [Row(*_differences(base, group[0], recipes), group) for group in groups]
+  rows.sort(key=lambda row: (bool(row.changes), len(row.others)))
+  for row in rows:
+    _average(row)
+  for row in rows:
+    same = (other for other in rows if not other.ablations and other.others == row.others)
+    reference = next(same, rows[0]) if row.ablations else rows[0]
+    if row is not reference and _same_data(row.runs[0], reference.runs[0]):
+      _compare(row, reference)
+  return rows
 
 
 def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
@@ -100,90 +80,72 @@ def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
   groups: dict[str, dict[int, FinishedRun]] = {}
   for run in runs:
     flat = configs.flatten(run.config)
-    kept = {k: v for k, v in flat.items() if k != 'seed' and configs.find_field(k).alters_run}
-    groups.setdefault(json.dumps(kept, sort_keys=True), {})[run.seed] = run
+    same = {k: v for k, v in flat.items() if k != 'seed' and configs.find_field(k).alters_run}
+    groups.setdefault(json.dumps(same, sort_keys=True), {})[run.seed] = run
   return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
-def _differing(old: FinishedRun, new: FinishedRun) -> dict[str, tuple[Any, Any]]:
-  changes = configs.diff(old.config, new.config)
+def _base(groups: list[list[FinishedRun]]) -> FinishedRun:
+  """The first run of the group without ablations of the net from which the others differ least."""
+
+  def distance(run: FinishedRun) -> tuple[bool, int, int]:
+    recipes = _recipes(run)
+    found = [_differences(run, group[0], recipes) for group in groups]
+    changes = sum(len(changes) for *_, changes in found)
+    others = sum(len(others) for *_, others, _ in found)
+    return bool(run.config['model']['ablations']), changes, others
+
+  return min((group[0] for group in groups), key=distance)
+
+
+def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
+  """What ablations of the recipe would set in a config, those of most fields first."""
+  config = configs.from_json(base.config)
+  effects = {
+    name: {field: new for field, (_, new) in (configs.ablation_changes(config, name) or {}).items()}
+    for name, ablation in ABLATIONS.items()
+    if ablation.fields
+  }
+  return dict(sorted(effects.items(), key=lambda item: -len(item[1])))
+
+
+def _differences(
+  base: FinishedRun, run: FinishedRun, recipes: dict[str, dict[str, Any]]
+) -> tuple[str, tuple[str, ...], dict[str, Any], dict[str, tuple[Any, Any]]]:
+  """Name, ablations, others and changes of a row."""
+  changes = configs.diff(base.config, run.config)
   changes.pop('seed', None)
-  return changes
-
-
-def _base(groups: list[list[FinishedRun]]) -> list[FinishedRun]:
-  """The group without edits from which the others differ least, best by ablations alone."""
-
-  def distance(group):
-    others = [_differing(group[0], other[0]) for other in groups]
-    return bool(group[0].config['model']['ablations']), sum(map(len, others))
-
-  def unnamed(group):
-    return sum(
-      len(_named(group[0], other[0], _differing(group[0], other[0]))[1]) for other in groups
-    )
-
-  least = min(map(distance, groups))
-  return min((group for group in groups if distance(group) == least), key=unnamed)
-
-
-def _row(base: list[FinishedRun], group: list[FinishedRun]) -> ReportRow:
-  changes = _differing(base[0], group[0])
-  names, rest = _named(base[0], group[0], changes)
-  title = ['+'.join(names)] if names else [] if rest else [ablations.BASELINE]
-  title += [f'{field}={_short(new)}' for field, (_, new) in rest.items()]
+  others = {field: new for field, (_, new) in changes.items()}
+  names: list[str] = []
+  ours, theirs = run.config['model']['ablations'], base.config['model']['ablations']
+  if ours != theirs and ours[: len(theirs)] == theirs:
+    names += ours[len(theirs) :]
+    del others['model.ablations']
+  for name, effect in recipes.items():
+    if effect and effect.items() <= others.items():
+      names.append(name)
+      others = {field: new for field, new in others.items() if field not in effect}
+  title = ['+'.join(names)] if names else [] if others else [BASELINE]
+  title += [
+    f'{field}={new:g}' if isinstance(new, float) else f'{field}={new}'
+    for field, new in others.items()
+  ]
   if len(title) > _FIELDS:
     title[_FIELDS:] = [f'{len(title) - _FIELDS} more fields']
-  errors = [run.errors for run in group]
-  known = [name for name in METRICS if all(name in error for error in errors)]
-  values = {name: [error[name] for error in errors] for name in known}
-  return ReportRow(
-    name=', '.join(title),
-    ablations=names,
-    others={field: new for field, (_, new) in rest.items()},
-    changes=changes,
-    runs=group,
-    mean={name: statistics.fmean(of) for name, of in values.items()},
-    deviation={name: statistics.stdev(of) for name, of in values.items() if len(of) > 1},
-  )
+  return ', '.join(title), tuple(names), others, changes
 
 
-def _short(value: Any) -> str:
-  return f'{value:g}' if isinstance(value, float) else str(value)
-
-
-def _named(
-  base: FinishedRun, run: FinishedRun, changes: Mapping[str, tuple[Any, Any]]
-) -> tuple[tuple[str, ...], dict[str, tuple[Any, Any]]]:
-  """Changes as names of ablations, and what is left of them."""
-  rest = dict(changes)
-  names, ours, theirs = [], run.config['model']['ablations'], base.config['model']['ablations']
-  if ours != theirs and ours[: len(theirs)] == theirs:
-    names = ours[len(theirs) :]
-    del rest['model.ablations']
-  config = configs.from_json(base.config)
-  recipes = [name for name, ablation in ablations.ABLATIONS.items() if ablation.fields]
-  effects = {name: configs.ablation_changes(config, name) or {} for name in recipes}
-  for name in sorted(recipes, key=lambda name: -len(effects[name])):
-    effect = effects[name]
-    if effect and all(
-      field in rest and rest[field][1] == new for field, (_, new) in effect.items()
-    ):
-      names.append(name)
-      rest = {field: change for field, change in rest.items() if field not in effect}
-  return tuple(names), rest
-
-
-def _compared(row: ReportRow, reference: ReportRow) -> ReportRow:
-  if row is reference or not _same_data(row.runs[0], reference.runs[0]):
-    return row
-  found = {
-    name: difference(row.runs, reference.runs, name) for name in row.mean if name in reference.mean
-  }
-  found = {name: value for name, value in found.items() if value}
-  top1 = found.get('top1_error')
-  verdict = judge(row.published[0], top1) if top1 and row.published[0] is not None else ''
-  return dataclasses.replace(row, reference=reference.name, differences=found, verdict=verdict)
+def _average(row: Row) -> None:
+  """Adds the figures of the row by itself."""
+  published = ABLATIONS[row.ablations[0]].difference if len(row.ablations) == 1 else (None, None)
+  for metric, points in zip(METRICS, published, strict=True):
+    values = [run.errors[metric] for run in row.runs if metric in run.errors]
+    if len(values) == len(row.runs):
+      row.figures[f'{metric}_mean'] = statistics.fmean(values)
+      if len(values) > 1:
+        row.figures[f'{metric}_deviation'] = statistics.stdev(values)
+    if points is not None:
+      row.figures[f'{metric}_published'] = points / 100
 
 
 def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
@@ -192,79 +154,82 @@ def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
   return all(one.config['data'][field] == other.config['data'][field] for field in fields)
 
 
-def difference(
-  ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], metric: str
-) -> Difference | None:
-  """The difference of an error over the seeds that two rows share; None if they share none."""
-  others = {run.seed: run for run in theirs}
-  pairs = [(run, others[run.seed]) for run in ours if run.seed in others]
-  if not pairs:
+def _compare(row: Row, reference: Row) -> None:
+  """Adds the figures of the row against its reference, over the seeds that both have."""
+  row.reference = reference.name
+  others = {run.seed: run for run in reference.runs}
+  pairs = [(run, others[run.seed]) for run in row.runs if run.seed in others]
+  for metric, k in METRICS.items():
+    if not pairs or not all(f'{metric}_mean' in both.figures for both in (row, reference)):
+      continue
+    values = [mine.errors[metric] - other.errors[metric] for mine, other in pairs]
+    row.figures |= {f'{metric}_difference': statistics.fmean(values), f'{metric}_pairs': len(pairs)}
+    over = {'seeds': student_interval(values), 'images': _over_images(pairs, k)}
+    for name, interval in over.items():
+      if interval:
+        ends = (f'{metric}_{name}_low', f'{metric}_{name}_high')
+        row.figures |= dict(zip(ends, interval, strict=True))
+  if 'top1_error_difference' in row.figures and 'top1_error_published' in row.figures:
+    intervals = row.interval('top1_error_seeds'), row.interval('top1_error_images')
+    row.claim = judge(row.figures['top1_error_published'], *intervals, len(pairs))
+
+
+def student_interval(values: Sequence[float]) -> Interval | None:
+  """95 % interval of a mean, Student's t with n - 1 degrees of freedom; None of a single value."""
+  if len(values) < 2:
     return None
-  values = [mine.errors[metric] - other.errors[metric] for mine, other in pairs]
-  return Difference(
-    mean=statistics.fmean(values),
-    pairs=len(pairs),
-    over_seeds=student_interval(values) if len(values) > 1 else None,
-    over_images=_over_images(pairs, METRICS[metric]),
-  )
-
-
-def student_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-  """Interval of the mean of at least two values, Student's t with n - 1 degrees of freedom."""
-  mean, n = statistics.fmean(values), len(values)
-  reach = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(values) / n**0.5
+  # Not `stats.t.interval`, which has none for values that are all the same.
+  reach = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+  mean = statistics.fmean(values)
   return mean - reach, mean + reach
 
 
 def _over_images(pairs: Sequence[tuple[FinishedRun, FinishedRun]], k: int) -> Interval | None:
-  label = pairs[0][0].label
-  if label is None or any(
-    run.label is None or not np.array_equal(run.label, label) for pair in pairs for run in pair
+  predictions = [run.predictions for pair in pairs for run in pair]
+  known = [each for each in predictions if each]
+  if len(known) < len(predictions) or any(
+    not np.array_equal(each.label, known[0].label) for each in known
   ):
     return None
-  gains = sum(mine.wrong(k).astype(int) - other.wrong(k) for mine, other in pairs) / len(pairs)
-  return bootstrap_mean(gains)
+  wrong = [scores.wrong(each.probabilities, each.label, k).astype(int) for each in known]
+  return bootstrap_mean((np.sum(wrong[::2], axis=0) - np.sum(wrong[1::2], axis=0)) / len(pairs))
 
 
-def bootstrap_mean(
-  values: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-  """Percentile bootstrap interval of a mean of few distinct values, drawn as their counts.
+def bootstrap_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+  """95 % percentile bootstrap interval of a mean of few distinct values, drawn as their counts.
 
   Equal values would make it a point: then it is as wide as Wilson's interval of a share of 0 in as
   many images.
   """
   distinct, counts = np.unique(values, return_counts=True)
   if len(distinct) == 1:
-    _, unseen = scores.error_interval(0, len(values), confidence)
+    _, unseen = scores.error_interval(0, len(values))
     return float(distinct[0] - unseen), float(distinct[0] + unseen)
   draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), resamples)
-  tail = (1 - confidence) / 2
-  low, high = np.quantile(draws @ distinct / len(values), (tail, 1 - tail))
+  low, high = np.quantile(draws @ distinct / len(values), (0.025, 0.975))
   return float(low), float(high)
 
 
-def judge(published: float, measured: Difference) -> str:
+def judge(published: float, seeds: Interval | None, images: Interval | None, pairs: int) -> str:
   """What the measurement says of a published difference; its sign, for data may be another.
 
   Args:
     published: difference of the top-1 error as a fraction.
-    measured: the same, measured here.
+    seeds, images: intervals of the same, measured here.
+    pairs: how many seeds were measured.
   """
-  interval = measured.over_seeds or measured.over_images
+  interval = seeds or images
   if interval is None:
     return 'cannot tell: one seed and no predictions'
-  if measured.over_seeds:
-    kind = f'{measured.pairs} seeds'
-  else:
-    kind = 'one seed: the interval is over images alone'
+  kind = f'{pairs} seeds' if seeds else 'one seed: the interval is over images alone'
   low, high = interval
-  if abs(published) <= _CLOSE:
-    if low <= 0 <= high:
-      return f'consistent: the interval contains 0, as none was published ({kind})'
-    return f'contradicted: {"worse" if low > 0 else "better"}, where none was published ({kind})'
+  none_published = abs(published) <= _CLOSE
   if low <= 0 <= high:
+    if none_published:
+      return f'consistent: the interval contains 0, as none was published ({kind})'
     return f'not confirmed: the interval contains 0 ({kind})'
-  same = (low > 0) == (published > 0)
   direction = 'worse' if low > 0 else 'better'
+  if none_published:
+    return f'contradicted: {direction}, where none was published ({kind})'
+  same = (low > 0) == (published > 0)
   return f'{"confirmed" if same else "contradicted"}: {direction} ({kind})'

@@ -1,4 +1,4 @@
-"""Finished runs as a report sees them: config, results, record, predictions."""
+"""Finished runs as a report sees them: config, results, metrics, predictions."""
 
 import dataclasses
 import os
@@ -16,7 +16,9 @@ from alexnet_jax.results import scores
 from alexnet_jax.run.claim import read_run_config
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.metrics import read_metrics
-from alexnet_jax.run.predictions import read_predictions, results_prefix
+from alexnet_jax.run.predictions import SplitProbabilities, read_predictions, results_prefix
+
+METRICS = {'top1_error': 1, 'top5_error': 5}  # and their k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,54 +28,66 @@ class FinishedRun:
   Attributes:
     workdir: its folder.
     config: its config, as plain dicts.
-    results: its results.json.
-    environment: versions and hardware.
-    label: int (n,), of the validation images; None where predictions were not saved.
-    probabilities: float32 (n, classes), or None.
+    results: its results.json, with versions and hardware.
+    predictions: of the validation images, with the final views; None where they were not saved.
   """
 
   workdir: Path
   config: dict[str, Any]
   results: dict[str, Any]
-  environment: dict[str, Any]
-  label: np.ndarray | None
-  probabilities: np.ndarray | None
+  predictions: SplitProbabilities | None
 
   @property
   def seed(self) -> int:
     return self.config['seed']
 
-  @property
-  def views(self) -> int:
-    return self.config['eval']['final_views']
-
   @cached_property
   def errors(self) -> dict[str, float]:
-    """loss, top1_error and, with more than 5 classes, top5_error, over the final views.
+    """top1_error and, with more than 5 classes, top5_error, over the final views.
 
     Computed from the predictions; taken from results.json where there are none.
     """
-    if self.probabilities is not None:
-      return scores.errors(self.probabilities, self.label)
-    same = self.views == self.config['eval']['views']
-    prefix = 'eval' if same else results_prefix(self.views)
-    found = {name: self.results.get(f'{prefix}/{name}') for name in ('loss', *METRICS)}
+    if self.predictions:
+      return scores.errors(self.predictions.probabilities, self.predictions.label)
+    views = self.config['eval']['final_views']
+    prefix = 'eval' if views == self.config['eval']['views'] else results_prefix(views)
+    found = {name: self.results.get(f'{prefix}/{name}') for name in METRICS}
     return {name: value for name, value in found.items() if value is not None}
 
   @cached_property
-  def record(self) -> list[dict]:
+  def metrics(self) -> list[dict[str, float]]:
     """The lines of metrics.jsonl, each with its epoch: batches are of one size."""
     lines = read_metrics(self.workdir)
     known = (line['epoch'] / line['step'] for line in lines if line['step'] and 'epoch' in line)
     per_step = next(known, 1.0)
     return [{'epoch': line['step'] * per_step} | line for line in lines]
 
-  def wrong(self, k: int) -> np.ndarray | None:
-    """Which validation images are wrong, bool (n,); None where predictions were not saved."""
-    return None if self.probabilities is None else scores.wrong(self.probabilities, self.label, k)
+  @property
+  def validation_errors(self) -> list[tuple[float, float]]:
+    """(epoch, top-1 error) of each evaluation."""
+    name = 'eval/top1_error'
+    return [(line['epoch'], line[name]) for line in self.metrics if name in line]
 
+  @cached_property
+  def training_errors(self) -> list[tuple[float, float]]:
+    """(epoch, mean top-1 error over the epoch before it), from the end of the first epoch on.
 
-METRICS = {'top1_error': 1, 'top5_error': 5}  # and their k
+    On views as trained on, with the augmentation and dropout of the config: no extra pass over the
+    training images.
+    """
+    name = 'train/top1_error'
+    lines = [(line['epoch'], line['step'], line[name]) for line in self.metrics if name in line]
+    epochs, steps, errors = np.array(lines, np.float64).reshape(-1, 3).T
+    counts = np.diff(steps, prepend=0)
+    points = []
+    for epoch in epochs[epochs >= 1]:
+      last = (epoch - 1 < epochs) & (epochs <= epoch)
+      points.append((float(epoch), float(np.average(errors[last], weights=counts[last]))))
+    return points
+
+  def epochs_to(self, error: float) -> float | None:
+    """The first epoch whose training error is at most `error` (paper, Figure 1: 25 %), or None."""
+    return next((epoch for epoch, found in self.training_errors if found <= error), None)
 
 
 def find_finished_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
@@ -102,12 +116,9 @@ def find_finished_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list
 def _read(workdir: Path) -> FinishedRun:
   folder = RunFolder(workdir)
   config = configs.to_json(read_run_config(workdir))
-  predictions = read_predictions(folder.predictions('last', config['eval']['final_views']))
   return FinishedRun(
     workdir,
     config,
     files.read_json(folder.results),
-    files.read_json(folder.environment),
-    predictions and predictions.label,
-    predictions and predictions.probabilities,
+    read_predictions(folder.predictions('last', config['eval']['final_views'])),
   )

@@ -87,7 +87,7 @@ def parse_grid(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
 
   Commas within brackets or quotes belong to a value: `optimizer.schedule.milestones=(8.0,),(5.0,)`.
   """
-  grid = []
+  grid: list[tuple[str, list[str]]] = []
   for text in texts:
     field, equals, values = text.partition('=')
     field = field.removeprefix('config.')
