@@ -83,7 +83,7 @@ class OurFeed(Workload):
   def __init__(self, file: Path):
     cpu.configure()  # as every command that feeds does
     pixels = np.load(file, mmap_mode='r', allow_pickle=False)
-    self._split = Split(pixels, np.zeros(len(pixels), np.int32), file, pixels.offset)
+    self._split = Split(pixels, np.zeros(len(pixels), np.int32))
     self._step = 0
 
   def run(self, batches: int) -> int:

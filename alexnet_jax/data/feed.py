@@ -1,6 +1,6 @@
 """Rows of a store -> batches of uint8 images, prepared a few ahead in the background.
 
-Rows are gathered a batch at a time. Where the images lie in a file, a few threads read rows with
+Rows are gathered a batch at a time. Where the images are a memory map, a few threads read rows with
 `preadv`: with a warm page cache that is as fast as copying from a memory map, with a cold one
 several times faster than its page faults. JPEG images are decoded by as many threads as there are
 cores. Every batch is a fresh buffer: JAX's CPU backend takes aligned NumPy memory over without a
@@ -10,12 +10,12 @@ copy, and would see a reused one change.
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def train_batches(
 
   Returns:
     An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32
-    (b,), `row` int64 (b,), `position` int32 (b,), the place in the global batch.
+    (b,), `position` int32 (b,), the place in the global batch.
   """
   mine = _part(batch_size, process_index, process_count)
   gather = Gather(split)
@@ -112,12 +112,7 @@ def train_batches(
 
   def make(step: int) -> Batch:
     rows = order.rows(seed, step, batch_size, len(split))[mine]
-    return {
-      'image': gather(rows),
-      'label': split.labels[rows],
-      'row': rows,
-      'position': positions.copy(),
-    }
+    return {'image': gather(rows), 'label': split.labels[rows], 'position': positions.copy()}
 
   return Batches(gather, make, itertools.count(start_step))
 
@@ -171,8 +166,8 @@ def eval_batches(
   Args: as for `train_batches`.
 
   Returns:
-    An iterator of dicts with `image`, `label` and `row` as of `train_batches`; padding has black
-    images, label 0 and row -1.
+    An iterator of dicts with `image` and `label` as of `train_batches`, and `row` int64 (b,);
+    padding has black images, label 0 and row -1.
   """
   mine = _part(batch_size, process_index, process_count)
   gather = Gather(split)
@@ -183,11 +178,8 @@ def eval_batches(
     real = rows < len(split)
     labels = np.zeros(len(rows), np.int32)
     labels[real] = split.labels[rows[real]]
-    return {
-      'image': gather(rows[real], len(rows)),
-      'label': labels,
-      'row': np.where(real, rows, -1),
-    }
+    images = gather(rows[real], len(rows))
+    return {'image': images, 'label': labels, 'row': np.where(real, rows, -1)}
 
   return Batches(gather, make, range(-(-len(split) // batch_size)))
 
@@ -203,25 +195,25 @@ class Gather:
   """Gathers rows of a split's images into fresh, page-aligned memory."""
 
   def __init__(self, split: Split):
-    self._images = split.images
-    self._source: _FileRows | JpegRows | None = None
+    self._images = images = split.images
+    self._read: Callable[[np.ndarray, np.ndarray], None] | None = None
     self._threads = 1
-    if split.file is not None:
-      self._source, self._threads = _FileRows(split, split.file), READERS
-    elif isinstance(split.images, JpegRows):
-      self._source, self._threads = split.images, usable_cores()
+    if isinstance(images, np.memmap):
+      self._read, self._threads = functools.partial(_read_file, images), READERS
+    elif isinstance(images, JpegRows):
+      self._read, self._threads = images.read, usable_cores()
     self._readers = concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix='read')
 
   def __call__(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
     """uint8 (size, S, S, 3): the images of int64 `rows`, then black ones up to `size`."""
     out = _aligned((len(rows) if size is None else size, *self._images.shape[1:]))
     out[len(rows) :] = 0
-    if self._source is None:
+    if self._read is None:
       np.take(self._images, rows, axis=0, out=out[: len(rows)], mode='clip')  # clip: no extra copy
       return out
     chunk = max(1, -(-len(rows) // self._threads))
     tasks = [
-      self._readers.submit(self._source.read, rows[place : place + chunk], out[place:])
+      self._readers.submit(self._read, rows[place : place + chunk], out[place:])
       for place in range(0, len(rows), chunk)
     ]
     try:
@@ -235,37 +227,27 @@ class Gather:
     return out
 
   def close(self) -> None:
-    """Ends the reading threads and closes the file. Can be repeated."""
+    """Ends the reading threads. Can be repeated."""
     self._readers.shutdown(wait=True)
-    if isinstance(self._source, _FileRows):
-      self._source.close()
 
 
-class _FileRows:
-  """Rows of raw pixels, read from their file."""
-
-  def __init__(self, split: Split, path: Path):
-    self._offset = split.offset
-    self._row_bytes = np.asarray(split.images[:1]).nbytes
-    self._file = open(path, 'rb', buffering=0)
-
-  def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-    """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighboring rows at once."""
-    memory = memoryview(out.reshape(-1))
-    ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    place = 0
+def _read_file(images: np.memmap, rows: np.ndarray, out: np.ndarray) -> None:
+  """Reads int64 `rows` (n,) to uint8 `out`, at least n rows long, neighboring rows at once."""
+  memory, size = memoryview(out.reshape(-1)), out[0].nbytes
+  ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+  file, place = os.open(str(images.filename), os.O_RDONLY), 0
+  try:
     for end in ends:
-      position = self._offset + int(rows[place]) * self._row_bytes
-      target = memory[place * self._row_bytes : end * self._row_bytes]
+      position = images.offset + int(rows[place]) * size
+      target = memory[place * size : end * size]
       while target:
-        count = os.preadv(self._file.fileno(), [target], position)
+        count = os.preadv(file, [target], position)
         if not count:
-          raise OSError(f'{self._file.name} ends before byte {position}: it was cut off')
+          raise OSError(f'{images.filename} ends before byte {position}: it was cut off')
         target, position = target[count:], position + count
       place = end
-
-  def close(self) -> None:
-    self._file.close()
+  finally:
+    os.close(file)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

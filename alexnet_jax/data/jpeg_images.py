@@ -131,7 +131,7 @@ class JpegImages:
   def finish(self, rows: int) -> None:
     """Nothing is left to do: `places.npy` has so many rows."""
 
-  def open(self, rows: int) -> dict[str, Any]:
+  def open(self, rows: int) -> JpegRows:
     places = np.load(self._folder / PLACES, allow_pickle=False)
     if places.shape != (rows, 3):
       raise ValueError(f'{self._folder.name}/{PLACES} is {places.shape}')
@@ -141,7 +141,7 @@ class JpegImages:
       file = _part_file(self._folder, part)
       if (size := file.stat().st_size) < end:
         raise ValueError(f'{self._folder.name}/{file.name} has {size} bytes instead of {end}')
-    return {'images': JpegRows(self._folder, places, self._size)}
+    return JpegRows(self._folder, places, self._size)
 
   def parts(self, rows_per_part: int) -> Iterator[tuple[str, Any]]:
     del rows_per_part  # a part is a file

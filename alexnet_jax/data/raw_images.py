@@ -73,8 +73,8 @@ class RawImages:
       file.flush()
       os.fsync(file.fileno())
 
-  def open(self, rows: int) -> dict[str, Any]:
-    """Fields of `store.Split`.
+  def open(self, rows: int) -> np.memmap:
+    """The images of `store.Split`.
 
     Raises:
       ValueError, OSError: the file is absent, cut short, or of another shape.
@@ -82,7 +82,7 @@ class RawImages:
     pixels = np.load(self._file, mmap_mode='r', allow_pickle=False)
     if pixels.shape != (rows, *self._shape) or pixels.dtype != np.uint8:
       raise ValueError(f'{self._file} is {pixels.dtype} {pixels.shape}')
-    return {'images': pixels, 'file': self._file, 'offset': pixels.offset}
+    return pixels
 
   def parts(self, rows_per_part: int) -> Iterator[tuple[str, Any]]:
     """What to call each part, and its bytes."""

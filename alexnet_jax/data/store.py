@@ -38,24 +38,20 @@ class Split:
   """Rows of images and labels.
 
   Attributes:
-    images: uint8 (N, S, S, 3) RGB: an array, a read-only memory map, or rows of JPEG files.
+    images: uint8 (N, S, S, 3) RGB: an array, a read-only memory map from its first row on, or rows
+      of JPEG files.
     labels: int32 (N,).
-    file: the file the images lie in, one after another from byte `offset`; None when in memory or
-      JPEG.
-    offset: see `file`.
   """
 
   images: np.ndarray | JpegRows
   labels: np.ndarray
-  file: pathlib.Path | None = None
-  offset: int = 0
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def first(self, n: int) -> 'Split':
     """The first `n` rows, of a training split a random subset."""
-    return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])
+    return Split(self.images[:n], self.labels[:n])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +134,7 @@ def _open_split(path: pathlib.Path, name: str, meta: dict[str, Any]) -> Split:
   if labels.shape != (count,):
     raise ValueError(f'{name}/labels.npy is {labels.shape}')
   files = image_files(path / name, meta['image_size'], meta['encoding'])
-  return Split(labels=labels, **files.open(count))
+  return Split(files.open(count), labels)
 
 
 def image_files(folder: pathlib.Path, image_size: int, encoding: str) -> RawImages | JpegImages:
