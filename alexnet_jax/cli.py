@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -16,7 +16,6 @@ from absl import app, flags, logging
 
 from alexnet_jax import config as configs
 from alexnet_jax import config_files, files
-from alexnet_jax.argv import Argument, split
 from alexnet_jax.errors import DiskFailed, Diverged, Interrupted, RunsFailed, UserError
 from alexnet_jax.runtime import distributed
 
@@ -46,8 +45,9 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
   """
   if importlib.util.find_spec('fcntl') is None:
     return _fail(UserError('this system has no fcntl: use Linux, macOS, or WSL'))
-  code = 0
+  logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
+  app.define_help_flags()
   for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
       signal.signal(number, _stop)
@@ -55,23 +55,15 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
     if hasattr(stream, 'reconfigure'):  # a terminal of another encoding shows what it can
       stream.reconfigure(errors='replace' if stream is sys.stdout else 'backslashreplace')
 
-  def command(arguments):
+  def parse_and_run():
+    arguments = _parse()
+    if arguments and not positional:
+      raise UserError(f'unknown argument {arguments[0]!r}: flags look like --name=value')
     if not configured:
       refuse_config('this command takes none')
     main(*([arguments] if positional else []))
 
-  def guarded(argv):
-    nonlocal code
-    if len(argv) > 1 and not positional:
-      code = _fail(UserError(f'unknown argument {argv[1]!r}: flags look like --name=value'))
-      return
-    code = _guard(lambda: command(argv[1:]))
-
-  try:
-    app.run(guarded, flags_parser=_parse)
-  except SystemExit as error:
-    if code == 0 and error.code is not None:
-      code = error.code if isinstance(error.code, int) else _fail(UserError(str(error.code)))
+  code = _guard(parse_and_run)
   if code in (Interrupted.exit_code, _KILLED) or distributed.is_member():
     _leave(code)
   return code
@@ -116,9 +108,12 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
 
 
 def config_words() -> list[str]:
-  """The words of the command line that make the config: --config and --config.FIELD."""
-  arguments = _arguments(sys.argv[1:])
-  return [w for a in arguments if a.name == 'config' or a.config_field() for w in a.words]
+  """The words of the command line that make the config: --config=FILE and --config.FIELD=VALUE."""
+  return [word for word in sys.argv[1:] if word.startswith('--config=') or _is_field(word)]
+
+
+def _is_field(word: str) -> bool:
+  return word.startswith(('--config.', '--noconfig.'))
 
 
 def _ablations() -> list[str]:
@@ -147,7 +142,7 @@ def experiment_name(config_filename: str, source: str) -> str:
 
 
 def command_line() -> str:
-  """The command as the user gave it."""
+  """The command, its flags as --name=value."""
   module = sys.modules['__main__'].__spec__
   program = (
     f'python -m {module.name.removesuffix(".__main__")}' if module else f'python {sys.argv[0]}'
@@ -167,6 +162,8 @@ def _guard(main: Callable[[], None]) -> int:
     return 0
   except (UserError, DiskFailed, Diverged, Interrupted, RunsFailed) as error:
     return _fail(error)
+  except SystemExit as error:  # of --help, or of a config
+    return _fail(UserError(error.code)) if isinstance(error.code, str) else error.code or 0
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return _KILLED
@@ -187,32 +184,53 @@ def _fail(error) -> int:
   return error.exit_code
 
 
-def _parse(argv):
-  """absl's parser, with its errors in one line; `config_files` reads the fields of the config."""
+def _parse() -> list[str]:
+  """Reads the flags but for --config.FIELD, see `config_files.parse`; what are no flags.
+
+  Raises:
+    UserError: a flag that is not known or without its value, or a path that is not on a disk.
+  """
+  sys.argv[1:] = words = [_expanded(word) for word in one_word_per_flag(sys.argv[1:])]
+  fields = [word for word in words if _is_field(word)]
+  if fields and not any(word.startswith('--config=') for word in words):
+    raise UserError(f'{fields[0]}: give the file whose field that is, as --config=FILE')
   try:
-    arguments = _arguments(argv[1:])
-    fields = [a for a in arguments if a.config_field()]
-    if fields and not any(a.name == 'config' for a in arguments):
-      raise UserError(f'{fields[0].words[0]}: give the file whose field that is, as --config=FILE')
-    return flags.FLAGS([argv[0], *(w for a in arguments if a not in fields for w in a.words)])
+    return flags.FLAGS([sys.argv[0], *(word for word in words if word not in fields)])[1:]
   except SystemExit:  # --help, after which absl ends with 1
     sys.exit(0)
-  except (UserError, flags.Error) as error:
-    sys.exit(_fail(UserError(' '.join(str(error).split()))))
+  except flags.Error as error:
+    raise UserError(' '.join(str(error).split())) from None
 
 
-def _arguments(words: list[str]) -> list[Argument]:
-  """The arguments with `~` expanded in their paths.
+def one_word_per_flag(words: Sequence[str]) -> list[str]:
+  """`-name value`, `--name value` and `--name=value` as `--name=value`, other words as they are."""
+  found: list[str] = []
+  rest = iter(words)
+  for word in rest:
+    name, equals, _ = word.lstrip('-').partition('=')
+    if word.startswith('-') and name:
+      word = f'--{word.lstrip("-")}' if name != 'h' else '--help'
+      if not equals and _takes_value(name) and (value := next(rest, None)) is not None:
+        word = f'{word}={value}'
+    found.append(word)
+  return found
+
+
+def _takes_value(name: str) -> bool:
+  field = configs.FIELDS.get(name.removeprefix('config.'))
+  if name.startswith('config.'):
+    return field is None or not isinstance(field.default, bool)
+  return name in flags.FLAGS and not flags.FLAGS[name].boolean
+
+
+def _expanded(word: str) -> str:
+  """A word with `~` expanded in its paths.
 
   Raises:
     UserError: a path is one of an object store, or of an unknown home.
   """
-  return [_expanded(a) for a in split('--help' if word == '-h' else word for word in words)]
-
-
-def _expanded(argument: Argument) -> Argument:
-  what = f'--{argument.name}' if argument.name else 'path'
-  given = argument.value.split(',')
-  paths = [files.expand(path, what) for path in given]
+  flag, equals, value = word.partition('=') if word.startswith('-') else ('', '', word)
+  given = value.split(',')
+  paths = [files.expand(path, flag or 'path') for path in given]
   expanded = [str(new) if old[:1] == '~' else old for old, new in zip(given, paths, strict=True)]
-  return argument.replace_value(','.join(expanded))
+  return f'{flag}{equals}{",".join(expanded)}'

@@ -8,7 +8,6 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax.argv import split
 from alexnet_jax.config import FIELDS, find_field
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import did_you_mean
@@ -59,9 +58,13 @@ def parse(words: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
   Raises:
     UserError: no such file or field, a value of another type, or a config file that fails.
   """
-  arguments = split(words)
-  typed = {a.config_field(): a for a in arguments if a.config_field()}
-  for path in typed:
+  typed = {}
+  for word in words:
+    path = word.partition('=')[0].removeprefix('--').removeprefix('no').removeprefix('config')
+    if path == '':
+      file = find(word.partition('=')[2])
+      continue
+    typed[path := path.removeprefix('.')] = word
     find_field(path, 'config.')
     if path not in FIELDS:  # as ml_collections reads "conv1/kernel", it is a division
       table, _, layer = path.rpartition('.')
@@ -69,19 +72,16 @@ def parse(words: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
         f'config.{path}: layers cannot be set one by one; give the whole table:'
         f""" --config.{table}="{{'{layer}': ...}}\""""
       )
-  file = [a.value for a in arguments if a.name == 'config'][-1]
-  argv = ['', f'--config={find(file)}', *(word for a in typed.values() for word in a.words)]
+  argv = ['', f'--config={file}', *typed.values()]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   try:
-    _, *rest = values(argv)
-    if rest:
-      raise UserError(f'unknown argument {rest[0]!r}: fields look like --config.name=value')
+    values(argv)
     return values['config'].value, list(typed)
   except Exception as error:  # whatever a config file may raise, however ml_collections wraps it
     text = str(error).strip()
     if 'Traceback' in text:  # its last line says it
       text = re.sub(r'^(\w+\.)*\w*(Error|Exception): ', '', text.splitlines()[-1])
-    elif not isinstance(error, (flags.Error, UserError)):
+    elif not isinstance(error, flags.Error):
       text = f'the config cannot be read: {type(error).__name__}: {text}'
     raise UserError(' '.join(text.split())) from None

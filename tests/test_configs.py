@@ -10,8 +10,8 @@ import pytest
 from helpers.commands import ROOT, error_line, get_config, run
 from helpers.tiny_data import write_images
 
+from alexnet_jax import cli, config_files
 from alexnet_jax import config as configs
-from alexnet_jax import config_files
 from alexnet_jax.data import preparation
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import Diverged, UserError
@@ -485,9 +485,10 @@ def test_a_mistake_in_the_config_is_one_line(name, field, message):
 
 
 def test_fields_may_stand_before_the_config_and_values_in_words_of_their_own():
-  config, paths = config_files.parse(
-    ['--config.epochs', '3', '-config.seed=4', '--noconfig.log.tensorboard', '--config', 'digits']
-  )
+  words = '--config.epochs 3 -config.seed=4 --noconfig.log.tensorboard --dry_run --config digits'
+  words = cli.one_word_per_flag(words.split())
+  assert words[-2:] == ['--dry_run', '--config=digits']
+  config, paths = config_files.parse([word for word in words if 'config' in word])
   assert paths == ['epochs', 'seed', 'log.tensorboard']
   assert (config.epochs, config.seed, config.log.tensorboard) == (3.0, 4, False)
 

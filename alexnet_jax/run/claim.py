@@ -12,7 +12,6 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
-from alexnet_jax.argv import split
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.run.folder import RunFolder, writable
@@ -101,8 +100,8 @@ def claim_workdir(
 
 
 def with_workdir(command: str, workdir: Path) -> str:
-  """The command with another --workdir."""
-  words = [w for a in split(shlex.split(command)) if a.name != 'workdir' for w in a.words]
+  """A command, with its flags as --name=value, with another --workdir."""
+  words = [word for word in shlex.split(command) if not word.startswith('--workdir=')]
   return shlex.join([*words, f'--workdir={workdir}'])
 
 
