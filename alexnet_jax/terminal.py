@@ -5,11 +5,8 @@ import difflib
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self, TextIO
-
-_SECONDS_BETWEEN_LINES = 30.0  # of `count`, where there is no terminal
-_SECONDS_BETWEEN_PICTURES = 0.1
 
 
 class Console:
@@ -28,20 +25,19 @@ class Console:
       quiet: Show nothing.
       stream: Where to write; the standard error stream if None.
     """
+    import rich.console
+
     self._log = log and open(log, 'a', encoding='utf-8', errors='backslashreplace', buffering=1)  # noqa: SIM115
-    self._quiet = quiet
-    self._stream = stream or sys.stderr
-    self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    stream = stream or sys.stderr
+    self._terminal = stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._console = rich.console.Console(file=stream, quiet=quiet, force_terminal=self._terminal)
     self._bar: Any = None  # a rich.progress.Progress while there is progress on a terminal
 
   def message(self, text: str) -> None:
     """Writes `text`, of one line or more; above the bar if there is one."""
     self._record(text)
     with self._hang_up():
-      if self._bar:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-      elif not self._quiet:
-        print(text, file=self._stream, flush=True)
+      self._console.out(text, highlight=False)
 
   def progress(self, line: str, done: int, total: int) -> None:
     """Writes `line`; on a terminal in place of the line before, beside a bar of `done / total`."""
@@ -62,11 +58,11 @@ class Console:
     """
     pace, shown = Pace(), time.monotonic()
     pace.rate(done)
+    pause = 0.1 if self._terminal else 30.0
 
     def advance(n: int) -> None:
       nonlocal done, shown
       done, now = done + n, time.monotonic()
-      pause = _SECONDS_BETWEEN_PICTURES if self._terminal else _SECONDS_BETWEEN_LINES
       if now - shown >= pause or done == total:
         rate, shown = pace.rate(done), now
         speed = rate and f', {rate:,.0f} per second, {duration((total - done) / rate)} left'
@@ -93,18 +89,18 @@ class Console:
 
   def _show(self, line: str, done: int, total: int) -> None:
     with self._hang_up():
-      if self._terminal and not self._quiet:
-        self._bar = self._bar or _bar(self._stream, total)
+      if self._terminal:
+        self._bar = self._bar or _bar(self._console, total)
         self._bar.update(self._bar.task_ids[0], completed=done, description=line, refresh=True)
-      elif not self._quiet:
-        print(line, file=self._stream, flush=True)
+      else:
+        self._console.out(line, highlight=False)
 
   @contextlib.contextmanager
   def _hang_up(self) -> Iterator[None]:
     try:
       yield
     except OSError:  # the terminal is gone; the log goes on
-      self._bar, self._quiet = None, True
+      self._bar, self._console.quiet = None, True
 
   def _end_bar(self) -> None:
     bar, self._bar = self._bar, None
@@ -118,22 +114,22 @@ class Console:
       self._log.write(''.join(f'{now}  {line}'.rstrip() + '\n' for line in text.split('\n')))
 
 
-def _bar(stream: TextIO, total: int):
+def _bar(console, total: int):
   """A bar with text beside it, started, which changes only when it is told to."""
-  import rich.console
   import rich.progress
   import rich.table
 
+  text = rich.progress.TextColumn(
+    '{task.description}', markup=False, table_column=rich.table.Column(ratio=1)
+  )
   bar = rich.progress.Progress(
     rich.progress.BarColumn(20),
-    rich.progress.TextColumn(
-      '{task.description}', markup=False, table_column=rich.table.Column(ratio=1)
-    ),
-    console=rich.console.Console(file=stream, force_terminal=True),
+    text,
+    console=console,
     auto_refresh=False,
     expand=True,
     redirect_stdout=sys.stdout.isatty(),  # a redirected output belongs in its file
-    redirect_stderr=stream is sys.stderr,
+    redirect_stderr=console.file is sys.stderr,
   )
   bar.add_task('', total=total)
   bar.start()
@@ -198,7 +194,7 @@ def duration(seconds: float) -> str:
   return f'{hours // 24}d{hours % 24:02}h'
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Collection[str]) -> str:
   """Suggests the known name that a misspelled one stands for.
 
   `lr` and `optimizer.lr` are `optimizer.learning_rate`: initials count for more than letters in
@@ -211,17 +207,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
   Returns:
     'did you mean X?', or '' if no name is like it.
   """
-  known = list(known)
   section, _, name = word.rpartition('.')
-  initials = [
+  same_initials = [
     other
     for other in known
-    if other.startswith(section) and _initials(other.rpartition('.')[2]) == name
+    if other.startswith(section)
+    and ''.join(part[:1] for part in other.rpartition('.')[2].split('_')) == name
   ]
-  near = initials or difflib.get_close_matches(word, known, 1, 0.5)
+  near = same_initials or difflib.get_close_matches(word, known, 1, 0.5)
   return f'did you mean {near[0]}?' if near else ''
-
-
-def _initials(name: str) -> str:
-  words = name.split('_')
-  return ''.join(word[:1] for word in words) if len(words) > 1 else ''
