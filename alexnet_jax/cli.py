@@ -100,9 +100,9 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   config, typed = config_files.parse(config_words())
   name = '-'.join([experiment_name(_CONFIG.value, config.data.source), *_ablations()])
   if configs.left_open(config):
-    from alexnet_jax.weights import start  # it imports jax, which most configs do not need here
+    from alexnet_jax.weights import initial  # it imports jax, which most configs do not need here
 
-    start.complete(config, Path(workdir or Path('runs', name)))
+    initial.complete(config, Path(workdir or Path('runs', name)))
   configs.validate(config)
   return configs.apply_ablations(config, _ablations(), typed), name
 

@@ -332,7 +332,7 @@ def default() -> ml_collections.ConfigDict:
 
 
 def left_open(config: ml_collections.ConfigDict) -> list[str]:
-  """What `weights.start.complete` has to fill in before the config can be validated."""
+  """What `weights.initial.complete` has to fill in before the config can be validated."""
   named_last = [
     f'optimizer.layer_lr_factors.{name}'
     for name in config.optimizer.layer_lr_factors

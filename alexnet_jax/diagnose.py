@@ -30,7 +30,7 @@ def main() -> None:
   config, name = cli.read_config()
   set_up_jax()
   from alexnet_jax.train import diagnosis  # after the flags: help and typos need no jax
-  from alexnet_jax.weights.start import weights_of
+  from alexnet_jax.weights.initial import weights_of
 
   diagnosis.diagnose(config, name, weights_of(config), flags.FLAGS, cli.command_line())
 

@@ -56,7 +56,7 @@ def main() -> None:
   if not training:
     return
   from alexnet_jax.train import loop
-  from alexnet_jax.weights.start import weights_of
+  from alexnet_jax.weights.initial import weights_of
 
   loop.train(
     config,

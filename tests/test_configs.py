@@ -25,7 +25,7 @@ from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.grad_accum import accumulate
 from alexnet_jax.train.step import make_compute_gradients, make_train_step
 from alexnet_jax.train.throughput import Report
-from alexnet_jax.weights.start import weights_of
+from alexnet_jax.weights.initial import weights_of
 
 # ml_collections' loader of config files.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')

@@ -24,7 +24,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.inference.predictor import Predictor
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.schedules import make_rates
-from alexnet_jax.weights import start
+from alexnet_jax.weights import initial
 from alexnet_jax.weights.run_folder import load_workdir
 
 pytestmark = pytest.mark.slow
@@ -105,7 +105,7 @@ def test_preprocessing_is_that_of_the_weights():
 
 def test_open_fields_are_filled_in(monkeypatch):
   weights = digits_net(resize='warp', image_size=40)
-  monkeypatch.setattr(start, 'load', lambda path: weights)
+  monkeypatch.setattr(initial, 'load', lambda path: weights)
   config = get_config('finetune:/images')
   config.weights = 'x'
   assert set(configs.left_open(config)) == {
@@ -115,7 +115,7 @@ def test_open_fields_are_filled_in(monkeypatch):
     'input.crop',
     'optimizer.layer_lr_factors.last',
   }
-  start.complete(config)
+  initial.complete(config)
   assert not configs.left_open(config)
   configs.validate(config)
   assert (config.model.net, config.data.image_size, config.data.resize) == ('digits', 40, 'warp')
@@ -123,7 +123,7 @@ def test_open_fields_are_filled_in(monkeypatch):
   assert dict(config.optimizer.layer_lr_factors) == {'fc5': ((0.0, 10.0),)}
   config = get_config('finetune:/images')
   config.weights, config.data.resize, config.input.crop = 'x', 'crop', 24
-  start.complete(config)
+  initial.complete(config)
   assert (config.data.resize, config.input.crop) == ('crop', 24)  # what is said stays
 
 

@@ -167,7 +167,7 @@ def test_which_caffe_net(small, read):
   named = files.caffe_file('caffenet', arrays, plain=True) + b'\n\x08CaffeNet'
   assert read(named).net == 'caffenet'
   assert read(files.caffe_file('caffenet', arrays, classifier='fc8_flickr')).net == 'caffenet'
-  with pytest.raises(UserError, match='those of net caffenet, not caffe'):
+  with pytest.raises(UserError, match='of net caffenet, not caffe'):
     read(files.caffe_file('caffenet', arrays), net='caffe')
   with pytest.raises(UserError, match='one of caffe, caffenet'):
     read(files.caffe_file('caffenet', arrays, plain=True), net='owt')
@@ -221,21 +221,21 @@ def test_wrong_layers(small, read):
   huge = np.full(arrays[2][1].shape, 1e300)
   channels, hidden = len(arrays[4][0]), len(arrays[5][0])
   cases = {
-    rf'layer fc6: kernel is {hidden}x100, but net owt needs {hidden}x{channels * 36}$': (
+    rf'classifier.1.weight is {hidden}x100, but net owt needs {hidden}x{channels * 36}$': (
       changed(arrays, 5, kernel=arrays[5][0][:, :100])
     ),
-    rf'layer fc6: bias is {hidden - 1}, but net owt needs {hidden}$': (
+    rf'classifier.1.bias is {hidden - 1}, but net owt needs {hidden}$': (
       changed(arrays, 5, bias=arrays[5][1][1:])
     ),
-    'layer conv2: kernel is 8x2x5x4, but': changed(arrays, 1, kernel=arrays[1][0][..., :4]),
-    'layer fc7: kernel has values that are not finite': changed(arrays, 6, kernel=nan),
-    'layer conv3: bias has values that are not finite': changed(arrays, 2, bias=huge),
-    'layer fc8: bias is 1,': changed(arrays, 7, arrays[7][0][:1], arrays[7][1][:1]),
-    'layer fc8: bias is 1x7,': changed(arrays, 7, bias=arrays[7][1][None]),
+    'features.3.weight is 8x2x5x4, but': changed(arrays, 1, kernel=arrays[1][0][..., :4]),
+    'classifier.4.weight has values that are not finite': changed(arrays, 6, kernel=nan),
+    'features.6.bias has values that are not finite': changed(arrays, 2, bias=huge),
+    'classifier.6.bias is 1,': changed(arrays, 7, arrays[7][0][:1], arrays[7][1][:1]),
+    'classifier.6.bias is 1x7,': changed(arrays, 7, bias=arrays[7][1][None]),
   }
   for message, wrong in cases.items():
     refuse(read, files.torch_file(files.state_dict(wrong)), message)
-  refuse(read, files.torch_file(dict(list(state.items())[:-1])), 'lacks classifier.6.bias')
+  refuse(read, files.torch_file(dict(list(state.items())[:-1])), 'lacks array classifier.6.bias')
   refuse(read, files.torch_file({**state, 'features.1.weight': nan_tensor()}), 'features.1.weight')
   refuse(read, files.torch_file({'layer4.weight': nan_tensor()}), 'no array .* but layer4.weight')
   refuse(read, files.torch_file({'a\n\x1b[2Jb': nan_tensor()}), r'but a\?\?\[2Jb')
@@ -256,18 +256,16 @@ def nan_tensor():
 def test_wrong_caffe_layers(small, read):
   arrays = files.random_arrays('caffe')
   cut = changed(arrays, 3, kernel=arrays[3][0][:, :3])
-  refuse(read, files.caffe_file('caffe', cut, 'v1'), 'layer conv4: kernel is 16x3x3x3, but net')
-  refuse(read, files.caffe_file('caffe', files.random_arrays('owt')), 'layer conv1: kernel is 2x3')
+  refuse(read, files.caffe_file('caffe', cut, 'v1'), 'conv4/kernel is 16x3x3x3, but net')
+  refuse(read, files.caffe_file('caffe', files.random_arrays('owt')), 'conv1/kernel is 2x3')
   owner = files.caffe_file('caffe', arrays, classifier='fc9')
-  refuse(read, owner, 'layer fc8 of net caffe has no array')
+  refuse(read, owner, 'lacks array fc8/bias')
   twice = files.caffe_file('caffe', arrays) * 2
   refuse(read, twice, 'two layers conv1')
-  refuse(read, files.npy_file({'conv1': [arrays[0][0]]}), 'layer fc8 of net caffe has no array')
+  refuse(read, files.npy_file({'conv1': list(arrays[0])}), 'lacks array fc8/bias')
+  refuse(read, files.npy_file({'conv1': [arrays[0][0]]}), 'layer conv1 is not a pair of arrays')
   refuse(read, files.npy_file({'conv1': 3}), 'layer conv1 is not a pair of arrays')
-  refuse(read, files.npy_file([1, 2]), 'no header of an array of floats')
-  buffer = io.BytesIO()
-  np.save(buffer, np.zeros((3, 4), np.float32))
-  refuse(read, buffer.getvalue(), 'one array, not a dictionary')
+  refuse(read, files.npy_file([1, 2]), 'no header of a dictionary of layers')
 
 
 def test_other_files(small, read, tmp_path):
@@ -383,7 +381,6 @@ def test_sizes_in_a_file_are_not_believed(small, read):
     program = archive.read('archive/data.pkl')
   refuse(read, zip_with(good, b'\x80\x02}r\xff\xff\xff\x7f.'), 'none at all')
   refuse(read, zip_with(good, b'\x80\x04\x8e' + b'\xff' * 7 + b'\x7f'), 'cannot be loaded')
-  refuse(read, zip_with(good, b'\x80\x02' + b'N' * 1_100_000 + b'.'), 'operations')
   first = len(state['features.0.bias'])
   wanted = b'K%c\x85' % first  # the shape of that bias
   assert wanted in program
@@ -396,9 +393,9 @@ def test_sizes_in_a_file_are_not_believed(small, read):
   # Storage keys that double in length with every line, were they ever written out.
   legacy = files.torch_file(state, legacy=True)
   keys = legacy.index(b'\x80\x02]')
-  refuse(read, legacy[:keys] + b'\x80\x02])' + b'q\0h\0\x86' * 60 + b'a.', 'list of storages')
+  refuse(read, legacy[:keys] + b'\x80\x02])' + b'q\0h\0\x86' * 60 + b'a.' + legacy, 'list of')
   refuse(read, struct.pack('<Q', 2**62) + b'{"a": 1}', 'header too large')
-  refuse(read, b'\x0a\xff\xff\xff\xff\x0f', 'ends .* bytes too early')
+  refuse(read, b'\x0a\xff\xff\xff\xff\x0f', 'damaged')
   bomb = io.BytesIO()
   with zipfile.ZipFile(bomb, 'w', zipfile.ZIP_DEFLATED) as file:
     file.writestr('metadata.npy', bytes(50_000_000))
@@ -414,7 +411,7 @@ def test_readers_agree_with_the_libraries(small):
   kinds = ('float16', 'bfloat16', 'float32', 'float64')
   tensors = {f'α/{kind}': values.to(getattr(torch, kind)) for kind in kinds}
   tensors['empty'] = torch.zeros(3, 0, 2)
-  ours = {name: array.read() for name, array in safetensors.read(save(tensors)).items()}
+  ours = safetensors.read(save(tensors))
   assert {name: array.dtype.name for name, array in ours.items()} == {
     name: str(tensor.dtype).removeprefix('torch.') for name, tensor in tensors.items()
   }
@@ -433,9 +430,8 @@ def test_unpacked_numbers_of_protobuf():
   single = b''.join(b'\x2d' + value.tobytes() for value in values)  # field 5, four bytes each
   blob = single + b'\x3a\x02\x08\x03'  # shape { dim: 3 }
   layer = b'\x0a\x05conv1' + b'\x3a' + bytes([len(blob)]) + blob
-  _, (found,) = caffe.read(b'\xa2\x06' + bytes([len(layer)]) + layer)
-  assert found.name == 'conv1' and found.blobs[0].shape == (3,)
-  np.testing.assert_array_equal(found.blobs[0].read(), values)
+  _, found = caffe.read(b'\xa2\x06' + bytes([len(layer)]) + layer)
+  np.testing.assert_array_equal(found['conv1/kernel'], values)
 
 
 def test_metadata_of_our_own_file(small, read):
@@ -480,4 +476,4 @@ def test_metadata_of_our_own_file(small, read):
   refuse(read, wrong(metadata, **{kernel: arrays[kernel][1:]}), f'{kernel} is 169x170, but net')
   refuse(read, wrong(metadata, **{kernel: arrays[kernel] * np.nan}), f'{kernel} has values')
   refuse(read, wrong(metadata, extra=np.zeros(3, np.float32)), 'unknown array extra')
-  refuse(read, wrong(metadata, extra=np.zeros(3, np.int64)), 'no header of an array of floats')
+  refuse(read, wrong(metadata, extra=np.zeros(3, np.int64)), 'unknown array extra')

@@ -18,7 +18,7 @@ from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_ho
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
-from alexnet_jax.weights.start import weights_of
+from alexnet_jax.weights.initial import weights_of
 
 # Far more examples than a benchmark sees: the schedules stay at their beginning.
 _EXAMPLES = 10**7

@@ -24,8 +24,8 @@ from alexnet_jax.train import processes
 from alexnet_jax.train.devices import AXIS, Devices, check_batch_size
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.weights.initial import weights_of
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.start import weights_of
 
 
 @dataclasses.dataclass(frozen=True)

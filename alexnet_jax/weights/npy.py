@@ -1,4 +1,4 @@
-"""`.npy`: arrays of floats and bytes, and dicts of them, which NumPy stores as a pickle.
+"""`.npy` of a dict of layers, as caffe-tensorflow wrote it: NumPy stores it as a pickle.
 
 Source: numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
 """
@@ -9,47 +9,76 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.weights import lazy_array, pickles
-from alexnet_jax.weights.lazy_array import LazyArray
+from alexnet_jax.weights import pickles
 
 MAGIC = b'\x93NUMPY'
-_HEADER = re.compile(
-  rb"\{'descr': '([<>|])(f2|f4|f8|u1|O)8?', 'fortran_order': (True|False),"
-  rb" 'shape': \(((?:\d{1,12}L?, ?)*(?:\d{1,12}L?)?)\), \} *\n"
+_HEADER_OF_OBJECT = re.compile(
+  rb"\x93NUMPY\x01\0..\{'descr': '\|O[48]?', 'fortran_order': (True|False), 'shape': \(\), \} *\n",
+  re.DOTALL,
 )
 
 
-def read(name: str, data: bytes) -> LazyArray:
-  """The array in a file.
+def read(data: bytes) -> dict[str, np.ndarray]:
+  """Arrays by '<layer>/kernel' and '<layer>/bias'.
 
   Raises:
-    ValueError: damaged, or not an array of floats or bytes.
+    ValueError: damaged, or not {'conv1': [kernel, bias], ...} or {'conv1': {'weights': kernel,
+      'biases': bias}, ...}.
   """
-  kind, fortran, shape, body = _parse(data)
-  if kind is None:
-    raise ValueError(f'{name:.40} is an array of Python objects')
-  return lazy_array.from_bytes(name, body, kind, shape, 'F' if fortran else 'C')
+  header = _HEADER_OF_OBJECT.match(data)
+  if not header:
+    raise ValueError('it has no header of a dictionary of layers')
+  file = io.BytesIO(data)
+  file.seek(header.end())
+  match pickles.read(file, _KNOWN):
+    case _Array(value=[dict() as layers]):
+      pass
+    case _:
+      raise ValueError('it is not a dictionary of layers')
+  arrays: dict[str, np.ndarray] = {}
+  for layer, pair in layers.items():
+    match list(pair.values()) if isinstance(pair, dict) else pair:
+      case [_Array(value=np.ndarray() as kernel), _Array(value=np.ndarray() as bias)]:
+        arrays |= {f'{layer}/kernel': kernel, f'{layer}/bias': bias}
+      case _:
+        raise ValueError(f'layer {layer!s:.40} is not a pair of arrays')
+  return arrays
 
 
-def read_object(data: bytes) -> Any:
-  """The Python object in a file of `np.save(path, object)`; see `pickles.read`."""
-  kind, _, shape, body = _parse(data)
-  if kind is not None or shape != ():
-    raise ValueError('it is one array, not a dictionary of layers')
-  array = pickles.read(io.BytesIO(body))
-  items = array.read() if isinstance(array, LazyArray) else None
-  return items[0] if isinstance(items, list) and len(items) == 1 else None
+# What the names in a pickle stand for.
 
 
-def _parse(data: bytes):
-  """dtype (None for objects), Fortran order, shape, and what follows the header."""
-  length_bytes = 2 if data[6:7] == b'\x01' else 4
-  start = 8 + length_bytes
-  length = int.from_bytes(data[8:start], 'little')
-  match = _HEADER.fullmatch(data[start : start + min(length, 10_000)])
-  if data[:6] != MAGIC or not match:
-    raise ValueError('it has no header of an array of floats or objects')
-  order, code, fortran, sizes = match.groups()
-  shape = tuple(int(size) for size in re.findall(rb'\d+', sizes))
-  dtype = None if code == b'O' else np.dtype((order + code).decode())
-  return dtype, fortran == b'True', shape, memoryview(data)[start + length :]
+class _Dtype:
+  """`numpy.dtype`: REDUCE gives its code, BUILD its byte order."""
+
+  def __init__(self, code: str, *_):
+    self.code, self.order = code, '='
+
+  def build(self, version: int, order: str, *_) -> None:
+    self.order = order
+
+
+class _Array:
+  """`numpy.ndarray`, which BUILD fills with floats or, of a dict, with a list of it."""
+
+  def __init__(self, *_: Any):
+    self.value: Any = None
+
+  def build(self, version: int, shape: tuple, dtype: _Dtype, fortran: bool, data: Any) -> None:
+    match dtype.code, data:
+      case 'O' | 'O4' | 'O8', list():
+        self.value = data
+      case 'f2' | 'f4' | 'f8', bytes() | str():
+        data = data.encode('latin1') if isinstance(data, str) else data  # str: bytes of Python 2
+        values = np.frombuffer(data, ('>' if dtype.order == '>' else '<') + dtype.code)
+        self.value = values.reshape(shape, order='F' if fortran else 'C')
+      case _:
+        raise ValueError(f'it holds an array of type {dtype.code!r:.20}, not of floats')
+
+
+_KNOWN = {
+  'numpy.core.multiarray._reconstruct': _Array,
+  'numpy._core.multiarray._reconstruct': _Array,
+  'numpy.ndarray': None,  # for _reconstruct, which does not look at it
+  'numpy.dtype': _Dtype,
+}

@@ -9,18 +9,17 @@
 
 import io
 import json
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alexnet_jax.data.images import RESIZES
 from alexnet_jax.model import ablations, layers
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.weights import npy
 from alexnet_jax.weights.layouts import MAX_CLASSES, checked
-from alexnet_jax.weights.lazy_array import LazyArray, Shape
 
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096
@@ -43,12 +42,7 @@ def write(pretrained: Pretrained) -> bytes:
     'resize_to': preprocessing.resize_to,
     **{name: getattr(preprocessing, name) for name in _SWITCHES},
   }
-  arrays = {
-    f'{collection}/{layer}/{name}': array
-    for collection, by_layer in pretrained.variables.items()
-    for layer, by_name in by_layer.items()
-    for name, array in by_name.items()
-  }
+  arrays = flatten_dict(pretrained.variables, sep='/')
   arrays |= {f'preprocessing/{name}': getattr(preprocessing, name) for name in _ARRAYS}
   arrays = {name: np.asarray(array, np.float32) for name, array in sorted(arrays.items())}
   text = json.dumps(metadata).encode()
@@ -57,29 +51,30 @@ def write(pretrained: Pretrained) -> bytes:
   return buffer.getvalue()
 
 
-def read(files: Mapping[str, bytes]) -> Pretrained:
+def read(data: bytes) -> Pretrained:
   """What `write` wrote.
 
   Raises:
     ValueError: not that, or damaged.
   """
-  blobs = {}
-  for member, data in files.items():
-    name = member.removesuffix('.npy')
-    blobs[name] = npy.read(name, data)
   try:
-    metadata = json.loads(bytes(blobs.pop('metadata').read()))
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+      arrays = dict(file)
+  except Exception as error:  # NumPy fails in many ways on damaged bytes
+    raise ValueError(f'an array in it is damaged ({" ".join(str(error).split())[:80]})') from None
+  try:
+    metadata = json.loads(arrays.pop('metadata').tobytes())
     if metadata['format'] != FORMAT:
       raise ValueError(f'its format is {metadata["format"]!r:.40}, not {FORMAT!r}')
     if metadata['version'] != VERSION:
       raise ValueError(f'it is of version {metadata["version"]!r:.40}; this is version {VERSION}')
-    return _assemble(metadata, blobs)
+    return _assemble(metadata, arrays)
   except (AttributeError, KeyError, RecursionError, TypeError) as error:
     reason = f'{type(error).__name__}: {error}'
     raise ValueError(f'its metadata is damaged ({reason:.80})') from None
 
 
-def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
+def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
   sizes = {name: metadata[name] for name in ('image_size', 'crop', 'resize_to')}
   classes, net, edits = metadata['classes'], metadata['net'], metadata['ablations']
   valid = (
@@ -99,21 +94,15 @@ def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
   crop = sizes['crop']
   table = ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3))
   wanted = _shapes(table, crop)
-  whole_mean = blobs['preprocessing/mean'].shape != (3,)
+  whole_mean = arrays['preprocessing/mean'].shape != (3,)
   wanted |= {
     'preprocessing/mean': (crop, crop, 3) if whole_mean else (3,),
     'preprocessing/scale': (3,),
     'preprocessing/color_basis': (3, 3),
   }
-  for name in sorted(wanted.keys() ^ blobs.keys()):
-    raise ValueError(f'it {"lacks" if name in wanted else "has an unknown"} array {name:.60}')
-  arrays = {name: checked(blobs[name], name, shape, net) for name, shape in wanted.items()}
-  variables = {'params': {}, 'batch_stats': {}}
-  for name, array in arrays.items():
-    collection, *path = name.split('/')
-    if collection in variables:
-      layer, kind = path
-      variables[collection].setdefault(layer, {})[kind] = array
+  arrays = checked(arrays, wanted, net)
+  inputs: dict[str, Any] = {name: arrays.pop(f'preprocessing/{name}') for name in _ARRAYS}
+  variables = {'params': {}, 'batch_stats': {}} | unflatten_dict(arrays, sep='/')
   return Pretrained(
     source=metadata['source'],
     net=net,
@@ -124,14 +113,14 @@ def _assemble(metadata: dict, blobs: dict[str, LazyArray]) -> Pretrained:
     preprocessing=Preprocessing(
       crop=crop,
       resize_to=sizes['resize_to'],
-      **{name: arrays[f'preprocessing/{name}'] for name in _ARRAYS},
+      **inputs,
       **{name: metadata[name] for name in _SWITCHES},
     ),
     ablations=tuple(edits),
   )
 
 
-def _shapes(table: layers.Table, crop: int) -> dict[str, Shape]:
+def _shapes(table: layers.Table, crop: int) -> dict[str, layers.Shape]:
   """Every array of a net by its name here."""
   shapes = {}
   for row, inputs, _ in layers.walk(table, (crop, crop, 3)):

@@ -5,18 +5,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from alexnet_jax.weights import lazy_array
-from alexnet_jax.weights.lazy_array import LazyArray
-
-_DTYPES = {
-  'F16': np.dtype('<f2'),
-  'BF16': np.dtype(ml_dtypes.bfloat16),
-  'F32': np.dtype('<f4'),
-  'F64': np.dtype('<f8'),
-}
+_DTYPES = {'F16': '<f2', 'BF16': ml_dtypes.bfloat16, 'F32': '<f4', 'F64': '<f8'}
 
 
-def read(data: bytes) -> dict[str, LazyArray]:
+def read(data: bytes) -> dict[str, np.ndarray]:
   """Arrays by name.
 
   Raises:
@@ -30,8 +22,7 @@ def read(data: bytes) -> dict[str, LazyArray]:
   for name, entry in entries:
     if entry['dtype'] not in _DTYPES:
       raise ValueError(f'{name:.40} is of type {entry["dtype"]}, not of floats')
-    dtype, shape = _DTYPES[entry['dtype']], tuple(entry['shape'])
-    arrays[name] = lazy_array.from_bytes(name, entry['data'], dtype, shape)
+    arrays[name] = np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
   return arrays
 
 

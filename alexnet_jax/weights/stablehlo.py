@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.pretrained import Pretrained
 
@@ -17,7 +16,6 @@ _PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def write(pretrained: Pretrained) -> bytes:
-  """Raises UserError without the package flatbuffers, which jax.export needs."""
   preprocessing = pretrained.preprocessing
   model = AlexNet(pretrained.table)
 
@@ -28,7 +26,4 @@ def write(pretrained: Pretrained) -> bytes:
   exported = export.export(jax.jit(logits), platforms=_PLATFORMS)(
     jax.ShapeDtypeStruct(shape, jnp.float32)
   )
-  try:
-    return bytes(exported.serialize())
-  except ImportError:
-    raise UserError('jax.export needs a package: pip install flatbuffers') from None
+  return bytes(exported.serialize())

@@ -12,19 +12,32 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from alexnet_jax.weights import pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_STORAGES = {
+  'HalfStorage': np.dtype('<f2'),
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'FloatStorage': np.dtype('<f4'),
+  'DoubleStorage': np.dtype('<f8'),
+  'ByteStorage': np.dtype('u1'),
+  'CharStorage': np.dtype('i1'),
+  'ShortStorage': np.dtype('<i2'),
+  'IntStorage': np.dtype('<i4'),
+  'LongStorage': np.dtype('<i8'),
+  'BoolStorage': np.dtype('?'),
+}
 
 
-def read_zip(files: Mapping[str, bytes]) -> Any:
-  """The object in a zip archive, tensors as `LazyArray`.
+def read_zip(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+  """The state dict in a zip archive.
 
   Raises:
-    ValueError: damaged, or not only tensors in dicts.
+    ValueError: damaged, or no tensors by name.
   """
   name = next(name for name in files if name.endswith('data.pkl'))
   root = name.removesuffix('data.pkl')
@@ -32,49 +45,92 @@ def read_zip(files: Mapping[str, bytes]) -> Any:
     raise ValueError('its values are big-endian: save it again on an ordinary machine')
 
   def storage(identity):
-    found = pickles.torch_storage(identity)
-    member = f'{root}data/{found.key}'
-    if member not in files:
-      raise ValueError(f'the archive lacks {member:.80}')
-    found.data = lambda: files[member]
-    return found
+    key, dtype, count = _parse_storage(identity)
+    values = np.frombuffer(files.get(f'{root}data/{key}', b''), dtype)
+    if len(values) != count:
+      raise ValueError(f'storage {key:.40} is missing or of another size')
+    return values
 
-  return pickles.read(io.BytesIO(files[name]), storage)
+  return _state_dict(pickles.read(io.BytesIO(files[name]), _KNOWN, storage))
 
 
-def read_legacy(data: bytes) -> Any:
-  """The object in a file of before torch 1.6, tensors as `LazyArray`.
+def read_legacy(data: bytes) -> dict[str, np.ndarray]:
+  """The state dict in a file of before torch 1.6.
 
   Raises:
-    ValueError: damaged, or not only tensors in dicts, or not of torch.
+    ValueError: damaged, or no tensors by name.
   """
-  file, storages = io.BytesIO(data), {}
+  file = io.BytesIO(data)
   if pickles.read(file) != _MAGIC or pickles.read(file) != _PROTOCOL:
     raise ValueError('it is a pickle, but not one of torch.save')
   system = pickles.read(file)
   if not isinstance(system, dict) or system.get('little_endian') is not True:
     raise ValueError('its values are big-endian: save it again on an ordinary machine')
+  storages: dict[str, np.ndarray] = {}
+  left = len(data)
 
   def storage(identity):
-    found = pickles.torch_storage(identity)
-    return storages.setdefault(found.key, found)
+    nonlocal left
+    key, dtype, count = _parse_storage(identity)
+    if key not in storages:
+      left -= count * dtype.itemsize
+      if left < 0:
+        raise ValueError(f'storage {key:.40} is larger than the file')
+      storages[key] = np.empty(count, dtype)  # its values follow the pickles
+    return storages[key]
 
-  value, keys = pickles.read(file, storage), pickles.read(file)
+  value, keys = pickles.read(file, _KNOWN, storage), pickles.read(file)
   listed = isinstance(keys, list) and all(type(key) is str for key in keys)
   if not listed or sorted(keys) != sorted(storages):
     raise ValueError('its list of storages is damaged')
-  place = file.tell()
   for key in keys:
-    found, header = storages[key], data[place : place + 8]
-    size = found.count * found.dtype.itemsize
-    if len(header) < 8 or struct.unpack('<q', header)[0] != found.count:
+    header, values = file.read(8), storages[key].view(np.uint8)
+    if header != struct.pack('<q', len(storages[key])) or file.readinto(values) != len(values):
       raise ValueError(f'storage {key:.40} is missing or of another size')
-    part = memoryview(data)[place + 8 : place + 8 + size]
-    found.data = lambda part=part: part
-    place += 8 + size
-  if place != len(data):
-    raise ValueError(f'it should have {place:,} bytes, but has {len(data):,}')
+  if file.read(1):
+    raise ValueError(f'it should have {file.tell() - 1:,} bytes, but has {len(data):,}')
+  return _state_dict(value)
+
+
+def _parse_storage(identity: Any) -> tuple[str, np.dtype, int]:
+  """Key, type and number of values."""
+  match identity:
+    case ('storage', np.dtype() as dtype, str(key), str(), int(count), *rest) if (
+      count >= 0 and rest in ([], [None])
+    ):
+      return key, dtype, count
+  raise ValueError('its pickle has a storage without a proper name')
+
+
+def _state_dict(value: Any) -> dict[str, np.ndarray]:
+  """The state dict, which may be one entry of a training checkpoint."""
+  if not isinstance(value, dict):
+    raise ValueError('it holds no state dict; save model.state_dict()')
+  for name in ('state_dict', 'model'):
+    if isinstance(value.get(name), dict):
+      value = value[name]
+  if not all(isinstance(key, str) and isinstance(a, np.ndarray) for key, a in value.items()):
+    raise ValueError('its dict holds other things than arrays by name; save model.state_dict()')
   return value
+
+
+def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_):
+  """A strided view that lies inside its storage, as `np.ndarray` checks, and repeats no value."""
+  if math.prod(shape) > storage.size:
+    raise ValueError(f'a tensor of {math.prod(shape):,} values has a storage of {storage.size:,}')
+  size = storage.itemsize
+  # Bytes, because NumPy takes no buffer of bfloat16.
+  buffer = storage.view(np.uint8)
+  return np.ndarray(shape, storage.dtype, buffer, offset * size, [step * size for step in stride])
+
+
+_KNOWN = {
+  'torch._utils._rebuild_tensor': _rebuild_tensor,
+  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+  'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
+  **{f'{module}.{name}': dtype for module in ('torch', 'torch.cuda')
+     for name, dtype in _STORAGES.items()},
+}  # fmt: skip
 
 
 def write_zip(tensors: dict[str, np.ndarray]) -> bytes:

@@ -25,13 +25,11 @@ def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -
   Raises:
     UserError: the weights cannot be read.
   """
-  return _read(config.weights, workdir) if config.weights else None
-
-
-def _read(source: str, workdir: Path | None) -> Pretrained:
+  if not config.weights:
+    return None
   if workdir and Checkpoints(RunFolder(workdir).checkpoints, primary=False).steps('last'):
     return load_workdir(workdir, 'last')
-  return load(source)
+  return load(config.weights)
 
 
 def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> None:
@@ -40,12 +38,12 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
   Raises:
     UserError: there are none, or they cannot be read.
   """
-  if not config.weights:
+  weights = weights_of(config, workdir)
+  if weights is None:
     raise UserError(
       'config.weights is missing: name the trained net to start from, a file or the folder of a'
       ' run, such as --config.weights=runs/digits'
     )
-  weights = _read(config.weights, workdir)
   preprocessing = weights.preprocessing
   if not config.input.crop:
     config.input.crop = preprocessing.crop
