@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ class Checkpoints:
 
   Attributes:
     primary: whether this process writes.
-    failed_saves: saves lost because the disk was full; each was logged as an error.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2, primary: bool = True):
@@ -51,30 +49,15 @@ class Checkpoints:
       directory: a local or network folder.
       keep: how many of the newest checkpoints stay in `last/`; `best/` keeps one.
       primary: whether this process writes; the others only read.
-
-    Raises:
-      UserError: the folder cannot be made, or is an object store.
     """
-    if '://' in os.fspath(directory):
-      raise UserError(
-        f'checkpoints cannot live at {directory}: an object store cannot rename '
-        'folders; give a --workdir on a disk, and copy it afterwards'
-      )
     self._directory = Path(directory).absolute()
     self._keep = {'last': keep, 'best': 1}
     self.primary = primary
     self._thread = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
     self._pending: Future | None = None
-    self.failed_saves = 0
     self._read_back = False  # whether a save of this process has been
     for folder in [self._directory / kind for kind in KINDS if primary]:
-      try:
-        folder.mkdir(parents=True, exist_ok=True)
-      except OSError as error:
-        raise UserError(
-          f'the checkpoint folder {folder} cannot be made ({error.strerror}); '
-          'choose another --workdir'
-        ) from error
+      folder.mkdir(parents=True, exist_ok=True)
       _sweep(folder)
 
   def save(self, step: int, state: Any, meta: dict, *, kind: str = 'last') -> None:
@@ -115,18 +98,15 @@ class Checkpoints:
     Raises:
       UserError: all checkpoints are damaged, or a good one does not fit `target`.
     """
-    found = self.newest(kind, lambda leaves, path: _require_fit(leaves, target, path))
+    found = self.newest(kind)
     if found is None:
       return None
     step, leaves, meta = found
+    _require_fit(leaves, target, self._directory / kind / str(step))
     ordered = [leaves[name] for name in checkpoint_files.named_leaves(target)]
     return step, jax.tree.unflatten(jax.tree.structure(target), ordered), meta
 
-  def newest(
-    self,
-    kind: str = 'last',
-    check: Callable[[dict[str, list], Path], None] = lambda leaves, path: None,
-  ) -> tuple[int, dict[str, np.ndarray], dict] | None:
+  def newest(self, kind: str = 'last') -> tuple[int, dict[str, np.ndarray], dict] | None:
     """Reads the newest checkpoint that is exactly what was written, whatever it holds.
 
     Damaged ones are logged and passed over; once a good one is found, the primary process moves
@@ -134,7 +114,6 @@ class Checkpoints:
 
     Args:
       kind: 'last' or 'best'.
-      check: is given {name: [shape, dtype, ...]} and the folder before the arrays are read.
 
     Returns:
       (step, {name: array} with names such as 'params/conv1/kernel', meta); None if there are no
@@ -149,9 +128,7 @@ class Checkpoints:
     while steps := [step for step in self.steps(kind) if step not in damaged]:
       step, path = steps[-1], self._directory / kind / str(steps[-1])
       try:
-        record = checkpoint_files.read_record(path)
-        check(record['leaves'], path)
-        leaves = checkpoint_files.read_leaves(path, record)
+        leaves, meta = checkpoint_files.read_checkpoint(path)
       except DamagedError as error:
         _log.warning('checkpoint %s is damaged (%s); trying the one before', path, error)
         damaged[step] = error
@@ -159,7 +136,7 @@ class Checkpoints:
       if self.primary:
         for step_aside in damaged:
           _set_aside(self._directory / kind / str(step_aside))
-      return step, leaves, record['meta']
+      return step, leaves, meta
     if damaged:
       reasons = '; '.join(f'{step}: {error}' for step, error in damaged.items())
       raise UserError(
@@ -195,7 +172,13 @@ class Checkpoints:
       saving = folder / f'.saving-{step}'
       checkpoint_files.write_checkpoint(saving, jax.device_get(leaves), meta)
       if not self._read_back:
-        _check_readable(saving)
+        try:
+          checkpoint_files.read_checkpoint(saving)
+        except DamagedError as error:
+          raise UserError(
+            f'the first checkpoint, just written to {folder}, cannot be read back ({error}): look'
+            ' at that disk, or choose another --workdir'
+          ) from error
         self._read_back = True
       _publish(folder, step)
       _retire(folder, step, self._keep[folder.name])
@@ -203,7 +186,6 @@ class Checkpoints:
       _sweep(folder)
       if not _is_disk_full(error):
         raise
-      self.failed_saves += 1
       free = shutil.disk_usage(folder).free
       _log.error(
         'checkpoint %s/%d is not saved: the disk or quota is full (%s needed, '
@@ -214,16 +196,6 @@ class Checkpoints:
         si(size, 'B'),
         si(free, 'B'),
       )
-
-
-def _check_readable(path: Path) -> None:
-  try:
-    checkpoint_files.read_leaves(path, checkpoint_files.read_record(path))
-  except DamagedError as error:
-    raise UserError(
-      f'the first checkpoint, just written to {path.parent}, cannot be read back ({error}): look at'
-      ' that disk, or choose another --workdir'
-    ) from error
 
 
 def _steps(folder: Path) -> list[int]:
@@ -281,21 +253,21 @@ def _snapshot(name: str, leaf: Any) -> Any:
   return jax.device_put(local, local.sharding, may_alias=False)
 
 
-def _require_fit(leaves: dict[str, list], target: Any, path: Path) -> None:
-  """Says which leaf of a checkpoint does not fit; `leaves` are [shape, dtype, ...] by name."""
-  advice = 'use the configuration it was saved with, or another --workdir'
+def _require_fit(leaves: dict[str, np.ndarray], target: Any, path: Path) -> None:
+  """Raises UserError that names the first array of a checkpoint which does not fit."""
   wanted = checkpoint_files.named_leaves(target)
-  for name in sorted(wanted.keys() ^ leaves.keys()):
-    has, lacks = ('it', 'this run') if name in leaves else ('this run', 'it')
-    raise UserError(f'checkpoint {path} does not fit: {has} has {name}, {lacks} has not; {advice}')
-  for name, leaf in wanted.items():
-    leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-    shape, dtype = leaves[name][:2]
-    if list(leaf.shape) != shape or str(leaf.dtype) != dtype:
+  for name in sorted(wanted.keys() | leaves.keys()):
+    saved, here = (_shape(tree[name]) if name in tree else 'missing' for tree in (leaves, wanted))
+    if saved != here:
       raise UserError(
-        f'checkpoint {path} does not fit: {name} is {dtype}{shape} in it and '
-        f'{leaf.dtype}{list(leaf.shape)} in this run; {advice}'
+        f'checkpoint {path} does not fit: {name} is {saved} in it and {here} in this run; use the'
+        ' configuration it was saved with, or another --workdir'
       )
+
+
+def _shape(leaf: Any) -> str:
+  leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+  return f'{leaf.dtype}{list(leaf.shape)}'
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

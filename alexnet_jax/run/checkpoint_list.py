@@ -1,12 +1,12 @@
-"""Lists checkpoints and their health, unfinished and damaged ones too."""
+"""A table of the checkpoints of a run and their health, unfinished and damaged ones too."""
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.checkpoint import KINDS
-from alexnet_jax.run.checkpoint_files import DamagedError, read_leaves, read_record
+from alexnet_jax.run.checkpoint_files import DamagedError, read_checkpoint, read_record
+from alexnet_jax.terminal import aligned, si
 
 _STATES = {
   'damaged': 'damaged, set aside',
@@ -16,45 +16,46 @@ _STATES = {
 }
 
 
-class ListedCheckpoint(NamedTuple):
-  """`health` is 'ok' (all verified), 'complete' (sizes agree) or what is wrong."""
-
-  kind: str
-  step: int
-  bytes: int
-  metrics: dict[str, float]
-  health: str
-
-
-def list_checkpoints(directory: Path, *, verify: bool = False) -> list[ListedCheckpoint]:
-  """Lists all that is in a directory of `Checkpoints`, also while a job is writing there.
+def print_checkpoints(directory: Path, verify: bool) -> None:
+  """Prints kind, step, size, metrics and health of each, also while a job is writing there.
 
   Args:
     directory: what `Checkpoints` was given.
-    verify: check every checksum instead of only the sizes.
+    verify: check every checksum ('ok') instead of only the sizes ('complete').
 
   Raises:
-    UserError: there is no such directory.
+    UserError: there are none, or one is damaged.
   """
-  if not directory.is_dir():
-    raise UserError(f'no checkpoints at {directory}: there is no such folder; check --workdir')
-  found = []
-  for kind in KINDS:
-    for path in (directory / kind).absolute().glob('*'):
-      state, _, step = path.name.rpartition('-')
-      if step.isdecimal() and path.is_dir():
-        metrics, health = ({}, _STATES.get(state, state)) if state else _examine(path, verify)
-        found.append(ListedCheckpoint(kind, int(step), _bytes(path), metrics, health))
-  return sorted(found, key=lambda each: (KINDS.index(each.kind), each.step))
+  found = [
+    (place, int(path.name.rpartition('-')[2]), path)
+    for place, kind in enumerate(KINDS)
+    for path in (directory / kind).absolute().glob('*')
+    if path.is_dir() and path.name.rpartition('-')[2].isdecimal()
+  ]
+  if not found:
+    raise UserError(f'no checkpoints in {directory}: the run has not saved yet; or check --workdir')
+  rows = [('kind', 'step', 'size', 'metrics', 'health')]
+  for place, step, path in sorted(found):
+    metrics, health = _examine(path, verify)
+    rows.append((KINDS[place], f'{step:,}', si(_bytes(path), 'B'), metrics, health))
+  print('\n'.join([str(directory), *aligned(rows, left=(0, 3, 4))]))
+  if damaged := sum(health.startswith('damaged:') for *_, health in rows):
+    raise UserError(
+      f'{damaged} of {len(found)} checkpoints in {directory} are damaged; a restart passes over'
+      ' them'
+    )
 
 
-def _examine(path: Path, verify: bool) -> tuple[dict, str]:
-  metrics = {}
+def _examine(path: Path, verify: bool) -> tuple[str, str]:
+  """Metrics and health; `a-30` is in the state `a`."""
+  metrics = ''
+  if state := path.name.rpartition('-')[0]:
+    return metrics, _STATES.get(state, state)
   try:
-    record = read_record(path, checksums=verify)
-    metrics = record['meta'].get('metrics', {})
+    recorded = read_record(path)['meta'].get('metrics', {})
+    metrics = ', '.join(f'{name} {value:.4g}' for name, value in recorded.items())
     if verify:
-      read_leaves(path, record)
+      read_checkpoint(path)
     return metrics, 'ok' if verify else 'complete'
   except DamagedError as error:
     return metrics, f'damaged: {error}'
