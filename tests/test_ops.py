@@ -9,7 +9,6 @@ import pytest
 from helpers.closeness import assert_close
 from jax.test_util import check_grads
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.model import onednn
 from alexnet_jax.model.convolution import conv, locally_connected
 from alexnet_jax.model.normalization import local_response_norm, spatial_response_norm
@@ -167,13 +166,6 @@ def test_avg_pool_divides_by_the_clipped_window(size, window, stride):
   y, (dx,) = value_and_gradients(partial(avg_pool, window=window, stride=stride), x, cotangent=g)
   assert_close(y, expected)
   assert_close(dx, spread)
-
-
-@pytest.mark.parametrize('pool', [max_pool, avg_pool])
-@pytest.mark.parametrize('size, window, stride', [(8, 2, 3), (1, 3, 2)])
-def test_pools_refuse_windows_without_a_pixel(pool, size, window, stride):
-  with pytest.raises(UserError, match=f'{window}x{window}'):
-    pool(jnp.zeros((1, size, size, 1)), window, stride)
 
 
 # Normalization.

@@ -1,5 +1,6 @@
 """The Flax module that computes a table of layers."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -99,8 +100,9 @@ class Weighted(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     row = self.row
     shapes = row.parameters(x.shape[1:])
-    kernel = self.param('kernel', _kernel_init(row, shapes['kernel'])).astype(x.dtype)
-    bias = self.param('bias', _bias_init(row, shapes))
+    kernel_init, bias_init = _initializers(row, shapes['kernel'])
+    kernel = self.param('kernel', kernel_init, shapes['kernel'], jnp.float32).astype(x.dtype)
+    bias = self.param('bias', bias_init, shapes['bias'], jnp.float32)
 
     def biased(products):
       # In float32: the bias's gradient is a sum over all positions, which bfloat16 cuts short.
@@ -117,26 +119,15 @@ class Weighted(nn.Module):
     return biased(conv(x, kernel, stride=row.stride, padding=padding, groups=row.groups))
 
 
-def _fan_in(row, kernel_shape) -> int:
-  return int(np.prod(kernel_shape[2:-1] if isinstance(row, layers.Local) else kernel_shape[:-1]))
-
-
-def _kernel_init(row, shape):
+def _initializers(row, kernel_shape):
+  """Those of the kernel and of the bias."""
+  fan_in = np.prod(kernel_shape[2:-1] if isinstance(row, layers.Local) else kernel_shape[:-1])
   if row.init == 'torch':
-    return _uniform(shape, _fan_in(row, shape))
-  std = np.sqrt(2 / _fan_in(row, shape)) if row.init == 'he' else row.init
-  return lambda key: std * jax.random.normal(key, shape, jnp.float32)
-
-
-def _bias_init(row, shapes):
-  if row.init == 'torch':
-    return _uniform(shapes['bias'], _fan_in(row, shapes['kernel']))
-  return lambda key: jnp.full(shapes['bias'], row.bias, jnp.float32)
-
-
-def _uniform(shape, fan_in: int):
-  bound = 1 / np.sqrt(fan_in)
-  return lambda key: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    bound = 1 / np.sqrt(fan_in)
+    uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
+    return uniform, uniform
+  std = np.sqrt(2 / fan_in) if row.init == 'he' else row.init
+  return nn.initializers.normal(std), nn.initializers.constant(row.bias)
 
 
 def dropout(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.model.pooling import taps
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
@@ -51,33 +53,16 @@ def locally_connected(
 
   Args:
     x: images, (N, H, W, C).
-    kernel: (Ho, Wo, kh, kw, C, O), with (Ho, Wo) the size of the output.
+    kernel: (Ho, Wo, k, k, C, O), with (Ho, Wo) the size of the output.
     stride: step between positions, in both directions.
     padding: zero rows (above, below) and columns (left, right).
 
   Returns:
     (N, Ho, Wo, O), of x's type.
   """
-  height, width, kh, kw, channels, features = kernel.shape
-  # Each pixel is in up to kh * kw patches, whose gradients are added in float32.
-  patches = _patches(x.astype(jnp.float32), kh, kw, stride, padding).astype(x.dtype)
-  filters = kernel.reshape(height, width, kh * kw * channels, features)
+  *size, k, _, channels, features = kernel.shape
+  # Each pixel is in up to k * k patches, whose gradients are added in float32.
+  padded = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+  patches = jnp.concatenate(list(taps(padded, k, stride)), -1).astype(x.dtype)
+  filters = kernel.reshape(*size, k * k * channels, features)
   return jnp.einsum('nhwk,hwko->nhwo', patches, filters)
-
-
-def _patches(x, kh, kw, stride, padding):
-  """Returns (N, Ho, Wo, kh*kw*C): what each filter position sees, in the order of an HWI kernel."""
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  batch, height, width, channels = x.shape
-  rows, columns = (height - kh) // stride + 1, (width - kw) // stride + 1
-  taps = [
-    lax.slice(
-      x,
-      (0, i, j, 0),
-      (batch, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, channels),
-      (1, stride, stride, 1),
-    )
-    for i in range(kh)
-    for j in range(kw)
-  ]
-  return jnp.concatenate(taps, -1)
