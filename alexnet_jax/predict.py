@@ -54,10 +54,10 @@ _GALLERY = flags.DEFINE_string('gallery', None, 'Folder of pictures to look for 
 
 def main(words: list[str]) -> None:
   _check_flags(words)
-  from alexnet_jax.data import pictures
+  from alexnet_jax.data.listing import find_images
 
-  files = pictures.find(_with_listed(words))
-  gallery = pictures.find([_GALLERY.value]) if _GALLERY.value else []
+  files = find_images(_with_listed(words))
+  gallery = find_images([_GALLERY.value]) if _GALLERY.value else []
   set_up_jax()
   from alexnet_jax.inference.predictor import Predictor
   from alexnet_jax.weights.load import load
@@ -181,7 +181,7 @@ def _square(predictor, prediction: 'ImagePrediction'):
   from alexnet_jax.data import images
 
   weights = predictor.weights
-  return images.square(
+  return images.read_image(
     Path(prediction.name), weights.image_size, weights.resize, weights.preprocessing.upright
   )
 

@@ -191,7 +191,7 @@ def _images() -> Target:
 
   def read(path):
     try:
-      images.square(path.read_bytes(), 32, 'crop', upright=True)
+      images.read_image(path.read_bytes(), 32, 'crop', upright=True)
     except images.UnreadableImage as error:
       raise UserError(str(error)) from None
 

@@ -81,7 +81,7 @@ def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   for row, index in enumerate(np.load(tmp_path / 'store/train/source_index.npy')):
     name = source.train[int(index)].name.split()[-1]
     assert made.classes[made.train.labels[row]] == name.split('_')[0]
-    expected = images.square(files[name], SIZE, 'crop').astype(int)
+    expected = images.read_image(files[name], SIZE, 'crop').astype(int)
     repaired = name in (CMYK, PNG)  # TFDS encodes those once more
     assert np.abs(made.train.images[row] - expected).max() <= (8 if repaired else 0), name
     seen.add(name)
@@ -91,7 +91,7 @@ def test_from_archives_to_the_store(archives, monkeypatch, tmp_path):
   for row, index in enumerate(np.load(tmp_path / 'store/eval/source_index.npy')):
     number = int(re.search(r'val_(\d+)', source.eval[int(index)].name)[1])
     assert made.classes[made.eval.labels[row]] == shipped[number - 1]
-    expected = images.square(validation[number - 1], SIZE, 'crop')
+    expected = images.read_image(validation[number - 1], SIZE, 'crop')
     assert np.array_equal(made.eval.images[row], expected)
   tfds_prepare.ensure_prepared('imagenet2012', directory, pytest.fail)  # nothing left to do
 
@@ -153,7 +153,7 @@ def seen_labels(source):
   for index in range(len(source.eval)):
     example = source.eval[index]
     number = int(re.search(r'val_(\d+)', example.name)[1])
-    assert abs(int(images.square(example.data, 8, 'crop')[0, 0, 0]) - number) <= 1
+    assert abs(int(images.read_image(example.data, 8, 'crop')[0, 0, 0]) - number) <= 1
     result[number] = source.classes[example.label]
   return result
 

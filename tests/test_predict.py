@@ -19,7 +19,7 @@ from helpers.trained import (
 )
 from PIL import Image
 
-from alexnet_jax.data import imagenet, pictures
+from alexnet_jax.data import imagenet, images
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference import image_predictions, neighbors
 from alexnet_jax.inference.predictor import Predictor
@@ -151,11 +151,11 @@ def test_forms_of_inputs(photos):
 @pytest.mark.parametrize(
   'given, told',
   [
-    (np.zeros((8, 8, 3)), r'input 1, ndarray of float64, shape \(8, 8, 3\), is no picture: give'),
+    (np.zeros((8, 8, 3)), r'input 1, ndarray of float64, shape \(8, 8, 3\), is no image: give'),
     (np.zeros((5, 8, 8), np.uint8), r'shape \(5, 8, 8\)'),
     (np.zeros((2, 8, 8, 4), np.uint8), r'shape \(8, 8, 4\)'),
     (np.zeros((0, 8, 3), np.uint8), r'shape \(0, 8, 3\)'),
-    (['a.png', None], 'input 2, NoneType None, is no picture'),
+    (['a.png', None], 'input 2, NoneType None, is no image'),
     (b'\x89PNG', 'bytes'),
     ({'a.png': 1}, 'dict'),
     (3, 'int 3'),
@@ -163,7 +163,7 @@ def test_forms_of_inputs(photos):
 )
 def test_what_is_no_picture_is_refused(given, told):
   with pytest.raises(UserError, match=told):
-    pictures.as_list(given)
+    images.as_list(given)
 
 
 def test_many_pictures_come_back_in_order_around_broken_ones(tmp_path):
@@ -185,7 +185,7 @@ def test_many_pictures_come_back_in_order_around_broken_ones(tmp_path):
 
 def test_decoded_batches_are_those_of_the_store(tmp_path):
   files = write_photos(tmp_path, 25)
-  batches = list(pictures.batches([*files, tmp_path / 'absent'], 32, 'warp', 20))
+  batches = list(images.batches([*files, tmp_path / 'absent'], 32, 'warp', 20))
   assert [len(batch) for batch in batches] == [20, 20, 11]
   flat = [picture for batch in batches for picture in batch]
   assert 'No such file' in str(flat[-1])

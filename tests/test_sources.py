@@ -142,7 +142,7 @@ def test_every_image_is_found_and_the_rest_is_told(tmp_path):
   source = open_source(data_config(dir=root))
   assert [source.train.labels.count(label) for label in (0, 1)] == [9, 2]
   for index in range(len(source.train)):
-    assert images.square(source.train[index].data, 8, 'crop').shape == (8, 8, 3)
+    assert images.read_image(source.train[index].data, 8, 'crop').shape == (8, 8, 3)
   assert source.found == (
     '11 training and 2 validation images (val/) of 2 classes, the smallest bee with 2, the largest '
     'ant with 9; ignored: drafts/ with 2 images, test/ with 6 images, 1 .txt, 2 hidden, 1 link to '

@@ -18,7 +18,7 @@ from helpers.tiny_data import data_config, write_folder
 from PIL import Image
 
 from alexnet_jax import config, files
-from alexnet_jax.data import images, order, pictures, preparation, raw_images
+from alexnet_jax.data import images, order, preparation, raw_images
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.job import ORDER_SEED, Job, in_memory_store
@@ -82,7 +82,7 @@ def test_rows_are_the_images(source, tmp_path, resize):
     for row in range(count):
       example = getattr(source, name)[int(indices[row])]
       assert split.labels[row] == example.label
-      assert np.array_equal(split.images[row], images.square(example.data, SIZE, resize))
+      assert np.array_equal(split.images[row], images.read_image(example.data, SIZE, resize))
   assert np.array_equal(
     np.load(tmp_path / 'store/train/source_index.npy'), order.permutation(ORDER_SEED, 0, 60)
   )
@@ -274,7 +274,9 @@ def check_skipped(path, source):
     assert len(skipped.meta['unreadable'][name]) == BROKEN[name]
     for row, index in enumerate(indices):
       assert split.labels[row] == full[int(index)].label
-      assert np.array_equal(split.images[row], images.square(full[int(index)].data, SIZE, 'crop'))
+      assert np.array_equal(
+        split.images[row], images.read_image(full[int(index)].data, SIZE, 'crop')
+      )
   mean = np.asarray(skipped.train.images, np.float64).mean(axis=0)
   np.testing.assert_allclose(skipped.mean_image, mean, rtol=1e-6)
   verify_store(path)
@@ -499,7 +501,7 @@ def test_photos_are_turned_unless_the_classes_are_of_imagenet(tmp_path):
     write_preprocessing(tmp_path / 'preprocessing.npz', make_preprocessing(settings, made))
     kept = read_preprocessing(tmp_path / 'preprocessing.npz')
     assert kept.upright is upright
-    (seen,) = next(pictures.batches([root / names[0] / '0.png'], SIZE, 'crop', 1, kept.upright))
+    (seen,) = next(images.batches([root / names[0] / '0.png'], SIZE, 'crop', 1, kept.upright))
     assert np.array_equal(seen, made.train.images[0])
 
 

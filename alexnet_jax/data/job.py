@@ -116,7 +116,7 @@ class Job:
       )
     upright = self.description['orientation'] == store.EXIF
     try:
-      return images.square(example.data, self.image_size, self.resize, upright), example.label
+      return images.read_image(example.data, self.image_size, self.resize, upright), example.label
     except images.UnreadableImage as error:
       raise images.UnreadableImage(f'{example.name}: {error}') from error
 

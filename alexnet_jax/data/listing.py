@@ -1,13 +1,15 @@
-"""Lists the image files below a folder, and what else is there."""
+"""Finds image files, and what else is in their folders."""
 
 import collections
 import dataclasses
 import os
 import pathlib
 import stat
+from collections.abc import Iterable
 
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +82,26 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
   except OSError as error:
     raise UserError(f'{root} cannot be read to its end: {error}') from error
   return Listing(dict(sorted(files.items())), folders, ignored)
+
+
+def find_images(arguments: Iterable[str]) -> list[pathlib.Path]:
+  """The image files that words of a command mean.
+
+  Args:
+    arguments: files, taken as they are, and folders, of which all image files at any depth are
+      taken in order of name.
+
+  Raises:
+    UserError: a folder has none.
+  """
+  found: list[pathlib.Path] = []
+  for argument in arguments:
+    path = expand(argument, 'image')
+    if not path.is_dir():
+      found.append(path)
+      continue
+    inside = list_images(path).files
+    if not inside:
+      raise UserError(f'the folder {path} has no images ({" ".join(EXTENSIONS)})')
+    found += [path / file for file in inside]
+  return found

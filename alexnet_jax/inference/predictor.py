@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.data import imagenet, images, pictures
+from alexnet_jax.data import imagenet, images
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.image_predictions import ImagePrediction
 from alexnet_jax.model import layers
@@ -85,9 +85,9 @@ class Predictor:
       has an `error`.
 
     Raises:
-      UserError: something is no picture, or there is no such layer.
+      UserError: something is no image, or there is no such layer.
     """
-    listed, single = pictures.as_list(inputs)
+    listed, single = images.as_list(inputs)
     found = list(self.stream(listed, top=top, features=features))
     return found[0] if single else found
 
@@ -107,10 +107,10 @@ class Predictor:
     """
     if features is not None:
       self._check_layer(features)
-    inputs, _ = pictures.as_list(inputs)
+    inputs, _ = images.as_list(inputs)
     # Rounded up, so that many small calls share a few compiled programs.
     size = min(self._batch_size, 1 << max(len(inputs) - 1, 0).bit_length())
-    decoded = pictures.batches(
+    decoded = images.batches(
       inputs,
       self.weights.image_size,
       self.weights.resize,

@@ -167,7 +167,7 @@ def read_photos(folder: Path, count: int, data, upright: bool) -> np.ndarray:
   photos = []
   for path in (paths[i * len(paths) // count] for i in range(count)):
     try:
-      photos.append(image_files.square(path, data.image_size, data.resize, upright))
+      photos.append(image_files.read_image(path, data.image_size, data.resize, upright))
     except image_files.UnreadableImage as error:
       raise UserError(f'{path} cannot be read ({error}): remove it from --images') from error
   return np.stack(photos)
