@@ -154,6 +154,15 @@ class Pace:
     return (done - first) / (now - began) if done > first and now > began else None
 
 
+def shortened(text: str, most: int) -> str:
+  """The text, its end replaced by an ellipsis where it takes more than `most` columns."""
+  from rich.text import Text
+
+  short = Text(text)
+  short.truncate(most, overflow='ellipsis')
+  return short.plain
+
+
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
   """The rows of a table as lines.
 

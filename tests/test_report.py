@@ -261,8 +261,8 @@ def test_epochs_to_a_training_error(tmp_path):
   assert dict(run.training_errors) == pytest.approx(
     {1.0: (1 + 19 * 0.9) / 20, 1.5: (19 * 0.9 + 10 * 0.2) / 29, 2.0: 0.3, 3.0: 0.2}
   )
-  assert [run.epochs_to(error) for error in (0.3, 0.25, 0.1)] == [2.0, 3.0, None]
-  assert run.validation_errors == [(1.5, 0.0)]
+  assert [run.epochs_to(error) for error in (0.31, 0.25, 0.1)] == [2.0, 3.0, None]
+  assert run.validation_errors.tolist() == [[1.5, 0.0]]
 
 
 # The page.

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.inference.image_predictions import ImagePrediction
-from alexnet_jax.results import fonts
-from alexnet_jax.results.figures import DPI, FAINT, INK, save_png
+from alexnet_jax.results.figures import DPI, FAINT, INK, drawable, save_png, text_style
+from alexnet_jax.terminal import shortened
 
 _BAR, _TRUE = '#c6d8ec', '#f0b4aa'
 _COLUMNS = 4  # as in the paper
@@ -122,5 +122,5 @@ class _Page:
     """Writes a line, cut where it would be longer than `width`."""
     x, y, _, _ = self._box(left, middle, 0, 0)
     most = max(int(width * 72 / (0.56 * size)), 3)
-    style = fonts.label(fonts.shortened(text, most))
-    self.figure.text(x, y, **style, fontsize=size, color=color, ha=align, va='center')
+    style = text_style() | {'fontsize': size, 'color': color, 'ha': align, 'va': 'center'}
+    self.figure.text(x, y, shortened(drawable(text), most), **style)

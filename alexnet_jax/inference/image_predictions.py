@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.results.fonts import shortened
-from alexnet_jax.terminal import aligned
+from alexnet_jax.terminal import aligned, shortened
 
 _MANY = 20  # pictures, above which each gets a line instead of a block
 _BAR, _NAME = 24, 40  # characters, at most; ImageNet's classes have many names each

@@ -2,31 +2,30 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_jax.results import figures
 from alexnet_jax.sweep.comparison import Row
 
-Points = Sequence[tuple[float, float]]
 COLORS = '#3d4852 #c2412d #2b6cb0 #2f855a #8a4fbf #b7791f #0f8b8d #d1477e'.split()  # of rows
 _LONGEST = 40  # characters of a row's name
 
 
-def curves(lines: Sequence[Sequence[Points]]) -> bytes:
-  """Errors against epochs as PNG.
+def curves(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
+  """Errors against epochs as PNG: a strong mean curve of each row over the thin ones of its seeds.
 
   Args:
-    lines: for each row, in the next color each, (epoch, fraction) of each seed; a strong mean curve
-      lies over the thin ones of single seeds.
+    rows: for each row, in the next color each, (epoch, fraction) of each seed, (n, 2).
   """
   figure, axes = _axes(3.0)
-  for number, seeds in enumerate(lines):
+  for number, seeds in enumerate(rows):
     color, style = COLORS[number % len(COLORS)], '-' if number < len(COLORS) else '--'
     # As far as all of them go: they have points at the same epochs.
-    mean = [(at[0][0], sum(error for _, error in at) / len(at)) for at in zip(*seeds, strict=False)]
+    mean = np.mean([points[: min(map(len, seeds))] for points in seeds], axis=0)
     for points, width, alpha in [(each, 0.7, 0.45) for each in seeds] + [(mean, 1.8, 1.0)]:
-      epochs, errors = [epoch for epoch, _ in points], [100 * error for _, error in points]
-      axes.plot(epochs, errors, color=color, linewidth=width, alpha=alpha, linestyle=style)
+      x, y = points.T
+      axes.plot(x, 100 * y, color=color, linewidth=width, alpha=alpha, linestyle=style)
   axes.set_xlim(0)
   axes.set_ylim(0, min(axes.get_ylim()[1], 100))
   axes.set(xlabel='epoch', ylabel='error, %')

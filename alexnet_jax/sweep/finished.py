@@ -13,6 +13,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.results import scores
+from alexnet_jax.results.figures import series
 from alexnet_jax.run.claim import read_run_config
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.metrics import read_metrics
@@ -56,38 +57,33 @@ class FinishedRun:
 
   @cached_property
   def metrics(self) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, each with its epoch: batches are of one size."""
-    lines = read_metrics(self.workdir)
-    known = (line['epoch'] / line['step'] for line in lines if line['step'] and 'epoch' in line)
-    per_step = next(known, 1.0)
-    return [{'epoch': line['step'] * per_step} | line for line in lines]
+    """The lines of metrics.jsonl."""
+    return read_metrics(self.workdir)
 
   @property
-  def validation_errors(self) -> list[tuple[float, float]]:
-    """(epoch, top-1 error) of each evaluation."""
-    name = 'eval/top1_error'
-    return [(line['epoch'], line[name]) for line in self.metrics if name in line]
+  def validation_errors(self) -> np.ndarray:
+    """(epoch, top-1 error) of each evaluation, (n, 2)."""
+    return series(self.metrics, 'eval/top1_error')
 
   @cached_property
-  def training_errors(self) -> list[tuple[float, float]]:
-    """(epoch, mean top-1 error over the epoch before it), from the end of the first epoch on.
+  def training_errors(self) -> np.ndarray:
+    """(epoch, mean top-1 error over the epoch before it), from the end of the first on, (n, 2).
 
     On views as trained on, with the augmentation and dropout of the config: no extra pass over the
     training images.
     """
-    name = 'train/top1_error'
-    lines = [(line['epoch'], line['step'], line[name]) for line in self.metrics if name in line]
-    epochs, steps, errors = np.array(lines, np.float64).reshape(-1, 3).T
-    counts = np.diff(steps, prepend=0)
+    epochs, errors = series(self.metrics, 'train/top1_error').T
+    weights = np.diff(epochs, prepend=0)  # of steps since the line before: batches are of one size
     points = []
     for epoch in epochs[epochs >= 1]:
       last = (epoch - 1 < epochs) & (epochs <= epoch)
-      points.append((float(epoch), float(np.average(errors[last], weights=counts[last]))))
-    return points
+      points.append((epoch, np.average(errors[last], weights=weights[last])))
+    return np.array(points).reshape(-1, 2)
 
   def epochs_to(self, error: float) -> float | None:
     """The first epoch whose training error is at most `error` (paper, Figure 1: 25 %), or None."""
-    return next((epoch for epoch, found in self.training_errors if found <= error), None)
+    reached = self.training_errors[self.training_errors[:, 1] <= error, 0]
+    return float(reached[0]) if len(reached) else None
 
 
 def find_finished_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
