@@ -1,61 +1,41 @@
 """Data sets that need no download: scikit-learn's digits, and synthetic images."""
 
 import dataclasses
-import importlib.util
 
 import numpy as np
 from PIL import Image
 
 from alexnet_jax.data import order
 from alexnet_jax.data.examples import Example, Source
-from alexnet_jax.errors import UserError
 
 # Which digits are held out must not change with the seed of training.
 HELD_OUT_SEED = 1798
-
-
-@dataclasses.dataclass(frozen=True)
-class DigitsSplit:
-  """Hand-written digits: gray uint8 (n, 8, 8), enlarged bilinearly as they are read."""
-
-  images: np.ndarray
-  labels: np.ndarray
-  indices: np.ndarray
-  image_size: int
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> Example:
-    image = Image.fromarray(self.images[index])
-    pixels = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-    return Example(np.asarray(pixels), int(self.labels[index]), f'digit {self.indices[index]}')
 
 
 def digits(image_size: int, validation_fraction: float) -> Source:
   """scikit-learn's 1,797 digits (Alpaydin and Kaynak, UCI): 8x8, values 0..16 scaled to 0..255.
 
   Args:
-    image_size: side of the images in pixels.
+    image_size: side of the images in pixels, to which they are enlarged bilinearly.
     validation_fraction: validation share, in (0, 1); always the same examples.
   """
-  if importlib.util.find_spec('sklearn') is None:
-    raise UserError('data.source=digits needs scikit-learn: pip install scikit-learn')
-  from sklearn import datasets
+  from sklearn import datasets  # takes a second to import
 
   raw = datasets.load_digits()
   images = np.rint(raw.images * (255 / 16)).astype(np.uint8)
   held_out = round(len(images) * validation_fraction)
   shuffled = order.permutation(HELD_OUT_SEED, 0, len(images))
 
-  def split(indices: np.ndarray) -> DigitsSplit:
-    return DigitsSplit(images[indices], raw.target[indices], indices, image_size)
+  def example(index: int) -> Example:
+    size = image_size, image_size
+    pixels = Image.fromarray(images[index]).resize(size, Image.Resampling.BILINEAR)
+    return Example(np.asarray(pixels), int(raw.target[index]), f'digit {index}')
 
   return Source(
     name='digits',
     classes=tuple(str(name) for name in raw.target_names),
-    train=split(np.sort(shuffled[held_out:])),
-    eval=split(np.sort(shuffled[:held_out])),
+    train=[example(index) for index in np.sort(shuffled[held_out:])],
+    eval=[example(index) for index in np.sort(shuffled[:held_out])],
     fingerprint=f'digits, {held_out} of {len(images)} held out',
   )
 

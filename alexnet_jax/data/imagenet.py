@@ -110,10 +110,8 @@ def _read_words(file: pathlib.Path) -> dict[str, str]:
 
 def _read_devkit(file: pathlib.Path) -> list[tuple[int, str, str]]:
   """ILSVRC2012_ID, WNID and words of each class in a meta.mat."""
-  try:
-    from scipy import io
-  except ImportError as error:
-    raise UserError(f'reading {file} needs scipy: pip install scipy') from error
+  from scipy import io  # takes half a second to import
+
   try:
     synsets = io.loadmat(file, squeeze_me=True)['synsets']
     return [

@@ -11,10 +11,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
-import resource
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -94,7 +92,6 @@ def lock(path: pathlib.Path, progress: Console) -> Iterator[TextIO]:
 def _write_parts(
   job: Job, parts: list[Part], workers: int, progress: Console, lock: TextIO
 ) -> None:
-  began, spent = time.monotonic(), _core_seconds()
   total, rows = sum(map(len, job.indices.values())), sum(map(len, parts))
   workers = min(workers or usable_cores(), len(parts))
   title = f'preparing {job.source.name} {job.image_size}x{job.image_size}'
@@ -104,18 +101,6 @@ def _write_parts(
     else:
       for part in parts:
         advance(job.write_part(part))
-  if parts:
-    seconds, spent = time.monotonic() - began, _core_seconds() - spent
-    progress.message(
-      f'{rows:,} images in {seconds:,.1f} s, {spent:,.1f} core-seconds: '
-      f'{rows / max(spent, 1e-9):,.0f} images per core-second'
-    )
-
-
-def _core_seconds() -> float:
-  """Processor time of this process and of those that it started and that have ended."""
-  usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _write_in_processes(
