@@ -22,7 +22,6 @@ turns, each in a process of its own.  Goals, and how each is measured: docs/perf
 """
 
 import dataclasses
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,14 +36,14 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import did_you_mean
 
 if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
-  from alexnet_jax.benchmarks.rounds import Result
+  from alexnet_jax.benchmarks.race import Result
 
 _TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
 _IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
   'step': (('configs/cifar10.py:18pct', 128), (_IMAGENET, 32)),
-  'loop': ((_IMAGENET, 128),),
+  'loop': ((_IMAGENET, None),),
   'checkpoint': ((_IMAGENET, 32),),
   'startup': (('configs/digits.py', None), ('configs/cifar10.py:18pct', None), (_IMAGENET, None)),
   'communication': ((_IMAGENET, 32),),
@@ -52,7 +51,7 @@ _DEFAULTS = {
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 _BATCH_SIZES = flags.DEFINE_list(
-  'batch_sizes', None, "Images of a step, such as 32,128; if not given the config's own."
+  'batch_sizes', [], "Images of a step, such as 32,128; if not given the config's own."
 )
 _PEERS = flags.DEFINE_list(
   'peers', None, 'Whom to compare with, such as eager,compiled; all if not given, none if empty.'
@@ -112,7 +111,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
   """Yields a result for each target and config."""
   from alexnet_jax.benchmarks import (
     compiled,
-    rounds,
+    race,
     time_checkpoint,
     time_feed,
     time_loop,
@@ -121,9 +120,8 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     time_step,
   )
 
-  peers = None if _PEERS.value is None else tuple(_PEERS.value)
   known = time_step.PEERS | time_loop.PEERS | time_feed.PEERS | time_prepare.PEERS
-  _check_words('--peers: ', peers or (), tuple(known))
+  _check_words('--peers: ', _PEERS.value or (), tuple(known))
   of_configs = {
     'step': time_step.measure_step,
     'loop': time_loop.measure_loop,
@@ -131,53 +129,51 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     'startup': time_startup.measure_startup,
     'communication': compiled.count_communication,
   }
-  profile = Path(_PROFILE.value) if _PROFILE.value else None
   for target in targets:
-    times = _ROUNDS.value or (3 if target == 'startup' else 9)
-    options = rounds.Options(times, _TURN_SECONDS.value, peers, tuple(_PYTHON.value), profile)
+    options = race.Options(
+      rounds=_ROUNDS.value or (3 if target == 'startup' else 9),
+      turn_seconds=_TURN_SECONDS.value,
+      peers=_PEERS.value,
+      pythons=_PYTHON.value,
+      profile=Path(_PROFILE.value) if _PROFILE.value else None,
+      images=_IMAGES.value,
+    )
     if target in of_configs:
       for name, config in _configs(target):
         yield of_configs[target](name, config, options)
-    if target == 'feed':
-      yield time_feed.measure_feed(_IMAGES.value or 8192, options)
-    if target == 'prepare':
-      photos = Path(_PHOTOS.value) if _PHOTOS.value else None
-      yield time_prepare.measure_prepare(photos, _IMAGES.value or 2000, options)
+    elif target == 'feed':
+      yield time_feed.measure_feed(options)
+    else:
+      yield time_prepare.measure_prepare(_PHOTOS.value, options)
 
 
 def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
   """Names and configs to take training steps of, one for each batch size."""
+  chosen = []
   if flags.FLAGS.config is None:
-    chosen = [_default(target, *default) for default in _DEFAULTS[target]]
+    for filename, batch_size in _DEFAULTS[target]:
+      config, _ = config_files.parse([f'--config={filename}'])
+      config.batch_size = batch_size or config.batch_size
+      if target == 'loop':
+        config.data.source = 'synthetic'
+      chosen.append((cli.experiment_name(filename, config.data.source), config))
   else:
     config, name = cli.read_config()
-    chosen = [(name, config)]
+    chosen.append((name, config))
+  try:
+    sizes = [int(size) for size in _BATCH_SIZES.value]
+  except ValueError:
+    raise UserError(
+      f'--batch_sizes={",".join(_BATCH_SIZES.value)}: must be whole numbers, such as 32,128'
+    ) from None
   result = []
   for name, config in chosen:
-    for size in _batch_sizes() or [config.batch_size]:
+    for size in sizes or [config.batch_size]:
       copy = config.copy_and_resolve_references()
       copy.batch_size = size
       configs.validate(copy)
       result.append((name, copy))
   return result
-
-
-def _default(target: str, filename: str, batch_size: int | None):
-  path, _, variant = config_files.find(filename).partition(':')
-  config = runpy.run_path(path)['get_config'](*filter(None, [variant]))
-  config.batch_size = batch_size or config.batch_size
-  if target == 'loop':
-    config.data.source = 'synthetic'
-  return cli.experiment_name(filename, config.data.source), config
-
-
-def _batch_sizes() -> list[int]:
-  try:
-    return [int(size) for size in _BATCH_SIZES.value or []]
-  except ValueError:
-    raise UserError(
-      f'--batch_sizes={",".join(_BATCH_SIZES.value)}: must be whole numbers, such as 32,128'
-    ) from None
 
 
 def _check_words(what: str, words: Sequence[str], allowed: tuple[str, ...]) -> None:

@@ -5,7 +5,6 @@ import gzip
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,10 +16,11 @@ import optax
 import pytest
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import contestants, rounds, time_step
-from alexnet_jax.benchmarks.contestants import LossAndGrads, Sample, Unavailable
-from alexnet_jax.benchmarks.rounds import Options
-from alexnet_jax.benchmarks.worker import Contestant, Worker
+from alexnet_jax.benchmarks import race, step_task, time_step
+from alexnet_jax.benchmarks.race import Options
+from alexnet_jax.benchmarks.step_task import LossAndGrads, check_equal
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, start
+from alexnet_jax.benchmarks.workload import Sample
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
@@ -38,7 +38,6 @@ EVERY_ROW = (
   layers.Conv('conv2', 12, 3, padding=1, groups=2),
   layers.SpatialNorm('spatial_norm2', size=3, alpha=0.1),
   layers.AvgPool('pool2'),
-  layers.Local('local3', 6, 3, padding=1),
   layers.ResponseNorm('norm3', size=5, alpha=0.2, k=1.0),
   layers.Tanh('tanh3'),
   layers.Dropout('drop3'),
@@ -48,61 +47,58 @@ EVERY_ROW = (
   layers.Dense('fc5', 7),
 )
 SHAPE = (20, 20, 3)
+VIEWS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
+LABELS = np.arange(6, dtype=np.int32)
 
 
 @pytest.fixture(scope='module')
 def ours():
   """Weights for EVERY_ROW, and our net's loss and gradients at them."""
-  model = AlexNet(contestants.without_dropout(EVERY_ROW))
-  views, labels = examples()
-  initial = jax.eval_shape(model.init, jax.random.key(0), views)['params']
-  weights = time_step.lively_weights(initial, last='fc5')
+  model = AlexNet(step_task.without_dropout(EVERY_ROW))
+  initial = jax.eval_shape(model.init, jax.random.key(0), VIEWS)['params']
+  weights = step_task.lively_weights(initial, last='fc5')
 
   @jax.jit
   @jax.value_and_grad
   def loss_of(weights):
-    keys = jax.random.split(jax.random.key(0), len(views))
-    logits = model.apply({'params': weights}, views, train=True, keys=keys)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    keys = jax.random.split(jax.random.key(0), len(VIEWS))
+    logits = model.apply({'params': weights}, VIEWS, train=True, keys=keys)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
 
   loss, gradients = loss_of(weights)
   return weights, LossAndGrads(float(loss), jax.tree.map(np.asarray, gradients))
 
 
-def examples():
-  views = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
-  return views, np.arange(6, dtype=np.int32)
-
-
 def task(table, weights, **changes):
   """A task; biases have twice the rate, and no decay."""
-  views, labels = examples()
   rates = {layer: {'kernel': 0.1, 'bias': 0.2} for layer in weights}
   decays = {layer: {'kernel': 0.01, 'bias': 0.0} for layer in weights}
   settings = ('cpu', 'float32', 'momentum', 0.9)
-  made = contestants.Task(table, SHAPE, *settings, views, labels, weights, rates, decays)
+  made = step_task.Task(table, SHAPE, *settings, VIEWS, LABELS, weights, rates, decays)
   return dataclasses.replace(made, **changes)
 
 
-def torch_step(table, weights, **changes):
-  pytest.importorskip('torch')
-  from alexnet_jax.benchmarks.torch_step import TorchStep
+TOLERANCE = task((), {}).tolerance
 
-  return TorchStep(task(table, weights, **changes), channels_last=False, compiled=False)
+
+def torch_step(table, weights, kind='TorchStep', **changes):
+  pytest.importorskip('torch')
+  from alexnet_jax.benchmarks import torch_step
+
+  return getattr(torch_step, kind)(task(table, weights, **changes))
 
 
 def test_the_torch_net_computes_what_ours_does_for_every_row(ours):
   weights, expected = ours
   actual = torch_step(EVERY_ROW, weights).loss_and_grads(weights)
   assert actual.loss == pytest.approx(expected.loss, rel=1e-6)
-  assert set(actual.gradients) == {'conv1', 'conv2', 'local3', 'fc4', 'fc5'}
+  assert set(actual.gradients) == {'conv1', 'conv2', 'fc4', 'fc5'}
   for layer, leaves in actual.gradients.items():
     assert set(leaves) == {'kernel', 'bias'}
     for name, gradient in leaves.items():
       reference = expected.gradients[layer][name]
       assert gradient.shape == reference.shape
       assert np.linalg.norm(gradient - reference) < 1e-5 * np.linalg.norm(reference), (layer, name)
-  time_step.check_equal('torch', expected, actual)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +117,7 @@ def test_another_net_is_refused(ours, other):
   table = [other if row.name == other.name else row for row in EVERY_ROW]
   actual = torch_step(table, weights).loss_and_grads(weights)
   with pytest.raises(UserError, match='not the same computation'):
-    time_step.check_equal('torch', expected, actual)
+    check_equal('torch', expected, actual, TOLERANCE)
 
 
 def changed(found, layer, name, gradient):
@@ -133,35 +129,30 @@ def changed(found, layer, name, gradient):
 def test_a_single_wrong_gradient_is_named(ours):
   _, expected = ours
   kernel = expected.gradients['conv2']['kernel']
-  close = time_step.check_equal(
-    'peer', expected, changed(expected, 'conv2', 'kernel', 1.001 * kernel)
-  )
+  near = changed(expected, 'conv2', 'kernel', 1.001 * kernel)
+  close = check_equal('peer', expected, near, TOLERANCE)
   assert close.where == 'conv2/kernel'
   assert close.gradient_difference == pytest.approx(0.001, rel=1e-3)
   for wrong in (1.02 * kernel, -kernel, 0 * kernel, np.nan * kernel):
     with pytest.raises(UserError, match=r'peer .* conv2/kernel'):
-      time_step.check_equal('peer', expected, changed(expected, 'conv2', 'kernel', wrong))
+      check_equal('peer', expected, changed(expected, 'conv2', 'kernel', wrong), TOLERANCE)
   for loss in (expected.loss * 1.0001, math.nan, math.inf):
     with pytest.raises(UserError, match='its loss is'):
-      time_step.check_equal('peer', expected, expected._replace(loss=loss))
-
-
-def test_a_gradient_of_zero_is_equal_to_zero(ours):
-  _, expected = ours
+      check_equal('peer', expected, expected._replace(loss=loss), TOLERANCE)
   zero = changed(expected, 'fc4', 'bias', np.zeros(20, np.float32))
-  assert time_step.check_equal('peer', zero, zero).gradient_difference == 0
+  assert check_equal('peer', zero, zero, TOLERANCE).gradient_difference == 0
   with pytest.raises(UserError, match='fc4/bias'):
-    time_step.check_equal('peer', zero, expected)
+    check_equal('peer', zero, expected, TOLERANCE)
 
 
 def test_the_torch_update_is_that_of_2012(ours):
   torch = pytest.importorskip('torch')
-  from alexnet_jax.benchmarks.torch_step import make_optimizer
+  from alexnet_jax.benchmarks.torch_step import make_sgd
 
   weights, _ = ours
   work = task(EVERY_ROW, weights)
   tensors = jax.tree.map(torch.tensor, weights)
-  theirs = make_optimizer(tensors, work)
+  theirs = make_sgd(tensors, work)
   rule = krizhevsky_momentum(0.9, work.decays)
   velocity = rule.init(weights)
   random = np.random.default_rng(1)
@@ -177,13 +168,10 @@ def test_the_torch_update_is_that_of_2012(ours):
 
 
 def test_images_may_lie_with_channels_last(ours):
-  pytest.importorskip('torch')
-  from alexnet_jax.benchmarks.torch_step import TorchStep
-
   weights, expected = ours
-  work = task(contestants.without_dropout(EVERY_ROW), weights)
-  peers = [TorchStep(work, channels_last=last, compiled=False) for last in (False, True)]
-  time_step.check_equal('channels_last', expected, peers[1].loss_and_grads(weights))
+  table = step_task.without_dropout(EVERY_ROW)
+  peers = [torch_step(table, weights, kind) for kind in ('TorchStep', 'ChannelsLast')]
+  check_equal('channels_last', expected, peers[1].loss_and_grads(weights), TOLERANCE)
   assert [peer.run(3) for peer in peers] == [18, 18]
   first, last = (peer.facts()['loss'] for peer in peers)
   assert last == pytest.approx(first, rel=1e-5)
@@ -194,10 +182,10 @@ def test_torch_drops_as_in_2012_or_inverted():
   torch = pytest.importorskip('torch')
   from alexnet_jax.benchmarks.torch_step import make_forward
 
-  for inverted, kept in ((False, 1.0), (True, 1 / 0.3)):
+  for inverted, unit in ((False, 1.0), (True, 1 / 0.3)):
     table = (layers.Dropout('drop', keep=0.3, inverted=inverted),)
     y = make_forward(table, (10_000,))({}, torch.ones(1, 10_000)).numpy()
-    assert np.abs(y[y > 0] - kept).max() < 1e-5
+    assert np.abs(y[y > 0] - unit).max() < 1e-5
     assert np.mean(y > 0) == pytest.approx(0.3, abs=0.03)
 
 
@@ -208,6 +196,7 @@ def test_torch_drops_as_in_2012_or_inverted():
     ({'optimizer': 'adam'}, 'adam'),
     ({'compute_dtype': 'bfloat16'}, 'bfloat16'),
     ({'table': (*EVERY_ROW, layers.BatchNorm('bn5'))}, 'BatchNorm'),
+    ({'table': (layers.Local('local1', 6, 3), *EVERY_ROW)}, 'Local'),
   ],
 )
 def test_what_torch_is_not_written_for_it_declines(ours, changes, reason):
@@ -221,16 +210,20 @@ def test_what_torch_is_not_written_for_it_declines(ours, changes, reason):
 FAKE = """
 import os
 import numpy as np
-from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Unavailable, Workload
+from alexnet_jax.benchmarks.roofline import Roofline
+from alexnet_jax.benchmarks.step_task import LossAndGrads, Task
+from alexnet_jax.benchmarks.worker import Unavailable
+from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
 
 class Fake(Workload):
-  def __init__(self, log, last_loss=1.0, gradient=1.0, **_):
+  def __init__(self, **_):
     print('noise of a library')
-    self.log, self.last_loss, self.gradient = log, last_loss, gradient
+    self.last_loss = float(os.environ['LAST_LOSS'])
+    self.gradient = float(os.environ['GRADIENT'])
   def run(self, batches):
-    with open(self.log, 'a') as file:
+    with open(os.environ['LOG'], 'a') as file:
       file.write(os.environ['NAME'])
     return 4 * batches
   def fail(self, kind):
@@ -240,7 +233,6 @@ class Fake(Workload):
   def environment(self):
     return {'date': 'today'}
   def roofline(self):
-    from alexnet_jax.benchmarks.roofline import Roofline
     return Roofline('float32', 6e9, 1e9, 5, 7, 3e12, 1e11)
   def task(self):
     weights = {'fc1': {'kernel': np.zeros((3, 2)), 'bias': np.zeros(2)}}
@@ -256,9 +248,10 @@ def fake(tmp_path):
   """Makes contestants that write their name into tmp_path/log at every run."""
   (tmp_path / 'fake.py').write_text(FAKE)
 
-  def make(name, **arguments):
+  def make(name, last_loss=1.0, gradient=1.0):
     settings = {'NAME': name, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
-    return Contestant(name, 'fake:Fake', settings, {'log': str(tmp_path / 'log'), **arguments})
+    settings |= {'LAST_LOSS': str(last_loss), 'GRADIENT': str(gradient)}
+    return Contestant(name, 'fake:Fake', settings | {'LOG': str(tmp_path / 'log')})
 
   return make
 
@@ -267,7 +260,7 @@ OPTIONS = Options(rounds=2, turn_seconds=0.0, peers=None)
 
 
 def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
-  with Worker(fake('a')) as worker:
+  with start(fake('a')) as worker:
     assert worker.call('facts')['name'] == 'a'
     with pytest.raises(UserError, match='user'):
       worker.call('fail', 'user')
@@ -276,22 +269,23 @@ def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
     with pytest.raises(RuntimeError, match=r'(?s)Traceback.*KeyError'):
       worker.call('fail', 'key')
     assert worker.call('run', 2) == 8
-  assert worker._process.returncode == 0
+  assert worker.process.returncode is not None
   assert capfd.readouterr().out == ''
 
 
 def test_the_death_of_a_worker_is_reported(fake):
-  with Worker(fake('a')) as worker:
-    worker._process.kill()
+  with start(fake('a')) as worker:
+    worker.process.kill()
     with pytest.raises(UserError, match='process of a ended with code -9'):
       worker.call('run', 1)
 
 
 def test_contestants_take_turns_there_and_back(fake, tmp_path):
-  with Worker(fake('a')) as a, Worker(fake('b')) as b:
-    found = rounds.take_turns({'alexnet_jax': a, 'b': b}, OPTIONS)
+  raced = race.race({'alexnet_jax': fake('a'), 'b': fake('b')}, OPTIONS)
   # Two runs to prepare, then one that warms up before each that counts.
   assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
+  assert not raced['absent'] and raced['environment'] == {'date': 'today'}
+  found = raced['contestants']
   assert found['b']['name'] == 'b' and found['b']['first_batch_seconds'] > 0
   for contestant in found.values():
     assert [turn['images'] for turn in contestant['samples']] == [4, 4]
@@ -305,7 +299,7 @@ def measured_step(monkeypatch, ours, **peers):
 
 
 def test_peers_that_agree_are_measured_and_others_said_to_be_missing(fake, monkeypatch):
-  absent = Contestant('missing', 'fake:Fake', package='no_such_package')
+  absent = Contestant('missing', 'no_such_package:Fake')
   result = measured_step(
     monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent
   )
@@ -313,7 +307,7 @@ def test_peers_that_agree_are_measured_and_others_said_to_be_missing(fake, monke
   equality = result.details['equality']['peer']
   assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
   assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in result.table()
-  reason = "no_such_package is not installed: pip install 'alexnet_jax[peers]'"
+  reason = 'no_such_package is not installed: pip install no_such_package'
   assert f'missing was not measured: {reason}' in result.table()
   assert measured_step(monkeypatch, fake('ours'), missing=absent).alone() == reason
 
@@ -327,14 +321,13 @@ def test_a_peer_that_differs_or_diverges_is_refused(fake, monkeypatch, fault, me
     measured_step(monkeypatch, fake('ours'), peer=fake('peer', **fault))
 
 
-@pytest.mark.slow
-def test_a_python_without_our_packages_is_refused(tmp_path):
+def test_a_python_without_our_packages_is_not_measured(tmp_path):
   python = tmp_path / 'python'
   python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
   python.chmod(0o755)
-  options = dataclasses.replace(OPTIONS, peers=(), pythons=(str(python),))
-  with pytest.raises(UserError, match=f'--python={python} cannot run our step .*No module named'):
-    time_step.measure_step('digits', configs.default(), options)
+  ours = Contestant('ours', 'alexnet_jax.benchmarks.our_step:OurStep', python=str(python))
+  with pytest.raises(Unavailable, match='is not installed: pip install'), start(ours, config={}):
+    pass
 
 
 # The report.
@@ -346,17 +339,17 @@ def test_a_python_without_our_packages_is_refused(tmp_path):
 )
 def test_ratios_are_taken_round_by_round(measure, ratio):
   ours = [Sample(100, 2.0, 4.0), Sample(100, 1.0, 2.0), Sample(100, 4.0, 4.0)]
-  peer = rounds.speeds(3 * [Sample(100, 1.0, 2.0)], ours, measure)
+  peer = race.speeds(3 * [Sample(100, 1.0, 2.0)], ours, measure)
   median, low, high = ratio
   assert peer['ratio'] == {'median': median, 'lower_quartile': low, 'upper_quartile': high}
-  found = rounds.speeds(ours, ours, measure)
+  found = race.speeds(ours, ours, measure)
   assert found['per_second']['median'] == 50 and 'ratio' not in found
   assert found['samples'][1] == {'images': 100, 'seconds': 1.0, 'core_seconds': 2.0}
   table = {'alexnet_jax': found | {'title': 'alexnet_jax'}, 'peer': peer | {'title': 'peer'}}
-  heading, first, last = rounds.speed_table(table, 10, measure)
+  heading, first, last = race.speed_table(table, 10, measure)
   assert first.split()[:5] == ['alexnet_jax', '200.0', '50.00', '37.50', '-']
   assert len(heading) == len(last) and last.endswith(f'0.500  {low:.3f} - {high:.3f}')
-  assert set(rounds.spread([3.0]).values()) == {3.0}  # of one round
+  assert set(race.spread([3.0]).values()) == {3.0}  # of one round
 
 
 # The command.
@@ -398,7 +391,7 @@ def test_step_from_the_command_line(tmp_path):
   (trace,) = (tmp_path / 'traces' / 'digits-8').rglob('*.trace.json.gz')
   events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
   assert any('hlo_op' in event.get('args', {}) for event in events)
-  again = f'alexnet_jax, Python {platform.python_version()}, jax {jax.__version__}'
+  again = f'alexnet_jax, {sys.executable}'
   assert list(found['contestants']) == ['alexnet_jax', again, 'eager']
   assert details['equality'][again]['gradient_difference'] == 0
   assert printed.count(f'\n{again}  ') == 1  # a row of the table
@@ -476,7 +469,7 @@ def test_feed(tmp_path):
     (['--rounds=0'], 'flag --rounds=0'),
     (['feed', '--profile=traces'], 'add the word step'),
     (['feed', '--python=python3'], 'add the word step'),
-    (['step', '--config=configs/digits.py', '--python=/absent'], '--python=/absent: there is no'),
+    (['step', '--config=configs/digits.py', '--python=/absent'], '/absent cannot be run'),
   ],
 )
 def test_a_wrong_flag_is_one_line(arguments, message):

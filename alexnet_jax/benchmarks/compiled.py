@@ -21,8 +21,8 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.our_step import generated
-from alexnet_jax.benchmarks.rounds import Options, Result, say
-from alexnet_jax.benchmarks.worker import Contestant, Worker
+from alexnet_jax.benchmarks.race import Options, Result, say
+from alexnet_jax.benchmarks.worker import Contestant, start
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
@@ -38,7 +38,7 @@ _IMAGES = (1, 4, 16, 64, 256)
 _WIDTH = {'float32': 4, 'bfloat16': 2, 'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4}
 
 # Bytes that a device sends for a byte of what the program's operation returns.
-_SENT = {
+_SENT_PER_BYTE = {
   'all-reduce': lambda n: 2 * (n - 1) / n,
   'all-gather': lambda n: (n - 1) / n,
   'reduce-scatter': lambda n: n - 1,
@@ -70,9 +70,9 @@ def count_communication(name: str, config: ml_collections.ConfigDict, options: O
   for mode in [PLAIN, SHARDED] if sharded_layers(table, DEVICES) else [PLAIN]:
     config.model.shard_dense = mode == SHARDED
     say(f'compiling: {mode}')
-    with Worker(_VIRTUAL, config=configs.to_json(config)) as worker:
-      compiled[mode], machine = worker.call('sent')
-    formula[mode] = sent(table, shape, dtype, DEVICES, images, mode == SHARDED)
+    with start(_VIRTUAL, config=configs.to_json(config)) as worker:
+      compiled[mode], machine = worker.call('count')
+    formula[mode] = bytes_by_formula(table, shape, dtype, DEVICES, images, mode == SHARDED)
   scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]
   return Result(
     target='communication',
@@ -96,7 +96,7 @@ def count_communication(name: str, config: ml_collections.ConfigDict, options: O
   )
 
 
-def sent(
+def bytes_by_formula(
   table: layers.Table, shape: layers.Shape, dtype: str, devices: int, images: int, sharded: bool
 ) -> dict[str, float]:
   """Bytes that a device sends in a training step, by formula.
@@ -141,7 +141,7 @@ def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) ->
   """
 
   def total(images: int, sharded: bool) -> float:
-    return sum(sent(table, shape, dtype, devices, images, sharded).values())
+    return sum(bytes_by_formula(table, shape, dtype, devices, images, sharded).values())
 
   plain, fixed = total(1, sharded=False), total(0, sharded=True)
   each = total(1, sharded=True) - fixed  # both modes are linear in the images
@@ -154,7 +154,7 @@ def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) ->
   }
 
 
-def counted(program: str, devices: int) -> dict[str, float]:
+def bytes_in_program(program: str, devices: int) -> dict[str, float]:
   """Bytes that a device sends by the text of a compiled program, {operation: bytes}.
 
   Single numbers (metrics, norms) are left out, and so is how often a loop comes round.
@@ -162,7 +162,7 @@ def counted(program: str, devices: int) -> dict[str, float]:
   Raises:
     ValueError: it has collective operations of another kind.
   """
-  totals = dict.fromkeys(_SENT, 0.0)
+  totals = dict.fromkeys(_SENT_PER_BYTE, 0.0)
   program = re.sub(r'/\*.*?\*/', '', program)
   kinds = 'all-|reduce-scatter|collective-|ragged-'
   for result, operation in re.findall(rf'= (\(.*?\)|\S+) ((?:{kinds})\S*?)\(', program):
@@ -172,7 +172,7 @@ def counted(program: str, devices: int) -> dict[str, float]:
       _WIDTH[dtype] * math.prod(map(int, dimensions.split(',')))
       for dtype, dimensions in re.findall(r'(\w+)\[([\d,]+)\]', result)
     )
-    totals[operation] += _SENT[operation](devices) * size
+    totals[operation] += _SENT_PER_BYTE[operation](devices) * size
   return totals
 
 
@@ -186,8 +186,8 @@ class CompiledStep:
     self._devices = Devices()
     check_training_batch(self._config, self._devices)
 
-  def sent(self) -> tuple[dict[str, float], dict]:
-    """What `counted` finds, and the environment."""
+  def count(self) -> tuple[dict[str, float], dict]:
+    """What `bytes_in_program` finds, and the environment."""
     count, images = self._devices.global_count, self._config.batch_size // DEVICES
     self._config.batch_size = count  # as few images as can be; none are computed with
     experiment, (image, *_) = generated(self._config, self._devices.platform)
@@ -197,7 +197,7 @@ class CompiledStep:
     pixels = jax.ShapeDtypeStruct((count, images, *image.shape), np.uint8)
     batch = {'image': pixels, 'label': numbers, 'position': numbers}
     text = program.train_step.compiled(state, batch).as_text()
-    return counted(text, count), environment(self._devices)
+    return bytes_in_program(text, count), environment(self._devices)
 
 
 def _counts_table(compiled: dict, formula: dict) -> list[str]:
@@ -205,7 +205,7 @@ def _counts_table(compiled: dict, formula: dict) -> list[str]:
   ways = (('compiled', compiled), ('formula', formula))
   columns = [(f'{mode}, {way}', values[mode]) for mode in compiled for way, values in ways]
   rows = [('MB a device sends', *(title for title, _ in columns))]
-  for operation in _SENT:
+  for operation in _SENT_PER_BYTE:
     rows.append((operation, *(_megabytes(values[operation]) for _, values in columns)))
   rows.append(('in all', *(_megabytes(sum(values.values())) for _, values in columns)))
   return aligned(rows)

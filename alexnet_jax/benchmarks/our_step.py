@@ -9,7 +9,8 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import roofline
-from alexnet_jax.benchmarks.contestants import LossAndGrads, Task, Workload, without_dropout
+from alexnet_jax.benchmarks.step_task import LossAndGrads, Task, without_dropout
+from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.model.preprocessing import CENTER_VIEW
 from alexnet_jax.runtime import cpu
@@ -41,7 +42,6 @@ class OurStep(Workload):
       {'image': self._images, 'label': self._labels, 'position': positions}
     )
     self._initial = to_host(self._experiment.initial_state())
-    self._state = self._program = self._metrics = None
 
   def task(self) -> Task:
     """What peers need to take the same step."""
@@ -92,7 +92,7 @@ class OurStep(Workload):
     return LossAndGrads(float(metrics['loss']), jax.tree.map(np.negative, velocity))
 
   def run(self, batches: int) -> int:
-    if self._program is None:
+    if self._initial is not None:  # the first time
       self._program = make_program(self._experiment, self._devices, None, self._initial)
       self._state = self._devices.replicate(self._initial)
       self._initial = None

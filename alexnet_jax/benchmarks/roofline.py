@@ -6,6 +6,7 @@ twice: from the table of layers, and from XLA's count of the program it compiled
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,6 @@ from alexnet_jax.model import layers
 from alexnet_jax.terminal import si
 from alexnet_jax.train.devices import Devices
 
-# On an accelerator small sizes would time the launch of the program.
-_SIZES = {'cpu': 2048}
-_NUMBERS = {'cpu': 1 << 25}  # 128 MiB of float32, more than caches hold
-_SIZE_ELSEWHERE, _NUMBERS_ELSEWHERE = 8192, 1 << 28
 _SECONDS = 0.3
 _ROUNDS = 5
 
@@ -33,7 +30,7 @@ class Roofline:
       found its input in a cache.
     temporary_bytes, argument_bytes: memory of the compiled program on one device.
     matrix_rate: FLOP/s of all devices in a large product of `dtype`: the best of a few rounds.
-    bytes_per_second: likewise, of a sum of two arrays.
+    memory_rate: bytes/s, likewise, of a sum of two arrays.
   """
 
   dtype: str
@@ -42,26 +39,24 @@ class Roofline:
   temporary_bytes: int
   argument_bytes: int
   matrix_rate: float
-  bytes_per_second: float
+  memory_rate: float
 
-  def utilization(self, steps_per_second: float) -> float:
-    """The share of the products' ceiling."""
-    return steps_per_second * self.flop / self.matrix_rate
-
-  def bandwidth_share(self, steps_per_second: float) -> float:
-    """The share of the memory's ceiling; more than 1 where caches help."""
-    return steps_per_second * self.compiled_bytes / self.bytes_per_second
+  def shares(self, steps_per_second: float) -> tuple[float, float]:
+    """Shares of the products' ceiling and of the memory's; the latter above 1 where caches help."""
+    return (
+      steps_per_second * self.flop / self.matrix_rate,
+      steps_per_second * self.compiled_bytes / self.memory_rate,
+    )
 
   def lines(self, steps_per_second: float) -> tuple[str, ...]:
     """All of it for people."""
     rate, moved = steps_per_second * self.flop, steps_per_second * self.compiled_bytes
+    utilization, bandwidth = self.shares(steps_per_second)
     return (
-      f'arithmetic: {si(self.flop, "FLOP")} a step, {si(rate, "FLOP/s")},'
-      f' {self.utilization(steps_per_second):.1%} of a large matrix product of {self.dtype}'
-      f' ({si(self.matrix_rate, "FLOP/s")})',
+      f'arithmetic: {si(self.flop, "FLOP")} a step, {si(rate, "FLOP/s")}, {utilization:.1%} of a'
+      f' large matrix product of {self.dtype} ({si(self.matrix_rate, "FLOP/s")})',
       f'traffic: at most {si(self.compiled_bytes, "B")} a step, {si(moved, "B/s")},'
-      f' {self.bandwidth_share(steps_per_second):.1%} of a large sum'
-      f' ({si(self.bytes_per_second, "B/s")})',
+      f' {bandwidth:.1%} of a large sum ({si(self.memory_rate, "B/s")})',
       f'memory: {si(self.temporary_bytes, "B")} while it runs, and'
       f' {si(self.argument_bytes, "B")} of state and images',
     )
@@ -81,33 +76,26 @@ def measure_roofline(
   compiled: jax.stages.Compiled, devices: Devices, flop: float, dtype: str
 ) -> Roofline:
   """Asks XLA about a compiled step and times its devices, which are those of one process."""
-  cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-  platform, count = devices.platform, devices.local_count
+  cost: Any = compiled.cost_analysis() or {}
+  memory: Any = compiled.memory_analysis()
+  count = devices.local_count
+  # On an accelerator small sizes would time the launch of the program.
+  size, numbers = (2048, 1 << 25) if devices.platform == 'cpu' else (8192, 1 << 28)
+  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  b = jnp.ones(numbers, jnp.float32)  # more than caches hold
   return Roofline(
     dtype=dtype,
     flop=flop,
     compiled_bytes=cost.get('bytes accessed', 0.0) * count,
     temporary_bytes=memory.temp_size_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,
-    matrix_rate=count * matrix_rate(dtype, _SIZES.get(platform, _SIZE_ELSEWHERE)),
-    bytes_per_second=count * memory_rate(_NUMBERS.get(platform, _NUMBERS_ELSEWHERE)),
+    matrix_rate=count * 2 * size**3 / _seconds(jax.jit(jnp.matmul), a, a),
+    memory_rate=count * 3 * b.nbytes / _seconds(jax.jit(jnp.add), b, b + 1),
   )
 
 
-def matrix_rate(dtype: str, size: int) -> float:
-  """FLOP/s of the product of two matrices (size, size) on the first device."""
-  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-  return 2 * size**3 / _seconds(jax.jit(jnp.matmul), a, a)
-
-
-def memory_rate(numbers: int) -> float:
-  """Bytes/s of `a + b` of float32 on the first device: two arrays read, one written."""
-  a = jnp.ones(numbers, jnp.float32)
-  return 3 * a.nbytes / _seconds(jax.jit(jnp.add), a, a + 1)
-
-
 def _seconds(function, *arguments) -> float:
-  """Of a call: the best of a few rounds, each long enough to be timed."""
+  """Of a call on the first device: the best of a few rounds, each long enough to be timed."""
 
   def timed(calls: int) -> float:
     began = time.perf_counter()

@@ -1,19 +1,21 @@
 """The checkpoint benchmark: how long saves hold training up, and what they and restores take."""
 
+import collections
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
 from flax.serialization import to_state_dict
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.contestants import timed
 from alexnet_jax.benchmarks.our_step import OurStep
-from alexnet_jax.benchmarks.rounds import Options, Result, say, seconds_table
-from alexnet_jax.benchmarks.worker import Contestant, Worker
+from alexnet_jax.benchmarks.race import Options, Result, say, seconds_table
+from alexnet_jax.benchmarks.worker import Contestant, start
+from alexnet_jax.benchmarks.workload import timed
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.terminal import si
 from alexnet_jax.train.devices import to_host
@@ -30,21 +32,21 @@ def measure_checkpoint(name: str, config: ml_collections.ConfigDict, options: Op
   plain = configs.to_json(config)
   with (
     tempfile.TemporaryDirectory(prefix='alexnet_jax-checkpoint-') as folder,
-    Worker(_OURS, config=plain, folder=Path(folder)) as worker,
+    start(_OURS, config=plain, folder=Path(folder)) as worker,
   ):
-    size, _ = worker.call('save_and_restore')  # the first compiles, and reads back
-    rounds = []
+    seconds = collections.defaultdict[str, list[float]](list)
+    size, _ = worker.call('save_and_restore')  # the first compiles, and does not count
     for number in range(options.rounds):
       say(f'save {number + 1} of {options.rounds}')
-      rounds.append(worker.call('save_and_restore')[1])
+      for what, took in worker.call('save_and_restore')[1].items():
+        seconds[what].append(took)
     environment = worker.call('environment')
-  seconds = {what: [found[what] for found in rounds] for what in rounds[0]}
   return Result(
     target='checkpoint',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, a state of {si(size, "B")}',
     lines=seconds_table(seconds),
     environment=environment,
-    details={'seconds': seconds, 'bytes': size, 'config': plain},
+    details={'seconds': dict(seconds), 'bytes': size, 'config': plain},
   )
 
 
@@ -60,7 +62,11 @@ class SavingTraining(OurStep):
     """Bytes of the state, and seconds of each part."""
     usual = timed(self.run, _STEPS_ALONE).seconds / _STEPS_ALONE
     self._saves += 1
-    meta = {'config': configs.to_json(self._config), 'classes': [], 'top1_error': None}
+    meta: dict[str, Any] = {
+      'config': configs.to_json(self._config),
+      'classes': [],
+      'top1_error': None,
+    }
     began = time.perf_counter()
     state = self._program.replicated(self._state)
     self._checkpoints.save(self._saves, to_state_dict(state), meta)

@@ -1,5 +1,6 @@
 """The feed benchmark: batches of stored uint8 images from a file in the page cache to memory."""
 
+import functools
 import math
 import os
 import tempfile
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.benchmarks.contestants import Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, race, speed_table
+from alexnet_jax.benchmarks.race import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
+from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
@@ -23,50 +24,43 @@ GOAL = 40_000  # images per core-second
 _MODULE = 'alexnet_jax.benchmarks.time_feed'
 _OURS = Contestant(OURS, f'{_MODULE}:OurFeed')
 PEERS = {
-  'tf_data': Contestant(
-    'tf.data',
-    f'{_MODULE}:TfDataFeed',
-    {'TF_CPP_MIN_LOG_LEVEL': '3'},
-    package='tensorflow',
-    extra='prepare',
-  ),
-  'data_loader': Contestant('torch DataLoader', f'{_MODULE}:DataLoaderFeed', package='torch'),
+  'tf_data': Contestant('tf.data', f'{_MODULE}:TfDataFeed', {'TF_CPP_MIN_LOG_LEVEL': '3'}),
+  'data_loader': Contestant('torch DataLoader', f'{_MODULE}:DataLoaderFeed'),
 }
 
 
-def measure_feed(images: int, options: Options) -> Result:
-  """Measures the feed on a file of so many generated images in a temporary folder.
+def measure_feed(options: Options) -> Result:
+  """Measures the feed on a file of generated images, 8192 or as many as asked.
 
   Raises:
     UserError: the disk is too full.
   """
+  images = options.images or 8192
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-') as folder:
     file = Path(folder) / 'images.npy'
     try:
-      write_images(file, images)
+      _write_images(file, images)
     except OSError as error:
       raise UserError(
         f'--images={images} cannot be written to {folder} ({error.strerror}): use fewer, or set'
         ' TMPDIR'
       ) from None
     peers = {OURS: _OURS} | options.wanted(PEERS)
-    contestants, absent, environment = race(peers, options, 'per_core_second', file=file)
+    raced = race(peers, options, 'per_core_second', file=file)
   return Result(
     target='feed',
     title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
     ' the page cache',
     lines=(
-      *speed_table(contestants, BATCH_SIZE, 'per_core_second'),
+      *speed_table(raced['contestants'], BATCH_SIZE, 'per_core_second'),
       f'goal: {GOAL:,} images/core-s',
     ),
-    environment=environment,
     details={'images': images},
-    contestants=contestants,
-    absent=absent,
+    **raced,
   )
 
 
-def write_images(path: Path, images: int) -> None:
+def _write_images(path: Path, images: int) -> None:
   """Writes `images` noise images as the store lays them out; they stay in the page cache."""
   shape, random = (IMAGE_SIZE, IMAGE_SIZE, 3), np.random.default_rng(0)
   with path.open('wb') as file:
@@ -130,13 +124,13 @@ class DataLoaderFeed(Workload):
   """
 
   def __init__(self, file: Path):
+    from torch.utils.data import DataLoader
+
     # Copied on writing, which nobody does: torch warns of arrays that cannot be written.
     self._pixels = np.load(file, mmap_mode='c', allow_pickle=False)
     self._random = np.random.default_rng(0)
+    self._loader = functools.partial(DataLoader, batch_size=BATCH_SIZE, num_workers=usable_cores())
 
   def run(self, batches: int) -> int:
-    from torch.utils import data
-
     rows = self._random.integers(0, len(self._pixels), batches * BATCH_SIZE).tolist()
-    loader = data.DataLoader(self._pixels, BATCH_SIZE, sampler=rows, num_workers=usable_cores())
-    return sum(len(batch) for batch in loader)
+    return sum(len(batch) for batch in self._loader(self._pixels, sampler=rows))

@@ -6,9 +6,9 @@ import jax
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.contestants import Sample, Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, race, speed_table
+from alexnet_jax.benchmarks.race import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
+from alexnet_jax.benchmarks.workload import Sample, Workload
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
 from alexnet_jax.train import modes
@@ -28,21 +28,19 @@ def measure_loop(name: str, config: ml_collections.ConfigDict, options: Options)
   """
   prepare_store(config.data)  # here, where its progress is seen
   plain = configs.to_json(config)
-  peers = {OURS: _LOOP} | options.wanted(PEERS)
-  contestants, _, environment = race(peers, options, config=plain)
-  wait = contestants[OURS]['data_wait']
+  raced = race({OURS: _LOOP} | options.wanted(PEERS), options, config=plain)
+  wait = raced['contestants'][OURS]['data_wait']
   calls = f', {config.steps_per_call} steps a call' * (config.steps_per_call > 1)
   return Result(
     target='loop',
     title=f'{name}, net {config.model.net}, batch {config.batch_size},'
     f' images from {config.data.source}{calls}',
     lines=(
-      *speed_table(contestants, config.batch_size),
+      *speed_table(raced['contestants'], config.batch_size),
       f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)',
     ),
-    environment=environment,
     details={'data_wait': wait, 'config': plain},
-    contestants=contestants,
+    **raced,
   )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from alexnet_jax.benchmarks.contestants import Workload
-from alexnet_jax.benchmarks.rounds import OURS, Options, Result, race, speed_table
+from alexnet_jax.benchmarks.race import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
+from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.config import default
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import UserError
@@ -22,21 +22,21 @@ GOAL_CORE_HOURS = 1.3
 
 _MODULE = 'alexnet_jax.benchmarks.time_prepare'
 _OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
-PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter', package='ffcv')}
+PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter')}
 
 
-def measure_prepare(photos: Path | None, images: int, options: Options) -> Result:
+def measure_prepare(photos: str | None, options: Options) -> Result:
   """Measures how fast photos become a raw store, on all cores.
 
   Args:
     photos: folder of image files; generated ones are not like photos, so there is no default.
-    images: how many to prepare at a time, the photos again and again.
-    options: how to measure.
+    options: how to measure; 2000 images at a time, the photos again and again, if not given.
 
   Raises:
     UserError: no photos.
   """
-  files = sorted(path for path in photos.rglob('*') if path.is_file()) if photos else []
+  images = options.images or 2000
+  files = sorted(path for path in Path(photos).rglob('*') if path.is_file()) if photos else []
   if not files:
     raise UserError(f'--photos={photos or ""}: give a folder of photos, such as some of ImageNet')
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-') as temporary:
@@ -47,7 +47,8 @@ def measure_prepare(photos: Path | None, images: int, options: Options) -> Resul
       link.parent.mkdir(parents=True, exist_ok=True)
       link.symlink_to(file.resolve())
     peers = {OURS: _OURS} | options.wanted(PEERS)
-    contestants, absent, environment = race(peers, options, 'per_core_second', folder=folder)
+    raced = race(peers, options, 'per_core_second', folder=folder)
+  contestants = raced['contestants']
   hours = IMAGENET_IMAGES / contestants[OURS]['per_core_second']['median'] / 3600
   return Result(
     target='prepare',
@@ -59,10 +60,8 @@ def measure_prepare(photos: Path | None, images: int, options: Options) -> Resul
       f' (goal: {GOAL_CORE_HOURS})',
       'FFCV scales the longer side to 256 and keeps the shape: fewer pixels, no statistics',
     ),
-    environment=environment,
     details={'images': images, 'photos': len(files)},
-    contestants=contestants,
-    absent=absent,
+    **raced,
   )
 
 

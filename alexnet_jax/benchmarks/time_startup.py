@@ -1,5 +1,6 @@
 """The startup benchmark: from a command to its first finished training step, and `--help`."""
 
+import collections
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
-from alexnet_jax.benchmarks.rounds import Options, Result, say, seconds_table
+from alexnet_jax.benchmarks.race import Options, Result, say, seconds_table
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.folder import RunFolder
@@ -31,12 +32,7 @@ def measure_startup(name: str, config: ml_collections.ConfigDict, options: Optio
   Raises:
     UserError: a run ended before its first step.
   """
-  seconds: dict[str, list[float]] = {
-    'nothing compiled yet': [],
-    'compiled before': [],
-    '--help': [],
-  }
-  cold, warm, usage = seconds.values()
+  seconds = collections.defaultdict[str, list[float]](list)
   main = [sys.executable, '-m', 'alexnet_jax.main']
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-startup-') as temporary:
     folder = Path(temporary)
@@ -51,19 +47,20 @@ def measure_startup(name: str, config: ml_collections.ConfigDict, options: Optio
     command = [*main, f'--config={file}', f'--workdir={run.path}']
     for number in range(options.rounds):
       say(f'start {number + 1} of {options.rounds}')
-      for times in (cold, warm):
+      for what in ('nothing compiled yet', 'compiled before'):
         shutil.rmtree(run.path, ignore_errors=True)
-        times.append(_first_step_seconds(command, run.metrics, folder / f'programs-{number}'))
+        took = _first_step_seconds(command, run.metrics, folder / f'programs-{number}')
+        seconds[what].append(took)
       began = time.perf_counter()
       subprocess.run([*main, '--help'], stdout=subprocess.DEVNULL)
-      usage.append(time.perf_counter() - began)
+      seconds['--help'].append(time.perf_counter() - began)
     environment = files.read_json(run.environment)
   return Result(
     target='startup',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, to the first finished step',
     lines=seconds_table(seconds),
     environment=environment,
-    details={'seconds': seconds, 'config': plain},
+    details={'seconds': dict(seconds), 'config': plain},
   )
 
 

@@ -10,13 +10,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from alexnet_jax.benchmarks.contestants import (
-  LossAndGrads,
-  Task,
-  Unavailable,
-  Workload,
-  without_dropout,
-)
+from alexnet_jax.benchmarks.step_task import LossAndGrads, Task, without_dropout
+from alexnet_jax.benchmarks.worker import Unavailable
+from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.model import layers
 
 
@@ -25,18 +21,20 @@ class TorchStep(Workload):
 
   It has less to do than our step: its views come cropped, flipped and with the mean subtracted, and
   nothing watches for losses that are not finite.
+
+  Attributes:
+    memory_format: how images and kernels lie in memory.
+    compiled: whether torch.compile is used.
   """
 
-  def __init__(self, task: Task, channels_last: bool = False, compiled: bool = False):
+  memory_format = torch.contiguous_format
+  compiled = False
+
+  def __init__(self, task: Task):
     """Builds the net and its optimizer.
 
     On a GPU (not measured yet) cuDNN's algorithms are chosen by timing, and products are TF32, as
     ours are there by default, or bfloat16 by autocast where the config says so.
-
-    Args:
-      task: what to compute.
-      channels_last: how images lie in memory.
-      compiled: whether torch.compile is used.
 
     Raises:
       Unavailable: the task has something that is not written here.
@@ -57,18 +55,17 @@ class TorchStep(Workload):
       torch.set_float32_matmul_precision('high')
       torch.backends.cudnn.benchmark = True
     self._task = task
-    self._compiled = compiled
-    self._format = torch.channels_last if channels_last else torch.contiguous_format
     views = torch.tensor(task.views, device=self._device).permute(0, 3, 1, 2)
-    self._views = views.contiguous(memory_format=self._format)
+    self._views = views.contiguous(memory_format=self.memory_format)
     self._labels = torch.tensor(task.labels, dtype=torch.long, device=self._device)
     self._loss_of = self._make_loss(task.table)
+    _, parameters = self._parameters_of(task.weights)
     self._parameters = {
       layer: {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
-      for layer, leaves in self._to_torch(self._tensors(task.weights)).items()
+      for layer, leaves in parameters.items()
     }
-    self._optimizer = make_optimizer(self._parameters, task)
-    self._loss = None
+    self._optimizer = make_sgd(self._parameters, task)
+    self._loss = torch.tensor(torch.nan)
 
   def _make_loss(self, table: layers.Table) -> Callable[..., torch.Tensor]:
     """The function (parameters, views, labels) -> loss of a net."""
@@ -80,35 +77,38 @@ class TorchStep(Workload):
         logits = forward(parameters, views)
       return functional.cross_entropy(logits.float(), labels)
 
-    return torch.compile(loss_of) if self._compiled else loss_of
+    return torch.compile(loss_of) if self.compiled else loss_of
 
-  def _tensors(self, weights: dict) -> dict:
-    return {
+  def _parameters_of(self, weights: dict) -> tuple[dict, dict]:
+    """Weights as tensors in the layout of our net, and, computed from these, in PyTorch's."""
+    ours = {
       layer: {
         name: torch.tensor(array, device=self._device, requires_grad=True)
         for name, array in leaves.items()
       }
       for layer, leaves in weights.items()
     }
-
-  def _to_torch(self, weights: dict) -> dict:
-    return to_torch(self._task.table, self._task.view_shape, weights, self._format)
+    theirs = {
+      row.name: _parameters(row, inputs, self.memory_format, **ours[row.name])
+      for row, inputs, _ in layers.walk(self._task.table, self._task.view_shape)
+      if row.name in ours
+    }
+    return ours, theirs
 
   def loss_and_grads(self, weights: dict) -> LossAndGrads:
     """Loss and gradients at `weights`, without dropout."""
-    loss_of = self._make_loss(without_dropout(self._task.table))
-    tensors = self._tensors(weights)
+    ours, theirs = self._parameters_of(weights)
     try:
-      loss = loss_of(self._to_torch(tensors), self._views, self._labels)
+      loss = self._make_loss(without_dropout(self._task.table))(theirs, self._views, self._labels)
       loss.backward()
     except RuntimeError as error:
-      if not self._compiled:
+      if not self.compiled:
         raise
       reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise Unavailable(f'torch.compile failed ({reason})') from None
     gradients = {
       layer: {name: tensor.grad.cpu().numpy() for name, tensor in leaves.items()}
-      for layer, leaves in tensors.items()
+      for layer, leaves in ours.items()
     }
     return LossAndGrads(loss.item(), gradients)
 
@@ -127,7 +127,19 @@ class TorchStep(Workload):
     return super().facts() | {'loss': self._loss.item(), 'threads': torch.get_num_threads()}
 
 
-def make_optimizer(parameters: dict, task: Task) -> torch.optim.Optimizer:
+class ChannelsLast(TorchStep):
+  """Images and kernels lie in memory as NHWC and OHWI."""
+
+  memory_format = torch.channels_last
+
+
+class Compiled(ChannelsLast):
+  """The same by torch.compile."""
+
+  compiled = True
+
+
+def make_sgd(parameters: dict, task: Task) -> torch.optim.Optimizer:
   """SGD with the task's rates and decays; fused, several times as fast as PyTorch's default.
 
   At constant rates PyTorch's rule takes the same path as that of 2012, with velocities divided by
@@ -148,31 +160,16 @@ def make_optimizer(parameters: dict, task: Task) -> torch.optim.Optimizer:
   )
 
 
-def to_torch(
-  table: layers.Table,
-  shape: layers.Shape,
-  weights: dict[str, dict[str, torch.Tensor]],
-  memory_format: torch.memory_format = torch.contiguous_format,
-) -> dict[str, dict[str, torch.Tensor]]:
-  """Weights of our net as PyTorch has them; differentiable, so gradients come back as ours."""
-  result = {}
-  for row, inputs, _ in layers.walk(table, shape):
-    if row.name in weights:
-      kernel, bias = weights[row.name]['kernel'], weights[row.name]['bias']
-      match row:
-        case layers.Local():
-          rows, columns, *_, features = kernel.shape
-          kernel = kernel.permute(0, 1, 4, 2, 3, 5).reshape(rows * columns, -1, features)
-          bias = bias.permute(2, 0, 1)
-        case layers.Conv():  # HWIO -> OIHW
-          kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=memory_format)
-        case layers.Dense() if len(inputs) == 3:  # of (H, W, C) in our net and (C, H, W) here
-          kernel = kernel.reshape(*inputs, -1).permute(3, 2, 0, 1).reshape(row.features, -1)
-        case layers.Dense():
-          kernel = kernel.T
-      kernel = kernel if kernel.dim() == 4 else kernel.contiguous()
-      result[row.name] = {'kernel': kernel, 'bias': bias.contiguous()}
-  return result
+def _parameters(row: layers.Row, inputs: layers.Shape, memory_format, kernel, bias) -> dict:
+  """Weights of a layer of ours as PyTorch has them; differentiable, so gradients come back."""
+  match row:
+    case layers.Conv():  # HWIO -> OIHW
+      kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=memory_format)
+    case layers.Dense() if len(inputs) == 3:  # of (H, W, C) in our net and (C, H, W) here
+      kernel = kernel.reshape(*inputs, -1).permute(3, 2, 0, 1).flatten(1).contiguous()
+    case layers.Dense():
+      kernel = kernel.T.contiguous()
+  return {'kernel': kernel, 'bias': bias}
 
 
 def make_forward(table: layers.Table, shape: layers.Shape) -> Callable[..., torch.Tensor]:
@@ -192,9 +189,7 @@ def make_forward(table: layers.Table, shape: layers.Shape) -> Callable[..., torc
 
 def _layer(row: layers.Row, inputs: layers.Shape) -> Callable[..., torch.Tensor]:
   match row:
-    case layers.Local():
-      return _local(row, inputs)
-    case layers.Conv():
+    case layers.Conv() if not isinstance(row, layers.Local):
       return _convolution(row, inputs)
     case layers.Dense():
       return lambda x, kernel, bias: functional.linear(x.flatten(1), kernel, bias)
@@ -222,29 +217,15 @@ def _layer(row: layers.Row, inputs: layers.Shape) -> Callable[..., torch.Tensor]
 
 
 def _convolution(row: layers.Conv, inputs: layers.Shape):
-  top, bottom = row.edge_padding(inputs[0])
-  left, right = row.edge_padding(inputs[1])
-  even = top == bottom and left == right
-  padding = (top, left) if even else 0
+  before, after = row.edge_padding(inputs[0])  # images are square
 
   def convolution(x, kernel, bias):
-    if not even:
-      x = functional.pad(x, (left, right, top, bottom))
+    if before != after:
+      x = functional.pad(x, (before, after, before, after))
+    padding = before if before == after else 0
     return functional.conv2d(x, kernel, bias, row.stride, padding, groups=row.groups)
 
   return convolution
-
-
-def _local(row: layers.Local, inputs: layers.Shape):
-  """A kernel and a bias for every place of the output."""
-  edges = (*row.edge_padding(inputs[1]), *row.edge_padding(inputs[0]))
-
-  def local(x, kernel, bias):
-    patches = functional.unfold(functional.pad(x, edges), row.kernel, stride=row.stride)
-    y = torch.einsum('nkp,pko->nop', patches, kernel)
-    return y.reshape(-1, *bias.shape) + bias
-
-  return local
 
 
 def _response_norm(row: layers.ResponseNorm):

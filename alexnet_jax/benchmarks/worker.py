@@ -5,22 +5,25 @@ whole process.  `Worker.call` runs a method of an object in a child process and 
 that no two contestants ever compute at the same time.
 """
 
+import contextlib
 import dataclasses
-import importlib
-import importlib.util
+import multiprocessing
 import os
-import pickle
+import pkgutil
 import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from alexnet_jax.benchmarks.contestants import Unavailable
 from alexnet_jax.errors import UserError
 
-_GRACE_SECONDS = 10
+
+class Unavailable(Exception):
+  """A contestant cannot take part here; the message is one line that says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,107 +34,88 @@ class Contestant:
     title: what it is called in tables.
     workload: 'module:Class', of a `Workload` as a rule.
     settings: environment variables of its process.
-    arguments: of the class, besides those given to `Worker`.
-    package: what it needs, and `extra`, which installs that.
     python: interpreter of its process.
   """
 
   title: str
   workload: str
   settings: dict[str, str] = dataclasses.field(default_factory=dict)
-  arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-  package: str = ''
-  extra: str = 'peers'
   python: str = sys.executable
 
 
 class Worker:
-  """The process of a contestant; a context manager that ends it."""
+  """The running process of a contestant; `start` makes one."""
 
-  def __init__(self, contestant: Contestant, **arguments):
-    """Starts it; `arguments` are of the contestant's class.  Raises as `call` does."""
-    package = contestant.package
-    if package and importlib.util.find_spec(package) is None:
-      raise Unavailable(
-        f"{package} is not installed: pip install 'alexnet_jax[{contestant.extra}]'"
-      )
+  def __init__(self, contestant: Contestant, process: subprocess.Popen, connection: Connection):
     self.contestant = contestant
-    self._process = subprocess.Popen(
-      [contestant.python, '-c', f'from {__name__} import serve; serve()'],
-      env={**os.environ, 'PYTHONPATH': python_path(), **contestant.settings},
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-    )
-    try:
-      self.call(contestant.workload, **contestant.arguments | arguments)
-    except BaseException:
-      self.close(grace_seconds=0)
-      raise
+    self.process = process
+    self._connection = connection
 
   def call(self, method: str, *arguments, **named) -> Any:
     """Runs a method of the workload and returns its result.
 
     Raises:
       UserError: as the method did; or its process was killed.
-      Unavailable: as the method did.
+      Unavailable: as the method did; or a package is not installed.
       RuntimeError: the method raised something else.
     """
     try:
-      pickle.dump((method, arguments, named), self._process.stdin)
-      self._process.stdin.flush()
-      result, error = pickle.load(self._process.stdout)
+      self._connection.send((method, arguments, named))
+      reply = self._connection.recv()
     except (EOFError, ConnectionError):
-      code = self._process.wait()
       raise UserError(
-        f'the process of {self.contestant.title} ended with code {code}, perhaps for want of'
-        ' memory: try smaller --batch_sizes, or fewer --peers'
+        f'the process of {self.contestant.title} ended with code {self.process.wait()}, perhaps'
+        ' for want of memory: try smaller --batch_sizes, or fewer --peers'
       ) from None
-    if error:
-      raise error
-    return result
-
-  def close(self, grace_seconds: float = _GRACE_SECONDS) -> None:
-    """Ends the process, which leaves by itself unless it is busy."""
-    try:
-      self._process.communicate(timeout=grace_seconds)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.communicate()
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, kind, *exception) -> None:
-    self.close(0 if kind else _GRACE_SECONDS)
+    if isinstance(reply, Exception):
+      raise reply
+    return reply
 
 
-def python_path() -> str:
-  """$PYTHONPATH with which any interpreter imports this very package."""
-  root = str(Path(__file__).parents[2])
-  return os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
+@contextlib.contextmanager
+def start(contestant: Contestant, **arguments) -> Iterator[Worker]:
+  """Starts a contestant, whose class takes `arguments`; raises as `Worker.call` does."""
+  path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')])
+  ours, theirs = multiprocessing.Pipe()
+  try:
+    process = subprocess.Popen(
+      [contestant.python, '-c', f'from {__name__} import serve; serve({theirs.fileno()})'],
+      env=os.environ | {'PYTHONPATH': path} | contestant.settings,
+      stdin=subprocess.DEVNULL,
+      stdout=2,  # what libraries print does not belong in our output
+      pass_fds=[theirs.fileno()],
+    )
+  except OSError as error:
+    raise UserError(
+      f'{contestant.python} cannot be run ({error.strerror}): give the path of a Python'
+    ) from None
+  theirs.close()
+  try:
+    worker = Worker(contestant, process, ours)
+    worker.call(contestant.workload, **arguments)
+    yield worker
+  finally:
+    process.kill()
+    process.wait()
 
 
-def serve() -> None:
+def serve(descriptor: int) -> None:
   """The child's part: makes the object of the first message, then runs its methods till the end."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this
-  replies = os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)  # what libraries print does not belong in our output
-  workload: Any = None
-  while True:
-    try:
-      name, arguments, named = pickle.load(sys.stdin.buffer)
-    except EOFError:
-      return
-    result, error = None, None
-    try:
-      if workload is None:
-        module, _, kind = name.partition(':')
-        workload = getattr(importlib.import_module(module), kind)(**named)
-      else:
-        result = getattr(workload, name)(*arguments, **named)
-    except (UserError, Unavailable) as known:
-      error = known
-    except Exception:
-      error = RuntimeError(traceback.format_exc())
-    pickle.dump((result, error), replies)
-    replies.flush()
+  connection, workload = Connection(descriptor), None
+  with contextlib.suppress(EOFError):  # the parent has ended
+    while True:
+      name, arguments, named = connection.recv()
+      reply: Any = None
+      try:
+        if workload is None:
+          workload = pkgutil.resolve_name(name)(**named)
+        else:
+          reply = getattr(workload, name)(*arguments, **named)
+      except ModuleNotFoundError as error:
+        reply = Unavailable(f'{error.name} is not installed: pip install {error.name}')
+      except (UserError, Unavailable) as known:
+        reply = known
+      except Exception:
+        reply = RuntimeError(traceback.format_exc())
+      connection.send(reply)

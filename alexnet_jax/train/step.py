@@ -9,6 +9,7 @@ Crops, flips, color noise and dropout are functions of (seed, step, position in 
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import flax
 import jax
@@ -77,13 +78,13 @@ class Program:
 
   Attributes:
     train_step: (replicated state or that of the call before, batch) -> (state, metrics), over all
-      devices.
+      devices; its attribute `compiled` is that of `Devices.pmap`.
     make_batches: (steps taken, steps to end at, number of steps -> whether the host must see the
       state after it) -> the number of steps taken after each call, and the batches of the calls.
     replicated: state that `train_step` returned -> the same one, replicated.
   """
 
-  train_step: Callable
+  train_step: Any
   make_batches: Callable[[int, int, Callable[[int], bool]], tuple[Iterable[int], Batches]]
   replicated: Callable[[TrainState], TrainState] = lambda state: state
 

@@ -1,20 +1,12 @@
 """The work of a contestant, which runs in a process of its own, and how it is timed."""
 
 import abc
-import dataclasses
+import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
-
-import numpy as np
-
-from alexnet_jax.model import layers
-
-
-class Unavailable(Exception):
-  """A contestant cannot take part here; the message is one line that says why."""
+from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
@@ -62,7 +54,7 @@ class Workload(abc.ABC):
     """Times a turn."""
     return timed(self.run, self._turn)
 
-  def environment(self) -> dict:
+  def environment(self) -> dict[str, Any]:
     """Hardware, versions and date."""
     # Only after measuring: some workloads need no JAX, which starts threads.
     from alexnet_jax.runtime.environment import environment
@@ -70,12 +62,11 @@ class Workload(abc.ABC):
 
     return environment(Devices())
 
-  def facts(self) -> dict:
-    """What else is worth knowing after the last turn: versions of the packages that do the work."""
-    names = ('jax', 'torch', 'tensorflow', 'ffcv')
-    return {
-      'versions': {name: sys.modules[name].__version__ for name in names if name in sys.modules}
-    }
+  def facts(self) -> dict[str, Any]:
+    """What else is worth knowing after the last turn: versions of what does the work."""
+    names = [name for name in ('jax', 'torch', 'tensorflow', 'ffcv') if name in sys.modules]
+    versions = {name: sys.modules[name].__version__ for name in names}
+    return {'versions': versions | {'python': platform.python_version()}}
 
 
 def timed(work: Callable[[int], int], batches: int) -> Sample:
@@ -89,45 +80,3 @@ def _core_seconds() -> float:
   """What this process and its ended children have used of all cores."""
   used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
   return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """The training step that all contestants are given.
-
-  Attributes:
-    table: the net.
-    view_shape: (crop, crop, 3).
-    platform: what our step runs on, such as 'cpu'.
-    compute_dtype, optimizer, momentum: as in the config.
-    views: float32 (N, crop, crop, 3), the net's input without random augmentation.
-    labels: int32 (N,).
-    weights: initial {layer: {'kernel', 'bias'}}, float32.
-    rates, decays: learning rates and weight decay in the shape of `weights`, floats.
-  """
-
-  table: layers.Table
-  view_shape: layers.Shape
-  platform: str
-  compute_dtype: str
-  optimizer: str
-  momentum: float
-  views: np.ndarray
-  labels: np.ndarray
-  weights: dict
-  rates: dict
-  decays: dict
-
-
-class LossAndGrads(NamedTuple):
-  """Loss and gradients {layer: {'kernel', 'bias'}} of one batch without anything random."""
-
-  loss: float
-  gradients: dict
-
-
-def without_dropout(table: layers.Table) -> layers.Table:
-  """The same net, its dropout layers keeping every unit."""
-  return tuple(
-    dataclasses.replace(row, keep=1.0) if isinstance(row, layers.Dropout) else row for row in table
-  )

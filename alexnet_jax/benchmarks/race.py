@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
-import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.benchmarks.contestants import Sample, Unavailable
-from alexnet_jax.benchmarks.worker import Contestant, Worker
+import numpy as np
+
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, Worker, start
+from alexnet_jax.benchmarks.workload import Sample
 from alexnet_jax.terminal import Console, aligned
 
 OURS = 'alexnet_jax'
@@ -23,13 +25,15 @@ class Options:
     peers: names of those to compare with; None for all.
     pythons: other interpreters to run our training step in.
     profile: folder for traces; None for none.
+    images: how many to feed or to prepare; None for the benchmark's own number.
   """
 
   rounds: int
   turn_seconds: float
-  peers: tuple[str, ...] | None
-  pythons: tuple[str, ...] = ()
+  peers: Sequence[str] | None
+  pythons: Sequence[str] = ()
   profile: Path | None = None
+  images: int | None = None
 
   def wanted(self, peers: dict[str, Contestant]) -> dict[str, Contestant]:
     return {name: peers[name] for name in peers if self.peers is None or name in self.peers}
@@ -44,8 +48,7 @@ class Result:
     lines: the table, and notes under it.
     environment: hardware, versions and date.
     details: the values behind the lines.
-    contestants: for each, `OURS` first: title, settings, seconds of the first batch, its
-      `Workload.facts`, every turn, and median and quartiles of its speed and of ours over it.
+    contestants: what `take_turns` returns.
     absent: peers that could not take part, and why.
   """
 
@@ -68,8 +71,8 @@ class Result:
 
 def race(
   contestants: dict[str, Contestant], options: Options, measure: str = 'per_second', **arguments
-) -> tuple[dict[str, dict], dict[str, str], dict]:
-  """Starts contestants, `OURS` first, and lets them take turns.
+) -> dict[str, Any]:
+  """Starts contestants, `OURS` first, and lets them take turns; `arguments` are of their classes.
 
   Returns:
     `contestants`, `absent` and `environment` of a `Result`.
@@ -78,11 +81,12 @@ def race(
   with contextlib.ExitStack() as stack:
     for name, contestant in contestants.items():
       try:
-        workers[name] = stack.enter_context(Worker(contestant, **arguments))
+        workers[name] = stack.enter_context(start(contestant, **arguments))
       except Unavailable as reason:
         absent[name] = str(reason)
     found = take_turns(workers, options, measure)
-    return found, absent, workers[OURS].call('environment')
+    environment = workers[OURS].call('environment')
+  return {'contestants': found, 'absent': absent, 'environment': environment}
 
 
 def take_turns(
@@ -96,22 +100,27 @@ def take_turns(
     measure: the property of `Sample` that ratios are taken of.
 
   Returns:
-    See `Result.contestants`.
+    For each: title, settings, seconds of the first batch, its `Workload.facts`, and `speeds`.
   """
-  found: dict[str, dict[str, Any]] = {}
+  first_batch = {}
   for name, worker in workers.items():
-    title, settings = worker.contestant.title, worker.contestant.settings
-    seconds = worker.call('prepare', options.turn_seconds)
-    found[name] = {'title': title, 'settings': settings, 'first_batch_seconds': seconds}
-    say(f'{title}: first batch after {seconds:.1f} s')
+    first_batch[name] = worker.call('prepare', options.turn_seconds)
+    say(f'{worker.contestant.title}: first batch after {first_batch[name]:.1f} s')
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
     say(f'round {number + 1} of {options.rounds}')
     for name in list(workers)[:: -1 if number % 2 else 1]:
       samples[name].append(workers[name].call('measure'))
-  for name, worker in workers.items():
-    found[name] |= worker.call('facts') | speeds(samples[name], samples[OURS], measure)
-  return found
+  return {
+    name: {
+      'title': worker.contestant.title,
+      'settings': worker.contestant.settings,
+      'first_batch_seconds': first_batch[name],
+      **worker.call('facts'),
+      **speeds(samples[name], samples[OURS], measure),
+    }
+    for name, worker in workers.items()
+  }
 
 
 def speeds(samples: list[Sample], ours: list[Sample], measure: str) -> dict[str, Any]:
@@ -143,6 +152,14 @@ def speed_table(
   return aligned(rows)
 
 
+def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
+  """Lines of a table of how long single things took, each time that they were timed."""
+  rows = [('', 'median s', 'quartiles', 'worst', 'times')]
+  for name, times in seconds.items():
+    rows.append((name, *_cells(spread(times), '.3f'), f'{max(times):.3f}', str(len(times))))
+  return tuple(aligned(rows))
+
+
 def say(line: str) -> None:
   """Tells what is going on, apart from the results."""
   Console().message(line)
@@ -150,18 +167,8 @@ def say(line: str) -> None:
 
 def spread(values: list[float]) -> dict[str, float]:
   """Median and quartiles."""
-  if len(values) == 1:
-    values = values * 2
-  low, median, high = statistics.quantiles(values, n=4, method='inclusive')
+  low, median, high = np.percentile(values, (25, 50, 75)).tolist()
   return {'median': median, 'lower_quartile': low, 'upper_quartile': high}
-
-
-def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
-  """Lines of a table of how long single things took, each time that they were timed."""
-  rows = [('', 'median s', 'quartiles', 'worst', 'times')]
-  for name, times in seconds.items():
-    rows.append((name, *_cells(spread(times), '.3f'), f'{max(times):.3f}', str(len(times))))
-  return tuple(aligned(rows))
 
 
 def _cells(values: dict[str, float], form: str = '') -> tuple[str, str]:
