@@ -4,7 +4,6 @@ python -m alexnet_jax.summarize --config=configs/imagenet.py:owt
 python -m alexnet_jax.summarize --config=configs/imagenet.py --ablation=ungrouped
 """
 
-import math
 import sys
 
 from absl import flags
@@ -16,14 +15,18 @@ from alexnet_jax.terminal import aligned
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
 
 
-def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
-  """The rows of `table` for one image of `shape`, with totals, as aligned text."""
+def main() -> None:
+  config, name = cli.read_config()
+  classes = config.data.num_classes or 10
+  side = config.input.crop
+  note = '' if config.data.num_classes else ' (classes as an example: the data decides)'
+  print(
+    f'{name}: net {nets.title(config.model)}, input {side}x{side}x3, {classes:,} classes{note}\n'
+  )
   lines = [('layer', 'kind', 'kernel', 'stride', 'groups', 'output', 'parameters', 'MACs')]
-  parameters = macs = 0
+  table, shape = nets.table_of(config, classes), (side, side, 3)
   for row, inputs, outputs in layers.walk(table, shape):
-    count = sum(math.prod(p) for p in row.parameters(inputs).values())
-    work = row.macs(inputs)
-    parameters, macs = parameters + count, macs + work
+    parameters, macs = row.parameter_count(inputs), row.macs(inputs)
     size = getattr(row, 'kernel', getattr(row, 'window', None))
     lines.append(
       (
@@ -33,28 +36,15 @@ def summary(table: layers.Table, shape: layers.Shape, title: str) -> str:
         str(getattr(row, 'stride', '')),
         str(getattr(row, 'groups', '')),
         'x'.join(map(str, outputs)),
-        f'{count:,}' if count else '',
-        f'{work:,}' if work else '',
+        f'{parameters:,}' if parameters else '',
+        f'{macs:,}' if macs else '',
       )
     )
-  lines.append(('total', '', '', '', '', '', f'{parameters:,}', f'{macs:,}'))
+  totals = layers.count_parameters(table, shape), layers.count_macs(table, shape)
+  lines.append(('total', '', '', '', '', '', *(f'{total:,}' for total in totals)))
   heading, *rows, total = aligned(lines, left=(0, 1))
   rule = '-' * len(heading)
-  return '\n'.join([title, '', heading, rule, *rows, rule, total])
-
-
-def main() -> None:
-  config, name = cli.read_config()
-  classes = config.data.num_classes or 10
-  side = config.input.crop
-  note = '' if config.data.num_classes else ' (classes as an example: the data decides)'
-  print(
-    summary(
-      nets.table_of(config, classes),
-      (side, side, 3),
-      f'{name}: net {nets.title(config.model)}, input {side}x{side}x3, {classes:,} classes{note}',
-    )
-  )
+  print(heading, rule, *rows, rule, total, sep='\n')
 
 
 if __name__ == '__main__':

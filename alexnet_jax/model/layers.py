@@ -31,6 +31,9 @@ class Row:
     del shape
     return {}
 
+  def parameter_count(self, shape: Shape) -> int:
+    return sum(map(math.prod, self.parameters(shape).values()))
+
   def macs(self, shape: Shape) -> int:
     """Multiply-accumulates of one image; biases, norms and pools count as none."""
     del shape
@@ -219,11 +222,7 @@ def without(table: Table, kinds: type[Row] | tuple[type[Row], ...]) -> Table:
 
 
 def count_parameters(table: Table, shape: Shape) -> int:
-  return sum(
-    math.prod(parameter)
-    for row, inputs, _ in walk(table, shape)
-    for parameter in row.parameters(inputs).values()
-  )
+  return sum(row.parameter_count(inputs) for row, inputs, _ in walk(table, shape))
 
 
 def count_macs(table: Table, shape: Shape) -> int:
