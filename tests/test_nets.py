@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,38 +15,54 @@ from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train.step import init_variables
 
-# Sides of the views for which the nets were made.
-CROPS = {
-  'caffe': 227,
-  'caffenet': 227,
-  'bn': 227,
-  'bn_after_pool': 227,
-  'digits': 28,
-  'cifar_13pct': 24,
-  'cifar_11pct': 24,
-  'cifar_80sec': 32,
-  'cifar_19pct': 32,
-  'cifar_18pct': 32,
-  'cifar_bn': 32,
+
+class Published(NamedTuple):
+  """What the sources of a net say; None where they do not."""
+
+  crop: int  # side of the views for which the net was made
+  parameters: int | None
+  macs: int | None
+  stds: tuple  # of the initial kernels of the layers with weights
+  biases: tuple[float, ...]
+
+
+SIZE = (60_965_224, 724_406_816)
+BN_SIZE = (SIZE[0] + 2 * (96 + 256 + 384 + 384 + 256), SIZE[1])  # a scale and a bias for each map
+# CHM layer-params-145.cfg; the fillers of Caffe's prototxts.
+CHM_STDS, CHM_BIASES = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)
+CONV6_STDS, CONV6_BIASES = (*CHM_STDS[:5], 0.03, *CHM_STDS[5:]), (*CHM_BIASES[:5], 1, 1, 1, 0)
+CAFFE_STDS, CAFFE_BIASES = (0.01,) * 5 + (0.005, 0.005, 0.01), (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0)
+LOCAL_STDS = (0.0001, 0.01, 0.04, 0.04, 0.01)
+PUBLISHED = {
+  'krizhevsky2012': Published(224, *SIZE, CHM_STDS, CHM_BIASES),
+  'paper': Published(224, *SIZE, (0.01,) * 8, CHM_BIASES),
+  'caffe': Published(227, *SIZE, CAFFE_STDS, CAFFE_BIASES),
+  'caffenet': Published(227, *SIZE, CAFFE_STDS, CHM_BIASES),
+  'owt': Published(224, 61_100_840, 714_188_480, ('torch',) * 8, (0,) * 8),
+  'one_tower': Published(224, 59_798_312, 391_514_384, CHM_STDS, CHM_BIASES),
+  'conv6': Published(224, 61_555_304, 745_640_480, CONV6_STDS, CONV6_BIASES),
+  'bn': Published(227, *BN_SIZE, CAFFE_STDS, (0,) * 5 + (0.1, 0.1, 0)),
+  'bn_after_pool': Published(227, *SIZE, CAFFE_STDS, (0.01,) * 5 + (0.1, 0.1, 0.01)),
+  'cifar_80sec': Published(32, 145_578, None, (0.0001, 0.01, 0.01, 0.1, 0.1), (0,) * 5),
+  'cifar_19pct': Published(32, 89_578, None, (0.0001, 0.01, 0.01, 0.01), (0,) * 4),
+  'cifar_18pct': Published(32, 89_578, None, (0.0001, 0.01, 0.01, 0.01), (0,) * 4),
+  'cifar_13pct': Published(24, 1_116_490, None, LOCAL_STDS, (0,) * 5),
+  'cifar_11pct': Published(24, 2_112_970, None, LOCAL_STDS, (0,) * 5),
+  'cifar_bn': Published(32, None, None, ('he',) * 9, (0,) * 9),
+  'digits': Published(28, None, None, (0.03, *('he',) * 4), (0,) * 5),
 }
 
 
 def image_of(net: str) -> layers.Shape:
-  side = CROPS.get(net, 224)
-  return side, side, 3
+  return PUBLISHED[net].crop, PUBLISHED[net].crop, 3
 
 
 def table_of(net: str) -> layers.Table:
   return nets.NETS[net](10 if net.startswith(('cifar', 'digits')) else 1000)
 
 
-def counts(table, shape):
-  """{layer: (parameters, MACs)} of the layers that have parameters."""
-  return {
-    row.name: (sum(map(math.prod, row.parameters(inputs).values())), row.macs(inputs))
-    for row, inputs, _ in layers.walk(table, shape)
-    if row.parameters(inputs)
-  }
+def weighted(table):
+  return [row for row in table if isinstance(row, (layers.Conv, layers.Dense))]
 
 
 def sides(table, shape):
@@ -57,7 +74,9 @@ def sides(table, shape):
 
 
 def test_every_layer_of_the_2012_net_has_the_published_counts():
-  assert counts(nets.krizhevsky2012(), (224, 224, 3)) == {
+  walked = layers.walk(nets.krizhevsky2012(), (224, 224, 3))
+  found = {row.name: (row.parameter_count(inputs), row.macs(inputs)) for row, inputs, _ in walked}
+  assert {name: counts for name, counts in found.items() if any(counts)} == {
     'conv1': (34_944, 105_415_200),
     'conv2': (307_456, 223_948_800),
     'conv3': (885_120, 149_520_384),
@@ -69,53 +88,11 @@ def test_every_layer_of_the_2012_net_has_the_published_counts():
   }
 
 
-def test_every_layer_of_torchvisions_net_has_its_count():
-  parameters = {name: n for name, (n, _) in counts(nets.owt(), (224, 224, 3)).items()}
-  assert parameters == {
-    'conv1': 23_296,
-    'conv2': 307_392,
-    'conv3': 663_936,
-    'conv4': 884_992,
-    'conv5': 590_080,
-    'fc6': 37_752_832,
-    'fc7': 16_781_312,
-    'fc8': 4_097_000,
-  }
-
-
-@pytest.mark.parametrize(
-  'net, parameters, macs',
-  [
-    ('krizhevsky2012', 60_965_224, 724_406_816),
-    ('paper', 60_965_224, 724_406_816),
-    ('caffe', 60_965_224, 724_406_816),
-    ('caffenet', 60_965_224, 724_406_816),
-    ('owt', 61_100_840, 714_188_480),
-    ('one_tower', 59_798_312, 391_514_384),
-    ('conv6', 61_555_304, 745_640_480),
-    # The same net, with a scale and a bias for each of 1,376 channels.
-    ('bn', 60_965_224 + 2 * (96 + 256 + 384 + 384 + 256), 724_406_816),
-    ('bn_after_pool', 60_965_224, 724_406_816),
-    ('cifar_80sec', 145_578, None),
-    ('cifar_19pct', 89_578, None),
-    ('cifar_18pct', 89_578, None),
-    ('cifar_13pct', 1_116_490, None),
-    ('cifar_11pct', 2_112_970, None),
-  ],
-)
-def test_totals(net, parameters, macs):
+@pytest.mark.parametrize('net', nets.NETS)
+def test_totals(net):
   table, shape = table_of(net), image_of(net)
-  assert layers.count_parameters(table, shape) == parameters
-  assert macs in (None, layers.count_macs(table, shape))
-
-
-def test_without_groups_the_net_has_the_published_size():
-  table = tuple(
-    dataclasses.replace(row, groups=1) if isinstance(row, layers.Conv) else row
-    for row in nets.krizhevsky2012()
-  )
-  assert layers.count_parameters(table, (224, 224, 3)) == 62_378_344
-  assert layers.count_macs(table, (224, 224, 3)) == 1_135_256_096
+  assert PUBLISHED[net].parameters in (None, layers.count_parameters(table, shape))
+  assert PUBLISHED[net].macs in (None, layers.count_macs(table, shape))
 
 
 def test_the_2012_net_has_650_thousand_neurons():
@@ -132,25 +109,10 @@ def test_the_2012_net_has_650_thousand_neurons():
 # Geometry.
 
 
-@pytest.mark.parametrize(
-  'net, crop, expected',
-  [
-    ('krizhevsky2012', 224, (55, 27, 13, 6)),
-    ('paper', 224, (55, 27, 13, 6)),
-    ('one_tower', 224, (55, 27, 13, 6)),
-    ('conv6', 224, (55, 27, 13, 6)),
-    ('caffe', 227, (55, 27, 13, 6)),
-    ('caffe', 224, (54, 27, 13, 6)),
-    ('caffenet', 227, (55, 27, 13, 6)),
-    ('bn', 227, (55, 27, 13, 6)),
-    ('bn_after_pool', 227, (55, 27, 13, 6)),
-    ('owt', 224, (55, 27, 13, 6)),
-  ],
-)
-def test_sides_of_the_maps(net, crop, expected):
-  found = sides(table_of(net), (crop, crop, 3))
-  assert tuple(found[name] for name in ('conv1', 'pool1', 'pool2', 'pool5')) == expected
-  assert layers.count_parameters(table_of(net), (crop, crop, 3)) > 50e6  # not the 49.4M net
+@pytest.mark.parametrize('net', [net for net in nets.NETS if PUBLISHED[net].macs])
+def test_sides_of_the_maps(net):
+  found = sides(table_of(net), image_of(net))
+  assert [found[name] for name in ('conv1', 'pool1', 'pool2', 'pool5')] == [55, 27, 13, 6]
 
 
 @pytest.mark.parametrize(
@@ -301,9 +263,9 @@ def test_dropout_keeps_half_and_is_inverted_where_the_source_is_not_cuda_convnet
 )
 def test_constants_of_response_normalization(net, size, alpha, beta, k, groups):
   norms = [row for row in table_of(net) if isinstance(row, layers.ResponseNorm)]
-  assert [row.name for row in norms] == ['norm1', 'norm2']
-  for row in norms:
-    assert (row.size, row.alpha, row.beta, row.k, row.groups) == (size, alpha, beta, k, groups)
+  assert [dataclasses.astuple(row) for row in norms] == [
+    (name, size, alpha, beta, k, groups) for name in ('norm1', 'norm2')
+  ]
 
 
 @pytest.mark.parametrize(
@@ -314,11 +276,11 @@ def test_constants_of_response_normalization(net, size, alpha, beta, k, groups):
   ],
 )
 def test_constants_of_spatial_normalization(net, names, size, scale):
-  norms = [row for row in table_of(net) if isinstance(row, layers.SpatialNorm)]
-  assert [row.name for row in norms] == names
-  for row in norms:
-    assert (row.size, row.beta, row.k) == (size, 0.75, 1)
-    assert row.alpha == pytest.approx(scale / size**2)
+  norms = tuple(row for row in table_of(net) if isinstance(row, layers.SpatialNorm))
+  alpha = pytest.approx(scale / size**2)
+  assert [dataclasses.astuple(row) for row in norms] == [
+    (name, size, alpha, 0.75, 1) for name in names
+  ]
 
 
 # Initial values.
@@ -340,47 +302,16 @@ def test_initial_values_of_the_2012_net():
     for row in nets.krizhevsky2012()
   )
   params = init_variables(AlexNet(table), 0, 67)['params']
-  expected = {  # standard deviation, bias: CHM layer-params-145.cfg
-    'conv1': (0.01, 0),
-    'conv2': (0.01, 1),
-    'conv3': (0.03, 0),
-    'conv4': (0.03, 1),
-    'conv5': (0.03, 1),
-    'fc6': (0.01, 1),
-    'fc7': (0.01, 1),
-    'fc8': (0.01, 0),
-  }
-  assert set(params) == set(expected)
-  for layer, (std, bias) in expected.items():
-    assert_normal(params[layer]['kernel'], std)
-    np.testing.assert_array_equal(params[layer]['bias'], np.float32(bias), err_msg=layer)
+  for row, std, bias in zip(weighted(table), CHM_STDS, CHM_BIASES, strict=True):
+    assert_normal(params[row.name]['kernel'], std)
+    np.testing.assert_array_equal(params[row.name]['bias'], np.float32(bias), err_msg=row.name)
 
 
-@pytest.mark.parametrize(
-  'net, stds, biases',
-  [
-    ('paper', (0.01,) * 8, (0, 1, 0, 1, 1, 1, 1, 0)),
-    (
-      'caffe',
-      (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
-      (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
-    ),
-    ('caffenet', (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
-    ('bn', (0.01,) * 5 + (0.005, 0.005, 0.01), (0,) * 5 + (0.1, 0.1, 0)),
-    ('bn_after_pool', (0.01,) * 5 + (0.005, 0.005, 0.01), (0.01,) * 5 + (0.1, 0.1, 0.01)),
-    ('one_tower', (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
-    ('conv6', (0.01, 0.01, 0.03, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 1, 0)),
-    ('cifar_80sec', (0.0001, 0.01, 0.01, 0.1, 0.1), (0,) * 5),
-    ('cifar_19pct', (0.0001, 0.01, 0.01, 0.01), (0,) * 4),
-    ('cifar_18pct', (0.0001, 0.01, 0.01, 0.01), (0,) * 4),
-    ('cifar_13pct', (0.0001, 0.01, 0.04, 0.04, 0.01), (0,) * 5),
-    ('cifar_11pct', (0.0001, 0.01, 0.04, 0.04, 0.01), (0,) * 5),
-  ],
-)
-def test_initial_values_in_the_tables(net, stds, biases):
-  weighted = [row for row in table_of(net) if isinstance(row, (layers.Conv, layers.Dense))]
-  assert tuple(row.init for row in weighted) == stds
-  assert tuple(row.bias for row in weighted) == biases
+@pytest.mark.parametrize('net', nets.NETS)
+def test_initial_values_in_the_tables(net):
+  rows = weighted(table_of(net))
+  assert tuple(row.init for row in rows) == PUBLISHED[net].stds
+  assert tuple(row.bias for row in rows) == PUBLISHED[net].biases
 
 
 def test_torch_initialization():
