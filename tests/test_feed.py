@@ -65,6 +65,11 @@ def test_training_batches_follow_the_order(split, batch_size):
     assert batches.wait_seconds > 0
 
 
+def test_all_images_and_the_first(split):
+  assert np.array_equal(feed.all_images(split), np.asarray(split.images))
+  assert np.array_equal(feed.all_images(split.first(11)), np.asarray(split.images)[:11])
+
+
 def test_processes_share_a_training_batch(split):
   def batch(index, count):
     with feed.train_batches(
