@@ -103,8 +103,7 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     from alexnet_jax.weights import initial  # it imports jax, which most configs do not need here
 
     initial.complete(config, Path(workdir or Path('runs', name)))
-  configs.validate(config)
-  return configs.apply_ablations(config, _ablations(), typed), name
+  return config_files.apply_ablations(config, _ablations(), typed), name
 
 
 def config_words() -> list[str]:

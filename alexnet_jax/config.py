@@ -1,23 +1,22 @@
 """What a config may say: every field with its default, its range, its meaning and its use.
 
 A config file calls `default()` and changes fields; the command line changes more.  ml_collections
-refuses unknown fields and wrong types at once; `validate` checks values and combinations, and
-`apply_ablations` that what the user typed does something.  A config that starts from trained
-weights may leave fields to them, see `left_open`.
+refuses unknown fields and wrong types at once; `validate` checks values and combinations.  A config
+that starts from trained weights may leave fields to them, see `left_open`.
 """
 
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets
-from alexnet_jax.model.ablations import ABLATIONS, EDITS
+from alexnet_jax.model.ablations import EDITS
 from alexnet_jax.terminal import did_you_mean
 
 Check = Callable[[Any], str | None]  # None if the value is allowed, else what would be
@@ -27,14 +26,15 @@ def _one_of(*allowed) -> Check:
   return lambda value: None if value in allowed else 'one of ' + ', '.join(map(str, allowed))
 
 
-def _between(low: float, high: float = math.inf) -> Check:
+def _between(low: float, high: float = math.inf, above: bool = False) -> Check:
+  bottom = f'{"more than" if above else "at least"} {low:g}'
   top = f' and at most {high:g}' if high < math.inf else ''
-  return lambda value: None if low <= value <= high else f'at least {low:g}{top}'
+  return lambda value: (
+    None if low <= value <= high and not (above and value == low) else bottom + top
+  )
 
 
-def _above(low: float, high: float = math.inf) -> Check:
-  top = f' and at most {high:g}' if high < math.inf else ''
-  return lambda value: None if low < value <= high else f'more than {low:g}{top}'
+_above = functools.partial(_between, above=True)
 
 
 def _increasing(value) -> str | None:
@@ -81,33 +81,28 @@ def _any(value) -> None:
   del value
 
 
-@dataclasses.dataclass(frozen=True)
-class Condition:
-  """What has to hold in a config for a field to do something.
-
-  Attributes:
-    text: such as "optimizer.name=adam".
-    holds: whether it does.
-    field: the field that it is about, which has to be in use as well; '' if it is about several.
-  """
+class Condition(NamedTuple):
+  """What has to hold in a config for a field to do something, in words and as a function."""
 
   text: str
   holds: Callable[[ml_collections.ConfigDict], bool]
-  field: str = ''
 
 
 def _is(field: str, *values) -> Condition:
-  text = f'{field}={" or ".join(values)}'
-  return Condition(text, lambda config: _get(config, field) in values, field)
+  return Condition(f'{field}={" or ".join(values)}', lambda config: get(config, field) in values)
 
 
 def _positive(field: str) -> Condition:
-  return Condition(f'{field} above 0', lambda config: _get(config, field) > 0, field)
+  return Condition(f'{field} above 0', lambda config: get(config, field) > 0)
 
 
 _SOURCES = ('tfds', 'folder', 'digits', 'synthetic')
 _FILES = _is('data.source', 'tfds', 'folder')
 _TFDS = _is('data.source', 'tfds')
+_JPEG = Condition(
+  f'{_FILES.text} and data.encoding=jpeg',
+  lambda config: _FILES.holds(config) and config.data.encoding == 'jpeg',
+)
 _ADAM, _LARS = _is('optimizer.name', 'adam'), _is('optimizer.name', 'lars')
 _NOISE = _positive('input.color_noise')
 _WARMUP = _positive('optimizer.warmup_epochs')
@@ -152,8 +147,8 @@ _free = functools.partial(Field, alters_run=False)
 # May never differ: see `Field.alters_epochs`.
 _fixed = functools.partial(Field, alters_epochs=True)
 
-_SPANNING = ('exponential', 'cosine', 'polynomial')  # their rates depend on the run's length
-_KINDS = ('constant', 'step', *_SPANNING)
+SPANNING = ('exponential', 'cosine', 'polynomial')  # their rates depend on the run's length
+_KINDS = ('constant', 'step', *SPANNING)
 
 
 def _schedule(section: str, *drops: str) -> dict[str, Field]:
@@ -212,9 +207,7 @@ FIELDS: dict[str, Field] = {
   'data.encoding': Field(
     'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen', _FILES
   ),
-  'data.jpeg_quality': Field(
-    90, _between(1, 100), 'of the stored JPEGs', _is('data.encoding', 'jpeg')
-  ),
+  'data.jpeg_quality': Field(90, _between(1, 100), 'of the stored JPEGs', _JPEG),
   'data.train_split': _fixed('train', _any, 'TFDS split to train on', _TFDS),
   'data.eval_split': Field('validation', _any, 'TFDS split to evaluate on', _TFDS),
   'data.validation_fraction': _fixed(
@@ -338,49 +331,46 @@ def left_open(config: ml_collections.ConfigDict) -> list[str]:
     for name in config.optimizer.layer_lr_factors
     if name.partition('/')[0] == LAST
   ]
-  return [path for path in _OF_WEIGHTS if not _get(config, path)] + named_last
+  return [path for path in _OF_WEIGHTS if not get(config, path)] + named_last
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming the first field whose value or combination is not allowed."""
   for path, field in FIELDS.items():
-    value = _get(config, path)
+    value = get(config, path)
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f'config.{path}={value}: must be a finite number')
     if allowed := field.check(value):
       shown = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
       raise UserError(f'config.{path}={shown!r}: must be {allowed} ({field.meaning})')
-  if config.input.normalization == 'weights' and not config.weights:
-    raise UserError(
-      'config.input.normalization=weights: needs --config.weights, the file or run to start from'
-    )
-  if config.input.normalization == 'weights' and config.input.scale != 1:
-    raise UserError(
-      f'config.input.scale={config.input.scale}: input.normalization=weights scales as the weights'
-      ' need it; use 1'
-    )
-  _check_views(config)
-  nets.check(config)
-
-
-def _check_views(config) -> None:
-  size = image_size(config)
+  size, crop = image_size(config), config.input.crop
+  if config.input.normalization == 'weights':
+    if not config.weights:
+      raise UserError(
+        'config.input.normalization=weights: needs --config.weights, the file or run to start from'
+      )
+    if config.input.scale != 1:
+      raise UserError(
+        f'config.input.scale={config.input.scale}: input.normalization=weights scales as the'
+        ' weights need it; use 1'
+      )
   if size < config.data.image_size:
     raise UserError(
-      f'config.input.resize_to={config.input.resize_to}: must be 0 or at least'
+      f'config.input.resize_to={size}: must be 0 or at least'
       f' data.image_size={config.data.image_size}'
     )
-  if config.input.crop > size:
+  if crop > size:
     raise UserError(
-      f'config.input.crop={config.input.crop}: larger than the images ({size});'
+      f'config.input.crop={crop}: larger than the images ({size});'
       ' lower it, or raise data.image_size or input.resize_to'
     )
-  for field in ('views', 'final_views'):
-    if config.eval[field] > 1 and config.input.crop == size:
+  for name in ('views', 'final_views'):
+    if config.eval[name] > 1 and crop == size:
       raise UserError(
-        f'config.eval.{field}={config.eval[field]}: all views are the same because'
+        f'config.eval.{name}={config.eval[name]}: all views are the same because'
         f' input.crop is the whole image ({size}); use 1'
       )
+  nets.check(config)
 
 
 def image_size(config: ml_collections.ConfigDict) -> int:
@@ -391,88 +381,11 @@ def image_size(config: ml_collections.ConfigDict) -> int:
 def idle(config: ml_collections.ConfigDict, path: str) -> str:
   """Why a field does nothing in a config, such as "only used with ..."; '' if it does something."""
   condition = find_field(path).used_if
-  while condition:
-    if not condition.holds(config):
-      return f'only used with {condition.text}'
-    condition = FIELDS[condition.field].used_if if condition.field else None
-  return ''
+  return '' if not condition or condition.holds(config) else f'only used with {condition.text}'
 
 
-def apply_ablations(
-  config: ml_collections.ConfigDict, names: Sequence[str], typed: Iterable[str] = ()
-) -> ml_collections.ConfigDict:
-  """A copy of a validated config with ablations, in the order given.
-
-  What a config file or an ablation leaves idle may be; what the user typed has to do something.
-  Fields whose use depends on the machine (deterministic, model.onednn, model.shard_dense) or on
-  the data (data.validation_fraction) are judged when a run starts.
-
-  Args:
-    config: validated.
-    names: of ablations; see model/ablations.py.
-    typed: fields that the user typed.
-
-  Raises:
-    UserError: an ablation that is not known or changes nothing here, with those that would fit; or
-      a field that was typed and does nothing in the end.
-  """
-  before = config
-  for name in names:
-    try:
-      config = _ablated(config, name)
-    except ValueError as error:
-      fits = [name for name in ABLATIONS if ablation_changes(config, name)]
-      fitting = ', '.join(fits) or 'none'
-      raise UserError(f'--ablation={name}: {error}; those that fit here: {fitting}') from None
-  for path in typed:
-    old, new = _get(before, path), _get(config, path)
-    if old != new and path != 'model.ablations':
-      raise UserError(
-        f'config.{path}={old}: --ablation={",".join(names)} sets it to {new}; leave one of them out'
-      )
-    if reason := idle(config, path):
-      raise UserError(f'config.{path}={new}: {reason}; leave it out, or set that')
-  return config
-
-
-def ablation_changes(
-  config: ml_collections.ConfigDict, name: str
-) -> dict[str, tuple[Any, Any]] | None:
-  """What an ablation does to a config, {field: (old, new)}; None if it does not fit."""
-  try:
-    return diff(to_json(config), to_json(_ablated(config, name)))
-  except ValueError:
-    return None
-
-
-def _ablated(config, name: str):
-  """Raises ValueError with the reason if the ablation does not fit."""
-  if name not in ABLATIONS:
-    near = did_you_mean(name, ABLATIONS)
-    raise ValueError('there is no such ablation' + (f', {near}' if near else ''))
-  changed = config.copy_and_resolve_references()
-  if fields := ABLATIONS[name].fields:
-    changed.update_from_flattened_dict(fields)
-    changes = diff(to_json(config), to_json(changed))
-    if not changes:
-      raise ValueError('the config already has ' + ', '.join(f'{k}={v}' for k, v in fields.items()))
-    if all(idle(config, path) for path in changes):
-      raise ValueError(f'{next(iter(changes))} is {idle(config, next(iter(changes)))}')
-    if name == 'scalar_mean' and config.input.normalization != 'mean_image':
-      raise ValueError(
-        f'no mean image is subtracted: input.normalization is {config.input.normalization}'
-      )
-  else:
-    changed.model.ablations = (*config.model.ablations, name)
-    nets.table_of(changed, config.data.num_classes or 2)
-  try:
-    validate(changed)
-  except UserError as error:
-    raise ValueError(str(error)) from None
-  return changed
-
-
-def _get(config, path: str):
+def get(config: ml_collections.ConfigDict, path: str) -> Any:
+  """The value of a field by its dotted name."""
   for part in path.split('.'):
     config = config[part]
   return config
@@ -527,42 +440,3 @@ def diff(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
     for path in sorted({*old, *new})
     if old.get(path) != new.get(path)
   }
-
-
-def alters_run(path: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
-  """Whether a change of one field makes the steps that were done those of another run.
-
-  More epochs do not, unless the rate's schedule spans the whole run; nor does a field that does
-  nothing in the new config, where the field that made it idle is what altered the run.
-
-  Args:
-    path: of the field.
-    old, new: its values.
-    config: the new one.
-  """
-  if path == 'epochs':
-    kinds = {config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind}
-    return new < old or bool(kinds & set(_SPANNING))
-  return find_field(path).alters_run and not idle(config, path)
-
-
-def check_allowed(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
-  """Checks the fields that --allow_change names.
-
-  Args:
-    config: of the run, as it is now.
-    names: of the fields.
-
-  Raises:
-    UserError: one is no field, or to name it would do nothing: it may differ anyway, can never
-      differ, or does nothing in this config.
-  """
-  for name in names:
-    field = find_field(name, '--allow_change=')
-    reason = idle(config, name)
-    if not field.alters_run:
-      reason = 'may change without it, for it does not alter the run'
-    if field.alters_epochs:
-      reason = 'cannot change: checkpoints count steps, and this changes the steps of an epoch'
-    if reason:
-      raise UserError(f'--allow_change={name}: {name} {reason}; leave it out')

@@ -1,15 +1,18 @@
-"""From `--config=FILE[:VARIANT]` and `--config.FIELD=VALUE` to a config."""
+"""From `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` and `--ablation=NAME` to a config."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax.config import FIELDS, find_field
+from alexnet_jax.config import FIELDS, diff, find_field, get, idle, to_json, validate
 from alexnet_jax.errors import UserError
+from alexnet_jax.model import nets
+from alexnet_jax.model.ablations import ABLATIONS
 from alexnet_jax.terminal import did_you_mean
 
 _PACKAGE = Path(__file__).parent
@@ -85,3 +88,73 @@ def parse(words: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
     elif not isinstance(error, flags.Error):
       text = f'the config cannot be read: {type(error).__name__}: {text}'
     raise UserError(' '.join(text.split())) from None
+
+
+def apply_ablations(
+  config: ml_collections.ConfigDict, names: Sequence[str], typed: Iterable[str] = ()
+) -> ml_collections.ConfigDict:
+  """A copy of a config with ablations, in the order given, all of it validated.
+
+  What a config file or an ablation leaves idle may be; what the user typed has to do something.
+  Fields whose use depends on the machine (deterministic, model.onednn, model.shard_dense) or on
+  the data (data.validation_fraction) are judged when a run starts.
+
+  Args:
+    config: without them.
+    names: of ablations; see model/ablations.py.
+    typed: fields that the user typed.
+
+  Raises:
+    UserError: a field or combination that is not allowed; an ablation that is not known or changes
+      nothing here, with those that would fit; or a field that was typed and does nothing in the
+      end.
+  """
+  validate(config)
+  before = config
+  for name in names:
+    try:
+      config = _ablated(config, name)
+    except (ValueError, UserError) as error:
+      fitting = ', '.join(n for n in ABLATIONS if ablation_changes(config, n)) or 'none'
+      raise UserError(f'--ablation={name}: {error}; those that fit here: {fitting}') from None
+  for path in typed:
+    old, new = get(before, path), get(config, path)
+    if old != new and path != 'model.ablations':
+      raise UserError(
+        f'config.{path}={old}: --ablation={",".join(names)} sets it to {new}; leave one of them out'
+      )
+    if reason := idle(config, path):
+      raise UserError(f'config.{path}={new}: {reason}; leave it out, or set that')
+  return config
+
+
+def ablation_changes(config: ml_collections.ConfigDict, name: str) -> dict[str, tuple[Any, Any]]:
+  """What an ablation does to a config, {field: (old, new)}; nothing if it does not fit."""
+  try:
+    return diff(to_json(config), to_json(_ablated(config, name)))
+  except (ValueError, UserError):
+    return {}
+
+
+def _ablated(config, name: str):
+  """Raises ValueError or UserError with the reason if the ablation does not fit."""
+  if name not in ABLATIONS:
+    near = did_you_mean(name, ABLATIONS)
+    raise ValueError('there is no such ablation' + (f', {near}' if near else ''))
+  changed = config.copy_and_resolve_references()
+  if fields := ABLATIONS[name].fields:
+    changed.update_from_flattened_dict(fields)
+    changes = diff(to_json(config), to_json(changed))
+    if not changes:
+      raise ValueError('the config already has ' + ', '.join(f'{k}={v}' for k, v in fields.items()))
+    if all(reasons := [idle(config, path) for path in changes]):
+      raise ValueError(f'{next(iter(changes))} is {reasons[0]}')
+    if name == 'scalar_mean' and config.input.normalization != 'mean_image':
+      raise ValueError(
+        f'no mean image is subtracted: input.normalization is {config.input.normalization}'
+      )
+  else:
+    changed.model.ablations = (*config.model.ablations, name)
+    nets.table_of(changed, config.data.num_classes or 2)
+  validate(changed)
+  return changed

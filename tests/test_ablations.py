@@ -7,6 +7,7 @@ import pytest
 from helpers.commands import get_config, run
 
 from alexnet_jax import config as configs
+from alexnet_jax import config_files
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.ablations import ABLATIONS
@@ -17,7 +18,7 @@ IMAGENET = (224, 224, 3)
 
 
 def table_of(name, *names):
-  return nets.table_of(configs.apply_ablations(get_config(name), names), 1000)
+  return nets.table_of(config_files.apply_ablations(get_config(name), names), 1000)
 
 
 def order(table):
@@ -170,13 +171,13 @@ def test_single_fields_of_rows():
 
 def test_recipes_change_these_fields_and_no_other():
   imagenet = get_config('imagenet')
-  assert configs.ablation_changes(imagenet, 'no_augmentation') == {
+  assert config_files.ablation_changes(imagenet, 'no_augmentation') == {
     'input.random_crop': (True, False),
     'input.random_flip': (True, False),
     'input.color_noise': (0.1, 0.0),
     'input.color_noise_epochs': (67.0, 0.0),
   }
-  cifar = configs.ablation_changes(get_config('cifar10'), 'no_weight_decay')
+  cifar = config_files.ablation_changes(get_config('cifar10'), 'no_weight_decay')
   assert cifar == {
     'optimizer.weight_decay': (0.004, 0.0),
     'optimizer.layer_weight_decay': (None, {}),
@@ -185,7 +186,7 @@ def test_recipes_change_these_fields_and_no_other():
 
 
 def test_a_config_with_ablations_comes_back_from_json_with_its_net():
-  config = configs.apply_ablations(
+  config = config_files.apply_ablations(
     get_config('imagenet'), ['no_lrn', 'ungrouped', 'no_random_flip']
   )
   again = configs.from_json(configs.to_json(config))
@@ -229,14 +230,14 @@ def test_a_stored_config_with_an_unknown_edit_is_refused():
 )
 def test_what_does_nothing_is_refused_with_what_fits(name, ablation, reason):
   with pytest.raises(UserError) as error:
-    configs.apply_ablations(get_config(name), [ablation])
+    config_files.apply_ablations(get_config(name), [ablation])
   message = str(error.value)
   assert message.startswith(f'--ablation={ablation}: ') and reason in message
   assert '\n' not in message
   fitting = message.rpartition('those that fit here: ')[2].split(', ')
   assert ablation not in fitting and 'tanh' in fitting
   for fits in fitting:
-    configs.apply_ablations(get_config(name), [fits])
+    config_files.apply_ablations(get_config(name), [fits])
 
 
 def test_the_crop_of_a_whole_image_is_no_crop():
@@ -245,7 +246,7 @@ def test_the_crop_of_a_whole_image_is_no_crop():
   with pytest.raises(
     UserError, match='no_crop: input.random_crop is only used with input.crop below'
   ):
-    configs.apply_ablations(config, ['no_crop'])
+    config_files.apply_ablations(config, ['no_crop'])
 
 
 def test_the_same_ablation_twice_is_refused():
@@ -258,7 +259,7 @@ def test_a_layer_that_the_recipe_mentions_cannot_go():
   config = get_config('imagenet')
   config.optimizer.layer_lr_factors = {'conv3': ((1.0, 0.1),)}
   with pytest.raises(UserError, match="without_conv3: .*no layer 'conv3'"):
-    configs.apply_ablations(config, ['without_conv3'])
+    config_files.apply_ablations(config, ['without_conv3'])
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import Diverged, UserError
 from alexnet_jax.model import layers, onednn
 from alexnet_jax.model.nets import NETS
+from alexnet_jax.run import claim
 from alexnet_jax.run.predictions import SplitProbabilities
 from alexnet_jax.runtime.jax_setup import resume_note
 from alexnet_jax.train import milestones, modes, plan
@@ -62,8 +63,7 @@ def typed(name, *fields, ablations=()):
   """The config of `--config=name --config.FIELD ...`, all checks passed."""
   words = [f'--config={name}', *(f'--config.{field}' for field in fields)]
   config, paths = config_files.parse(words)
-  configs.validate(config)
-  return configs.apply_ablations(config, ablations, paths)
+  return config_files.apply_ablations(config, ablations, paths)
 
 
 def store_of(config):
@@ -412,10 +412,10 @@ def test_what_may_change_when_a_run_is_resumed():
   data = 'source name train_split validation_fraction unreadable train_examples synthetic_examples'
   assert never == {'batch_size', *(f'data.{name}' for name in data.split())}
   config = typed('imagenet')
-  assert not configs.alters_run('log.every_steps', 1, 2, config)
-  assert configs.alters_run('optimizer.momentum', 0.9, 0.8, config)
-  assert configs.alters_run('optimizer.layer_lr_factors.conv1', (), None, config)
-  assert not configs.alters_run('optimizer.beta2', 0.9, 0.8, config)
+  assert not claim.alters_run('log.every_steps', 1, 2, config)
+  assert claim.alters_run('optimizer.momentum', 0.9, 0.8, config)
+  assert claim.alters_run('optimizer.layer_lr_factors.conv1', (), None, config)
+  assert not claim.alters_run('optimizer.beta2', 0.9, 0.8, config)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_what_may_change_when_a_run_is_resumed():
 )
 def test_a_change_that_need_not_or_cannot_be_allowed(field, reason):
   with pytest.raises(UserError, match=re.escape(f'--allow_change={field}') + f'.*{reason}'):
-    configs.check_allowed(typed('imagenet'), ['epochs', 'optimizer.layer_weight_decay', field])
+    claim.check_allowed(typed('imagenet'), ['epochs', 'optimizer.layer_weight_decay', field])
 
 
 @pytest.mark.parametrize('kind', ['step', 'constant', 'plateau', 'cosine', 'exponential'])
@@ -438,8 +438,8 @@ def test_more_epochs_alter_only_a_schedule_that_spans_the_run(kind, bias_kind):
   config = configs.default()
   config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind = kind, bias_kind
   spans = kind in ('cosine', 'exponential') or bias_kind == 'polynomial'
-  assert configs.alters_run('epochs', 10.0, 20.0, config) == spans
-  assert configs.alters_run('epochs', 10.0, 5.0, config)
+  assert claim.alters_run('epochs', 10.0, 20.0, config) == spans
+  assert claim.alters_run('epochs', 10.0, 5.0, config)
 
 
 @pytest.mark.parametrize(

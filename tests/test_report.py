@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from alexnet_jax import config as configs
+from alexnet_jax import config_files
 from alexnet_jax.data import preparation
 from alexnet_jax.errors import UserError
 from alexnet_jax.sweep import comparison, page
@@ -34,7 +35,7 @@ def digits(*names, **fields):
   config.epochs = 6.0
   for path, value in fields.items():
     config.update_from_flattened_dict({path.replace('__', '.'): value})
-  return configs.apply_ablations(config, names)
+  return config_files.apply_ablations(config, names)
 
 
 def write_run(workdir, config, label, error, *, pace=1.0, predictions=True, seed=0):

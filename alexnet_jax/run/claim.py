@@ -18,6 +18,8 @@ from alexnet_jax.run.folder import RunFolder, writable
 from alexnet_jax.run.preprocessing_file import write_preprocessing
 from alexnet_jax.runtime.environment import environment
 
+_COUNTS_STEPS = 'checkpoints count steps, and this changes the steps of an epoch'
+
 
 def read_run_config(workdir: Path) -> ml_collections.ConfigDict:
   """The config of the run in a folder.
@@ -48,20 +50,18 @@ def check_workdir(
   Raises:
     UserError: the folder holds a run with another config.
   """
-  configs.check_allowed(config, allowed)
+  check_allowed(config, allowed)
   if not RunFolder(workdir).config.exists():
     return {}
   old = configs.to_json(read_run_config(workdir))
   changes = configs.diff(old, configs.to_json(config))
-  altering = [path for path, change in changes.items() if configs.alters_run(path, *change, config)]
+  altering = [path for path, change in changes.items() if alters_run(path, *change, config)]
   fixed = [path for path in altering if configs.find_field(path).alters_epochs]
   accepted = [p for p in altering if any(f'{p}.'.startswith(f'{name}.') for name in allowed)]
   if refused := [path for path in altering if path in fixed or path not in accepted]:
     shown = ', '.join(f'{path}: {changes[path][0]} -> {changes[path][1]}' for path in refused)
     ways = (
-      f'{", ".join(fixed)} cannot change: checkpoints count steps, and this changes the steps of an'
-      ' epoch; resume it'
-      ' with its own config,'
+      f'{", ".join(fixed)} cannot change: {_COUNTS_STEPS}; resume it with its own config,'
       if fixed
       else f'resume it with its own config, accept this with --allow_change={",".join(refused)},'
     )
@@ -70,6 +70,36 @@ def check_workdir(
       f' {with_workdir(command, free_workdir(workdir))}'
     )
   return changes
+
+
+def check_allowed(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
+  """Raises UserError if --allow_change names no field, or one that it does nothing for."""
+  for name in names:
+    field = configs.find_field(name, '--allow_change=')
+    reason = configs.idle(config, name)
+    if not field.alters_run:
+      reason = 'may change without it, for it does not alter the run'
+    if field.alters_epochs:
+      reason = f'cannot change: {_COUNTS_STEPS}'
+    if reason:
+      raise UserError(f'--allow_change={name}: {name} {reason}; leave it out')
+
+
+def alters_run(path: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
+  """Whether a change of one field makes the steps that were done those of another run.
+
+  More epochs do not, unless the rate's schedule spans the whole run; nor does a field that does
+  nothing in the new config, where the field that made it idle is what altered the run.
+
+  Args:
+    path: of the field.
+    old, new: its values.
+    config: the new one.
+  """
+  if path == 'epochs':
+    kinds = (config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind)
+    return new < old or any(kind in configs.SPANNING for kind in kinds)
+  return configs.find_field(path).alters_run and not configs.idle(config, path)
 
 
 def claim_workdir(

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from alexnet_jax import config as configs
+from alexnet_jax import config_files
 from alexnet_jax.model.ablations import ABLATIONS, BASELINE
 from alexnet_jax.results import scores
 from alexnet_jax.sweep.finished import METRICS, FinishedRun
@@ -102,7 +103,7 @@ def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
   """What ablations of the recipe would set in a config, those of most fields first."""
   config = configs.from_json(base.config)
   effects = {
-    name: {field: new for field, (_, new) in (configs.ablation_changes(config, name) or {}).items()}
+    name: {field: new for field, (_, new) in config_files.ablation_changes(config, name).items()}
     for name, ablation in ABLATIONS.items()
     if ablation.fields
   }

@@ -71,8 +71,7 @@ def plan(
     words = [*config_words, f'--config.seed={seed}']
     words += [f'--config.{field}={value}' for field, value in point]
     config, typed = config_files.parse(words)
-    configs.validate(config)
-    config = configs.apply_ablations(config, names, typed)
+    config = config_files.apply_ablations(config, names, typed)
     if names:
       words.append(f'--ablation={",".join(names)}')
     folder = workdir.joinpath(*parts)
