@@ -158,7 +158,7 @@ def _weights() -> Target:
 
   def samples():
     owt, caffe = files.random_arrays('owt', 3), files.random_arrays('caffe', 3)
-    state, layers = files.state_dict(owt), files.caffe_tensorflow_layers(caffe, len(caffe[4][0]))
+    state, layers = files.state_dict(owt), files.caffe_tensorflow_layers(caffe)
     with tempfile.NamedTemporaryFile() as file:
       file.write(files.torch_file(state))
       file.flush()
@@ -168,8 +168,7 @@ def _weights() -> Target:
       'pickles of torch': files.torch_file(state, legacy=True),
       'safetensors': files.safetensors_file(owt),
       'caffemodel': files.caffe_file('caffe', caffe),
-      'caffemodel v1': files.caffe_file('caffenet', caffe, 'v1', double=True),
-      'caffemodel v0': files.caffe_file('caffe', caffe, 'v0'),
+      'caffemodel v1': files.caffe_file('caffenet', caffe, v1=True),
       'npy': files.npy_file(layers),
       'npy of Python 2': files.python2_npy_file(layers),
       'npz': ours,

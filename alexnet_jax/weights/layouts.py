@@ -6,11 +6,11 @@ here.  Groups are contiguous parts of the channels everywhere.  Sources:
 torchvision/models/alexnet.py; BVLC/caffe models/bvlc_alexnet and models/bvlc_reference_caffenet.
 """
 
-import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.model import layers
@@ -27,28 +27,31 @@ from alexnet_jax.model.pretrained import Pretrained
 Arrays = Mapping[str, np.ndarray]
 Shape = layers.Shape
 
+_TORCHVISION_LAYERS = {
+  'conv1': 'features.0',
+  'conv2': 'features.3',
+  'conv3': 'features.6',
+  'conv4': 'features.8',
+  'conv5': 'features.10',
+  'fc6': 'classifier.1',
+  'fc7': 'classifier.4',
+  'fc8': 'classifier.6',
+}
 _TORCHVISION_NAMES = {
-  f'{ours}/{kind}': f'{theirs}.{their_kind}'
-  for ours, theirs in {
-    'conv1': 'features.0',
-    'conv2': 'features.3',
-    'conv3': 'features.6',
-    'conv4': 'features.8',
-    'conv5': 'features.10',
-    'fc6': 'classifier.1',
-    'fc7': 'classifier.4',
-    'fc8': 'classifier.6',
-  }.items()
+  f'params/{ours}/{kind}': f'{theirs}.{their_kind}'
+  for ours, theirs in _TORCHVISION_LAYERS.items()
   for kind, their_kind in (('kernel', 'weight'), ('bias', 'bias'))
 }
+_CAFFE_NAMES = {name: name.removeprefix('params/') for name in _TORCHVISION_NAMES}
 CAFFE_NETS = {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}
 # ilsvrc_2012_mean.npy averaged over the pixels, of 0-255 RGB (in Caffe's files: BGR).
 _CAFFE_MEAN = (122.679, 116.669, 104.007)
+_MAP = (6, 6)  # height and width of what the first dense layer, fc6, sees
 MAX_CLASSES = 1_000_000
 
 
 def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
-  """The net of a state dict of torchvision's alexnet.
+  """The net in a state dict of torchvision's alexnet.
 
   Its input: shorter side to 256, center crop 224, [0, 1] standardized.
 
@@ -62,41 +65,26 @@ def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
     raise ValueError(
       f"it has no array of torchvision's alexnet, such as features.0.weight, but {found}"
     )
-  return _pretrained(
-    f'torchvision alexnet, {file}',
-    'owt',
-    _parameters(arrays, 'owt', 224, _TORCHVISION_NAMES, channels_first=True),
-    resize='crop',
-    preprocessing=_torchvision_preprocessing(),
-  )
+  source, preprocessing = f'torchvision alexnet, {file}', _torchvision_preprocessing()
+  return _pretrained(arrays, _TORCHVISION_NAMES, source, 'owt', 'crop', preprocessing)
 
 
-def from_caffe(arrays: Arrays, net: str, file: str, *, channels_first: bool) -> Pretrained:
+def from_caffe(arrays: Arrays, net: str, file: str) -> Pretrained:
   """One of Caffe's nets, of arrays by '<layer>/kernel' and '<layer>/bias'.
 
   Its input: both sides to 256, center crop 227, 0-255 BGR minus the mean color.
-
-  Args:
-    arrays: all of the net's.
-    net: 'caffe' or 'caffenet'.
-    file: the name to call it by.
-    channels_first: as in Caffe's own files; else they are in our own layout.
 
   Raises:
     ValueError: an array is missing, unknown, of another shape or not of finite floats.
   """
   if net not in CAFFE_NETS:
     raise ValueError(f'its layers are named as in Caffe: the net is one of {", ".join(CAFFE_NETS)}')
-  names = {name: name for name in _TORCHVISION_NAMES}
-  params = _parameters(arrays, net, 227, names, channels_first=channels_first)
-  params['conv1']['kernel'] = np.ascontiguousarray(params['conv1']['kernel'][:, :, ::-1])
-  return _pretrained(
-    f'Caffe {CAFFE_NETS[net]}, {file}',
-    net,
-    params,
-    resize='warp',
-    preprocessing=_preprocessing(227, _CAFFE_MEAN, np.ones(3)),
-  )
+  source = f'Caffe {CAFFE_NETS[net]}, {file}'
+  preprocessing = _preprocessing(227, _CAFFE_MEAN, np.ones(3))
+  found = _pretrained(arrays, _CAFFE_NAMES, source, net, 'warp', preprocessing)
+  conv1 = found.variables['params']['conv1']
+  conv1['kernel'] = np.ascontiguousarray(conv1['kernel'][:, :, ::-1])
+  return found
 
 
 def _torchvision_preprocessing() -> Preprocessing:
@@ -112,13 +100,34 @@ def _preprocessing(crop: int, mean, scale) -> Preprocessing:
   )
 
 
-def _pretrained(source, net, params, *, resize, preprocessing) -> Pretrained:
-  count = len(params['fc8']['bias'])
+def _pretrained(
+  arrays: Arrays,
+  names: Mapping[str, str],
+  source: str,
+  net: str,
+  resize: str,
+  preprocessing: Preprocessing,
+) -> Pretrained:
+  """Checks and converts arrays, whose names are the values of `names`."""
+  bias = names['params/fc8/bias']
+  if bias not in arrays:
+    raise ValueError(f'it lacks array {bias}')
+  shape = arrays[bias].shape
+  if len(shape) != 1 or not 2 <= shape[0] <= MAX_CLASSES:
+    raise ValueError(f'{bias} is {_shape_text(shape)}, not one number for each class')
+  count = shape[0]
+  ours = shapes(NETS[net](count), preprocessing.crop)
+  wanted = {
+    names[name]: shape[::-1] if len(shape) < 4 else (shape[3], shape[2], *shape[:2])
+    for name, shape in ours.items()
+  }
+  found = checked(arrays, wanted, net)
+  params = {name: _to_ours(name, found[theirs]) for name, theirs in names.items()}
   published = imagenet.published_classes() if count == 1000 else ()
   return Pretrained(
     source=source,
     net=net,
-    variables={'params': params, 'batch_stats': {}},
+    variables={**unflatten_dict(params, sep='/'), 'batch_stats': {}},
     classes=published or tuple(f'class {number}' for number in range(count)),
     image_size=256,
     resize=resize,
@@ -126,68 +135,31 @@ def _pretrained(source, net, params, *, resize, preprocessing) -> Pretrained:
   )
 
 
-def _parameters(
-  arrays: Arrays, net: str, crop: int, names: Mapping[str, str], *, channels_first: bool
-) -> dict[str, dict[str, np.ndarray]]:
-  """The parameters of a net, whose number of classes follows from the last layer.
-
-  Args:
-    arrays: by their names in the file.
-    net: a key of NETS.
-    crop: side of its input.
-    names: from ours, '<layer>/<parameter>', to theirs.
-    channels_first: kernels are (O, I, h, w) and (outputs, inputs), else as ours.
-  """
-  bias = names['fc8/bias']
-  if bias not in arrays:
-    raise ValueError(f'it lacks array {bias}')
-  shape = arrays[bias].shape
-  if len(shape) != 1 or not 2 <= shape[0] <= MAX_CLASSES:
-    raise ValueError(f'{bias} is {_shape_text(shape)}, not one number for each class')
-  rows = _weighted(NETS[net](shape[0]), crop)
-  wanted = {}
-  for row, inputs in rows:
-    for kind, shape in row.parameters(inputs).items():
-      theirs = channels_first and kind == 'kernel'
-      wanted[names[f'{row.name}/{kind}']] = _theirs_shape(row, inputs) if theirs else shape
-  found = checked(arrays, wanted, net)
-  params = {}
-  for row, inputs in rows:
-    params[row.name] = {kind: found[names[f'{row.name}/{kind}']] for kind in row.parameters(inputs)}
-    if channels_first:
-      params[row.name]['kernel'] = _to_ours(params[row.name]['kernel'], row, inputs)
-  return params
+def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
+  if name.endswith('fc6/kernel'):
+    outputs = len(array)
+    maps = array.reshape(outputs, -1, *_MAP).transpose(2, 3, 1, 0)
+    return np.ascontiguousarray(maps).reshape(-1, outputs)
+  return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)
 
 
-def _weighted(table: layers.Table, crop: int) -> list[tuple[layers.Row, Shape]]:
-  """The rows with parameters, and the shapes of their inputs."""
-  walked = layers.walk(table, (crop, crop, 3))
-  return [(row, inputs) for row, inputs, _ in walked if row.parameters(inputs)]
+def to_theirs(name: str, array: np.ndarray) -> np.ndarray:
+  """The array '<layer>/<parameter>' as torchvision and Caffe order it."""
+  if name.endswith('fc6/kernel'):
+    maps = array.reshape(*_MAP, -1, *array.shape[1:]).T  # (O, C, W, H)
+    return np.ascontiguousarray(maps.swapaxes(-1, -2)).reshape(len(maps), -1)
+  return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
 
 
-def _channels_first(row: layers.Row, inputs: Shape) -> Shape:
-  """(O, I, h, w) of a kernel; a vector counts as a map of one pixel."""
-  kernel = row.parameters(inputs)['kernel']
-  if isinstance(row, layers.Dense):
-    kernel = (*(inputs if len(inputs) == 3 else (1, 1, *inputs)), kernel[-1])
-  height, width, channels, features = kernel
-  return features, channels, height, width
-
-
-def _theirs_shape(row: layers.Row, inputs: Shape) -> Shape:
-  shape = _channels_first(row, inputs)
-  return (shape[0], math.prod(shape[1:])) if isinstance(row, layers.Dense) else shape
-
-
-def _to_ours(kernel: np.ndarray, row: layers.Row, inputs: Shape) -> np.ndarray:
-  moved = kernel.reshape(_channels_first(row, inputs)).transpose(2, 3, 1, 0)
-  return np.ascontiguousarray(moved).reshape(row.parameters(inputs)['kernel'])
-
-
-def _to_theirs(kernel: np.ndarray, row: layers.Row, inputs: Shape) -> np.ndarray:
-  features, channels, height, width = _channels_first(row, inputs)
-  moved = kernel.reshape(height, width, channels, features).transpose(3, 2, 0, 1)
-  return np.ascontiguousarray(moved).reshape(_theirs_shape(row, inputs))
+def shapes(table: layers.Table, crop: int) -> dict[str, Shape]:
+  """The shapes of a net's variables by '<collection>/<layer>/<parameter>'."""
+  found = {}
+  for row, inputs, _ in layers.walk(table, (crop, crop, 3)):
+    for name, shape in row.parameters(inputs).items():
+      found[f'params/{row.name}/{name}'] = shape
+    if isinstance(row, layers.BatchNorm):
+      found |= {f'batch_stats/{row.name}/{name}': inputs[-1:] for name in ('mean', 'var')}
+  return found
 
 
 def checked(arrays: Arrays, wanted: Mapping[str, Shape], net: str) -> dict[str, np.ndarray]:
@@ -198,16 +170,14 @@ def checked(arrays: Arrays, wanted: Mapping[str, Shape], net: str) -> dict[str, 
   """
   for name in sorted(wanted.keys() ^ arrays.keys()):
     raise ValueError(f'it {"lacks" if name in wanted else "has an unknown"} array {name:.60}')
-  for name, shape in wanted.items():
-    found = arrays[name]
-    if found.shape != shape:
-      raise ValueError(
-        f'{name} is {_shape_text(found.shape)}, but net {net} needs {_shape_text(shape)}'
-      )
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-      raise ValueError(f'{name} is of type {found.dtype}, not of floats')
+  for name, shape in wanted.items():  # all, before anything of an unexpected size is copied
+    if arrays[name].shape != shape:
+      found = _shape_text(arrays[name].shape)
+      raise ValueError(f'{name} is {found}, but net {net} needs {_shape_text(shape)}')
   result = {}
   for name in wanted:
+    if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+      raise ValueError(f'{name} is of type {arrays[name].dtype}, not of floats')
     with np.errstate(over='ignore', invalid='ignore'):
       result[name] = np.array(arrays[name], np.float32, order='C')
     if not np.isfinite(result[name]).all():
@@ -242,10 +212,7 @@ def torchvision_state(pretrained: Pretrained) -> dict[str, np.ndarray]:
       "torchvision's files cannot say how the input is normalized, and this net wants it otherwise"
       f' than torchvision (crop {ours.crop}, scale {ours.scale.tolist()})'
     )
-  state = {}
-  for row, inputs in _weighted(pretrained.table, ours.crop):
-    values = pretrained.variables['params'][row.name]
-    kernel = _to_theirs(np.asarray(values['kernel']), row, inputs)
-    state[_TORCHVISION_NAMES[f'{row.name}/kernel']] = kernel
-    state[_TORCHVISION_NAMES[f'{row.name}/bias']] = np.asarray(values['bias'])
-  return state
+  params = flatten_dict({'params': pretrained.variables['params']}, sep='/')
+  return {
+    theirs: to_theirs(name, np.asarray(params[name])) for name, theirs in _TORCHVISION_NAMES.items()
+  }

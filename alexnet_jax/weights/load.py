@@ -22,8 +22,7 @@ from alexnet_jax.weights import caffe, layouts, npy, npz, safetensors, torch_fil
 from alexnet_jax.weights.other_files import describe_file, describe_zip
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
-_MAX_REASON = 400  # characters; pickletools quotes whatever it cannot decode
-_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors', '.caffemodel')  # of weights in a folder
+_MAX_REASON = 400  # characters
 KNOWN = (
   "torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet (.caffemodel, .npy),"
   ' our .npz, or the folder of a run'
@@ -52,7 +51,9 @@ def load(
   """
   path = expand(path, 'weights')
   if path.is_dir():
-    found = _load_folder(path, checkpoint)
+    from alexnet_jax.weights.run_folder import load_workdir  # compiles a net, which files need not
+
+    found = load_workdir(path, checkpoint)
   else:
     data = _bytes(path)
     try:
@@ -67,21 +68,6 @@ def load(
     names = _read_classes(Path(classes), len(found.classes))
     found = dataclasses.replace(found, classes=names)
   return found
-
-
-def _load_folder(path: Path, checkpoint: str) -> Pretrained:
-  from alexnet_jax.weights.run_folder import load_workdir  # compiles a net, which files need not
-
-  try:
-    return load_workdir(path, checkpoint)
-  except UserError as error:
-    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
-    if not files:
-      raise
-    raise UserError(
-      f'{path} is no run that can be used: give a file of weights, such as {files[0]}'
-      f' ({str(error)[:_MAX_REASON]})'
-    ) from None
 
 
 def _bytes(path: Path) -> bytes:
@@ -110,14 +96,14 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
   if data[8:10] == b'{"':
     return layouts.from_torchvision(safetensors.read(data), name)
   if data[:6] == npy.MAGIC:
-    return layouts.from_caffe(npy.read(data), net or 'caffe', name, channels_first=False)
+    return layouts.from_caffe(npy.read(data), net or 'caffe', name)
   if what := describe_file(data):
     raise ValueError(f'it is {what}; wanted: {KNOWN}')
   try:
     told, arrays = caffe.read(data)
   except ValueError as error:
     raise ValueError(f'a .caffemodel is the nearest that it looks like, but {error}') from None
-  return layouts.from_caffe(arrays, told or net or 'caffe', name, channels_first=True)
+  return layouts.from_caffe(arrays, told or net or 'caffe', name)
 
 
 def _zip_members(data: bytes) -> dict[str, bytes]:

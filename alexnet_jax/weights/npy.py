@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.weights import pickles
+from alexnet_jax.weights import layouts, pickles
 
 MAGIC = b'\x93NUMPY'
 _HEADER_OF_OBJECT = re.compile(
@@ -19,7 +19,7 @@ _HEADER_OF_OBJECT = re.compile(
 
 
 def read(data: bytes) -> dict[str, np.ndarray]:
-  """Arrays by '<layer>/kernel' and '<layer>/bias'.
+  """Arrays by '<layer>/kernel' and '<layer>/bias', ordered as in Caffe.
 
   Raises:
     ValueError: damaged, or not {'conv1': [kernel, bias], ...} or {'conv1': {'weights': kernel,
@@ -39,7 +39,8 @@ def read(data: bytes) -> dict[str, np.ndarray]:
   for layer, pair in layers.items():
     match list(pair.values()) if isinstance(pair, dict) else pair:
       case [_Array(value=np.ndarray() as kernel), _Array(value=np.ndarray() as bias)]:
-        arrays |= {f'{layer}/kernel': kernel, f'{layer}/bias': bias}
+        name = f'{layer}/kernel'
+        arrays |= {name: layouts.to_theirs(name, kernel), f'{layer}/bias': bias}
       case _:
         raise ValueError(f'layer {layer!s:.40} is not a pair of arrays')
   return arrays

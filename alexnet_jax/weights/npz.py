@@ -15,11 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alexnet_jax.data.images import RESIZES
-from alexnet_jax.model import ablations, layers
+from alexnet_jax.model import ablations
 from alexnet_jax.model.nets import NETS
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.weights.layouts import MAX_CLASSES, checked
+from alexnet_jax.weights.layouts import MAX_CLASSES, checked, shapes
 
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096
@@ -93,7 +93,7 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     raise ValueError(f'it is of net {net!r:.40}, which this version does not have')
   crop = sizes['crop']
   table = ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3))
-  wanted = _shapes(table, crop)
+  wanted = shapes(table, crop)
   whole_mean = arrays['preprocessing/mean'].shape != (3,)
   wanted |= {
     'preprocessing/mean': (crop, crop, 3) if whole_mean else (3,),
@@ -118,14 +118,3 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     ),
     ablations=tuple(edits),
   )
-
-
-def _shapes(table: layers.Table, crop: int) -> dict[str, layers.Shape]:
-  """Every array of a net by its name here."""
-  shapes = {}
-  for row, inputs, _ in layers.walk(table, (crop, crop, 3)):
-    for name, shape in row.parameters(inputs).items():
-      shapes[f'params/{row.name}/{name}'] = shape
-    if isinstance(row, layers.BatchNorm):
-      shapes |= {f'batch_stats/{row.name}/{name}': inputs[-1:] for name in ('mean', 'var')}
-  return shapes

@@ -1,6 +1,5 @@
 """Recognizes files that hold no weights, for errors that say what they are and what to do."""
 
-import json
 import re
 from collections.abc import Iterable
 
@@ -9,11 +8,11 @@ _UNPACK = 'unpack it and give the file of weights in it'
 _BEGINNINGS = (
   (rb'version https://git-lfs', f'a Git LFS pointer: run "git lfs pull", or {_DOWNLOAD}'),
   (rb'(?i)\s*<(!doctype html|html|head)', f'an HTML page, as of a log-in or error: {_DOWNLOAD}'),
-  (rb'\x1f\x8b', f'compressed by gzip, as a .tar.gz is: {_UNPACK}'),
-  (rb'BZh\d', f'compressed by bzip2: {_UNPACK}'),
-  (rb'\xfd7zXZ\0', f'compressed by xz: {_UNPACK}'),
-  (rb'\x28\xb5\x2f\xfd', f'compressed by Zstandard: {_UNPACK}'),
-  (rb'7z\xbc\xaf|Rar!|(?s:.{257}ustar)', f'an archive (7z, rar or tar): {_UNPACK}'),
+  # gzip, bzip2, xz, Zstandard, 7z, rar, tar
+  (
+    rb'\x1f\x8b|BZh\d|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|(?s:.{257}ustar)',
+    f'a compressed file or an archive: {_UNPACK}',
+  ),
   (rb'\x89HDF\r\n\x1a\n', 'HDF5, as of Keras, which is not read'),
   (rb'MATLAB 5', 'a MATLAB file, as of MatConvNet, which is not read'),
   # Field 1 as a number is the version of ONNX and SavedModel; in Caffe's format it is a text.
@@ -29,13 +28,9 @@ def describe_file(data: bytes) -> str | None:
   for beginning, what in _BEGINNINGS:
     if re.match(beginning, data):
       return what
-  if not re.fullmatch(rb'[\s -~]+', data[:200]):
-    return None
-  try:  # it lies beside .safetensors files that hold a part each
-    parts = sorted(set(json.loads(data)['weight_map'].values()))
-    return f'an index of the weights in {", ".join(parts[:3]):.80}: give that file'
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+  if re.fullmatch(rb'[\s -~]+', data[:200]):
     return f'a text that begins with {data[:40].decode().splitlines()[0]!r}'
+  return None
 
 
 def describe_zip(names: Iterable[str]) -> str:

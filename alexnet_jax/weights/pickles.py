@@ -8,15 +8,10 @@ Python, because the one in C allocates what a memo index in the file asks for: n
 
 import pickle
 import pickletools
-import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, ClassVar
 
 ADVICE = 'only arrays are read, such as torch.save(model.state_dict(), ...) writes'
-_DAMAGED = (
-  *(AssertionError, AttributeError, EOFError, IndexError, KeyError, OverflowError, TypeError),
-  *(pickle.UnpicklingError, struct.error),
-)
 _OPERATIONS = (
   *('PROTO', 'FRAME', 'STOP', 'MARK', 'NONE', 'NEWTRUE', 'NEWFALSE'),
   *('BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE'),
@@ -45,7 +40,9 @@ def read(
   """
   try:
     return _Unpickler(file, _KNOWN | dict(known or {}), persistent_load).load()
-  except _DAMAGED as error:
+  except ValueError:
+    raise
+  except Exception as error:  # a damaged program can fail in any way
     raise ValueError(f'its pickle is damaged ({type(error).__name__}), or {ADVICE}') from None
 
 

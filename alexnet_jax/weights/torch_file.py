@@ -20,16 +20,8 @@ from alexnet_jax.weights import pickles
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _STORAGES = {
-  'HalfStorage': np.dtype('<f2'),
-  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
-  'FloatStorage': np.dtype('<f4'),
-  'DoubleStorage': np.dtype('<f8'),
-  'ByteStorage': np.dtype('u1'),
-  'CharStorage': np.dtype('i1'),
-  'ShortStorage': np.dtype('<i2'),
-  'IntStorage': np.dtype('<i4'),
-  'LongStorage': np.dtype('<i8'),
-  'BoolStorage': np.dtype('?'),
+  **{'Half': '<f2', 'BFloat16': ml_dtypes.bfloat16, 'Float': '<f4', 'Double': '<f8'},
+  **{'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8', 'Bool': '?'},
 }
 
 
@@ -128,9 +120,12 @@ _KNOWN = {
   'torch._utils._rebuild_tensor': _rebuild_tensor,
   'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
   'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
-  **{f'{module}.{name}': dtype for module in ('torch', 'torch.cuda')
-     for name, dtype in _STORAGES.items()},
-}  # fmt: skip
+  **{
+    f'{module}.{name}Storage': np.dtype(dtype)
+    for module in ('torch', 'torch.cuda')
+    for name, dtype in _STORAGES.items()
+  },
+}
 
 
 def write_zip(tensors: dict[str, np.ndarray]) -> bytes:

@@ -88,30 +88,15 @@ def torchvision_logits(arrays, images):
 def caffe_logits(net, arrays, images):
   """As bvlc_alexnet's or bvlc_reference_caffenet's deploy.prototxt."""
   import torch
-  from torch.nn import functional as F
+  from test_alexnet import caffe
 
-  arrays = [tuple(map(torch.from_numpy, pair)) for pair in arrays]
+  weights = {
+    name: {'kernel': torch.from_numpy(kernel), 'bias': torch.from_numpy(bias)}
+    for name, (kernel, bias) in caffe_tensorflow_layers(arrays).items()
+  }
   bgr = np.float32(images)[..., ::-1] - np.float32([104.007, 116.669, 122.679])
   x = torch.from_numpy(bgr.copy()).permute(0, 3, 1, 2)
-
-  def norm(x):
-    return torch.nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)(x)
-
-  def pool(x):
-    return F.max_pool2d(x, 3, 2, ceil_mode=True)
-
-  for layer, ((kernel, bias), geometry) in enumerate(
-    zip(arrays, ((4, 0, 1), (1, 2, 2), (1, 1, 1), (1, 1, 2), (1, 1, 2)), strict=False)
-  ):
-    stride, padding, groups = geometry
-    x = F.relu(F.conv2d(x, kernel, bias, stride, padding, groups=groups))
-    if layer < 2:
-      x = pool(norm(x)) if net == 'caffe' else norm(pool(x))
-  x = torch.flatten(pool(x), 1)
-  for layer, (kernel, bias) in enumerate(arrays[5:]):
-    x = F.linear(x, kernel, bias)
-    x = F.relu(x) if layer < 2 else x
-  return x.numpy()
+  return caffe(weights, x, lambda name, x: x, pool_first=net == 'caffenet').numpy()
 
 
 # Files.
@@ -150,14 +135,14 @@ def npy_file(layers_by_name):
   return buffer.getvalue()
 
 
-def caffe_tensorflow_layers(arrays, channels):
+def caffe_tensorflow_layers(arrays):
   """Its layout: (h, w, I, O), (inputs, outputs), the first dense layer's inputs in H, W, C."""
   result = {}
   for name, (kernel, bias) in zip(CAFFE_NAMES, arrays, strict=True):
     if kernel.ndim == 4:
       kernel = kernel.transpose(2, 3, 1, 0)
     elif name == 'fc6':
-      maps = kernel.reshape(-1, channels, 6, 6)
+      maps = kernel.reshape(len(kernel), -1, 6, 6)
       kernel = np.stack([one.transpose(1, 2, 0).ravel() for one in maps], axis=1)
     else:
       kernel = kernel.T
@@ -165,89 +150,59 @@ def caffe_tensorflow_layers(arrays, channels):
   return result
 
 
-def python2_npy_file(layers_by_name):
-  """The same as Python 2 pickled it: bytes are its `str`, which Python 3 never writes."""
+class _Python2Pickler(pickle._Pickler):
+  """Writes bytes and text as Python 2's `str`, which Python 3 never does."""
 
-  def string(data):
+  dispatch = dict(pickle._Pickler.dispatch)
+
+  def save_string(self, data):
     data = data.encode() if isinstance(data, str) else data
-    return b'T' + struct.pack('<I', len(data)) + data
+    self.write(b'T' + struct.pack('<I', len(data)) + data)
 
-  def integer(value):
-    return b'J' + struct.pack('<i', value)
-
-  def reconstruct():
-    return (
-      b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n' + integer(0) + b'\x85'
-      + string('b') + b'\x87R'
-    )  # fmt: skip
-
-  def dtype(code, order, flags=0):
-    return (
-      b'cnumpy\ndtype\n' + string(code) + integer(0) + integer(1) + b'\x87R('
-      + integer(3) + string(order) + b'NNN' + 2 * integer(-1) + integer(flags) + b'tb'
-    )  # fmt: skip
-
-  def array(value):
-    shape = b'(' + b''.join(map(integer, value.shape)) + b't'
-    return (
-      reconstruct() + b'(' + integer(1) + shape + dtype('f4', '<') + b'\x89'
-      + string(value.tobytes()) + b'tb'
-    )  # fmt: skip
-
-  entries = b''.join(
-    string(name) + b'](' + b''.join(map(array, pair)) + b'e'
-    for name, pair in layers_by_name.items()
-  )
-  objects = b'](}(' + entries + b'ue'
-  body = (
-    b'\x80\x02' + reconstruct() + b'(' + integer(1) + b')' + dtype('O8', '|', 63) + b'\x89'
-    + objects + b'tb.'
-  )  # fmt: skip
-  header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
-  header += b' ' * (-(len(header) + 11) % 16) + b'\n'
-  return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header + body
+  dispatch[bytes] = dispatch[str] = save_string
 
 
-def caffe_file(net, arrays, generation='new', *, double=False, plain=False, classifier='fc8'):
+def python2_npy_file(layers_by_name):
+  """The same as `npy_file` from Python 2 and its NumPy."""
+  buffer, array = io.BytesIO(), np.array(layers_by_name)
+  header = np.lib.format.header_data_from_array_1_0(array)
+  np.lib.format.write_array_header_1_0(buffer, header)
+  _Python2Pickler(buffer, protocol=2).dump(array)
+  return buffer.getvalue().replace(b'numpy._core', b'numpy.core')
+
+
+def caffe_file(net, arrays, *, v1=False, plain=False, classifier='fc8'):
   """A .caffemodel by the protobuf library.
 
   Args:
     net: 'caffe' or 'caffenet'.
     arrays: as `random_arrays`.
-    generation: 'new' (LayerParameter, shapes), 'v1' or 'v0' (num, channels, height, width).
-    double: keep the values in `double_data`.
+    v1: of V1LayerParameter, blobs with num, channels, height, width; else they have a shape.
     plain: leave out layers without weights, and the name of the net.
     classifier: name of the last layer.
   """
   message = _caffe_messages()['NetParameter']()
-  kinds = {'lrn': ('LRN', 15), 'pool': ('Pooling', 17), 'relu': ('ReLU', 18)}
-  kinds |= {'conv': ('Convolution', 4), 'fc': ('InnerProduct', 14)}
-  order = ['norm', 'pool'] if net == 'caffe' else ['pool', 'norm']
-  names = ['data', 'conv1', 'relu1', *(f'{kind}1' for kind in order), 'conv2']
-  names += ['relu2', *(f'{kind}2' for kind in order), *CAFFE_NAMES[2:5], 'pool5', *CAFFE_NAMES[5:]]
+  types = {'norm': ('LRN', 15), 'pool': ('Pooling', 17), 'relu': ('ReLU', 18)}
+  types |= {'conv': ('Convolution', 4), 'fc': ('InnerProduct', 14), 'data': ('Data', 5)}
+  first, second = ('norm', 'pool') if net == 'caffe' else ('pool', 'norm')
+  names = ['data', 'conv1', 'relu1', f'{first}1', f'{second}1', 'conv2', 'relu2', f'{first}2']
+  names += [f'{second}2', *CAFFE_NAMES[2:5], 'pool5', *CAFFE_NAMES[5:]]
   if plain:
     names = CAFFE_NAMES
   else:
     message.name = {'caffe': 'AlexNet', 'caffenet': 'CaffeNet'}[net]
   by_name = dict(zip(CAFFE_NAMES, arrays, strict=True))
   for name in names:
-    new, number = kinds.get(name.rstrip('0123456789').replace('norm', 'lrn'), ('Data', 5))
-    if generation == 'new':
-      layer = message.layer.add(type=new)
-    elif generation == 'v1':
-      layer = message.layers.add(type=number)
-    else:
-      layer = message.layers.add().layer
-      layer.type = {'Pooling': 'pool', 'InnerProduct': 'innerproduct'}.get(new, new.lower())
+    layer = (message.layers if v1 else message.layer).add()
     layer.name = classifier if name == 'fc8' else name
+    layer.type = types[name.rstrip('0123456789')][v1]
     for array in by_name.get(name, ()):
-      blob = layer.blobs.add()
-      getattr(blob, 'double_data' if double else 'data').extend(array.ravel().tolist())
-      if generation == 'new':
-        blob.shape.dim.extend(array.shape)
-      else:
+      blob = layer.blobs.add(data=array.ravel())
+      if v1:
         sizes = (1,) * (4 - array.ndim) + array.shape
         blob.num, blob.channels, blob.height, blob.width = sizes
+      else:
+        blob.shape.dim.extend(array.shape)
   return message.SerializeToString()
 
 
@@ -255,40 +210,30 @@ def _caffe_messages():
   """Classes for the part of caffe.proto that weights are in."""
   from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-  types = descriptor_pb2.FieldDescriptorProto
-  text, integer = types.TYPE_STRING, types.TYPE_INT32
-  shape = {'dim': (1, types.TYPE_INT64)}
-  blob = {'num': (1, integer), 'channels': (2, integer), 'height': (3, integer)}
-  blob |= {'width': (4, integer), 'data': (5, types.TYPE_FLOAT), 'shape': (7, 'BlobShape')}
-  blob |= {'double_data': (8, types.TYPE_DOUBLE)}
-  messages = {
-    'BlobShape': shape,
-    'BlobProto': blob,
-    'V0LayerParameter': {'name': (1, text), 'type': (2, text), 'blobs': (50, 'BlobProto')},
-    'V1LayerParameter': {
-      **{'layer': (1, 'V0LayerParameter'), 'name': (4, text), 'type': (5, integer)},
-      'blobs': (6, 'BlobProto'),
-    },
-    'LayerParameter': {'name': (1, text), 'type': (2, text), 'blobs': (7, 'BlobProto')},
-    'NetParameter': {
-      **{'name': (1, text), 'layers': (2, 'V1LayerParameter')},
-      'layer': (100, 'LayerParameter'),
-    },
+  messages = {  # 'many' numbers are packed, as [packed = true] says there
+    'BlobShape': ('dim 1 INT64 many',),
+    'BlobProto': (
+      *('num 1 INT32', 'channels 2 INT32', 'height 3 INT32', 'width 4 INT32'),
+      *('data 5 FLOAT many', 'shape 7 BlobShape'),
+    ),
+    'V1LayerParameter': ('name 4 STRING', 'type 5 INT32', 'blobs 6 BlobProto many'),
+    'LayerParameter': ('name 1 STRING', 'type 2 STRING', 'blobs 7 BlobProto many'),
+    'NetParameter': (
+      *('name 1 STRING', 'layers 2 V1LayerParameter many', 'layer 100 LayerParameter many'),
+    ),
   }
-  repeated = ('dim', 'data', 'double_data', 'blobs', 'layers')
+  types = descriptor_pb2.FieldDescriptorProto
   file = descriptor_pb2.FileDescriptorProto(name='caffe_part.proto', package='caffe')
   for message, fields in messages.items():
     described = file.message_type.add(name=message)
-    for name, (number, kind) in fields.items():
-      many = name in repeated or (name, message) == ('layer', 'NetParameter')
-      field = described.field.add(name=name, number=number)
+    for name, number, kind, *many in map(str.split, fields):
+      field = described.field.add(name=name, number=int(number))
       field.label = types.LABEL_REPEATED if many else types.LABEL_OPTIONAL
-      if isinstance(kind, str):
+      if kind in messages:
         field.type, field.type_name = types.TYPE_MESSAGE, f'.caffe.{kind}'
       else:
-        field.type = kind
-        if many and kind != text:
-          field.options.packed = True
+        field.type = types.Type.Value(f'TYPE_{kind}')
+        field.options.packed = bool(many)
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
   return {
