@@ -89,22 +89,6 @@ def test_a_mistake_is_refused(ablations, grid, seeds, message, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  'words, message',
-  [
-    (['--grid=optimizer.learning_rate=0.1,0'], 'learning_rate=0.0: must be more than 0'),
-    (['--ablation=tanh'], 'a sweep takes --ablations'),
-  ],
-)
-def test_a_mistake_is_one_line_before_anything_starts(words, message, tmp_path):
-  done = run(*DIGITS, f'--workdir={tmp_path / "s"}', *words)
-  assert done.returncode == 2 and done.stdout == ''
-  (line,) = done.stderr.splitlines()
-  assert line.startswith('error: ') and message in line, line
-  assert not (tmp_path / 's').exists()
-
-
 def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path):
   (old,) = plan(DIGITS, ['tanh'], [0], [], tmp_path)
   old.config.epochs = 7.0
@@ -223,6 +207,7 @@ def test_the_commands_of_unfinished_runs_are_printed(tmp_path):
   (tmp_path / 'a sweep/baseline/seed0').mkdir(parents=True)
   (tmp_path / 'a sweep/baseline/seed0/results.json').write_text('{}')
   assert '--jobs=2: only used without' in error_line(run(*words, '--launcher=x', '--jobs=2'))
+  assert 'a sweep takes --ablations' in error_line(run(*words, '--ablation=tanh'))
   (printed,) = run(*words, '--launcher=TPU=x launch/tpu_vm.sh run').stdout.splitlines()
   assert shlex.split(printed) == [
     *('TPU=x', 'launch/tpu_vm.sh', 'run', *DIGITS, '--config.seed=1'),

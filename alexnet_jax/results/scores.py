@@ -38,18 +38,17 @@ def errors(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
   return result
 
 
-def error_interval(wrongs: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-  """Wilson's score interval of an error rate (1927); not a point where none or all are wrong.
+def error_interval(wrongs: int, images: int) -> tuple[float, float]:
+  """95 % interval of an error rate (Wilson 1927); not a point where none or all are wrong.
 
   Args:
     wrongs: number of misclassified images.
     images: all of them.
-    confidence: probability covered.
 
   Returns:
     Lower and upper end, fractions.
   """
-  low, high = stats.binomtest(int(wrongs), images).proportion_ci(confidence, method='wilson')
+  low, high = stats.binomtest(int(wrongs), images).proportion_ci(0.95, method='wilson')
   return float(low), float(high)
 
 
@@ -76,16 +75,13 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
   """The weighted mean of the members' probabilities (CHM avg-test.py), (n, classes)."""
-  total = float(sum(weights))
   mixed = np.zeros_like(members[0])
   for weight, member in zip(weights, members, strict=True):
-    mixed += weight / total * member
+    mixed += weight / sum(weights) * member
   return mixed
 
 
-def search_weights(
-  members: Sequence[np.ndarray], labels: np.ndarray, step: float = 0.05
-) -> list[float]:
+def search_weights(members: Sequence[np.ndarray], labels: np.ndarray) -> list[float]:
   """Weights in [0, 1] with the least top-5 error, by coordinate search from 0.5 each.
 
   As CHM avg-valid.py, at most five rounds over the members.
@@ -96,10 +92,9 @@ def search_weights(
   Args:
     members: probabilities (n, classes) of each net.
     labels: (n,).
-    step: of the grid.
   """
   k = 5 if members[0].shape[1] > 5 else 1
-  grid = np.arange(0, 1 + step / 2, step)
+  grid = np.linspace(0, 1, 21)
   weights = [0.5] * len(members)
 
   def error(candidate):

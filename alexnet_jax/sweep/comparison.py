@@ -196,7 +196,7 @@ def _over_images(pairs: Sequence[tuple[FinishedRun, FinishedRun]], k: int) -> In
   return bootstrap_mean((np.sum(wrong[::2], axis=0) - np.sum(wrong[1::2], axis=0)) / len(pairs))
 
 
-def bootstrap_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_mean(values: np.ndarray) -> Interval:
   """95 % percentile bootstrap interval of a mean of few distinct values, drawn as their counts.
 
   Equal values would make it a point: then it is as wide as Wilson's interval of a share of 0 in as
@@ -206,7 +206,7 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> 
   if len(distinct) == 1:
     _, unseen = scores.error_interval(0, len(values))
     return float(distinct[0] - unseen), float(distinct[0] + unseen)
-  draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), resamples)
+  draws = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=2000)
   low, high = np.quantile(draws @ distinct / len(values), (0.025, 0.975))
   return float(low), float(high)
 
