@@ -1,7 +1,6 @@
 """A batch-norm CNN of 14 layers on CIFAR-10, known from many tutorials: published accuracy 76.75 %.
 
-  python -m alexnet_jax.main --config=configs/cifar10_bn.py          # 50 epochs, as published
-  python -m alexnet_jax.main --config=configs/cifar10_bn.py:short    # 10 epochs with a cosine
+  python -m alexnet_jax.main --config=configs/cifar10_bn.py
 
 SGD at a fixed 0.01 for 50 epochs is published; batch, dropout, initialization and augmentation are
 not.  Chosen here: batch 128, momentum 0.9, keep 0.9 / 0.8 / 0.7 / 0.6 in the dense layers, He
@@ -11,9 +10,7 @@ initialization, standardized inputs, mirrored views, no decay.
 from alexnet_jax.config import default
 
 
-def get_config(variant: str = ''):
-  if variant not in ('', 'short'):
-    raise ValueError(f'configs/cifar10_bn.py has no variant {variant!r}: it has only short')
+def get_config():
   config = default()
   config.data.name = 'cifar10'
   config.data.num_classes = 10
@@ -30,10 +27,4 @@ def get_config(variant: str = ''):
   config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.weight_decay = 0.0
   config.optimizer.schedule.kind = 'constant'
-  if variant == 'short':
-    config.epochs = 10.0
-    config.optimizer.learning_rate = 0.05
-    config.optimizer.weight_decay = 0.0005
-    config.optimizer.warmup_epochs = 0.5
-    config.optimizer.schedule.kind = 'cosine'
   return config

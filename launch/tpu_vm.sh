@@ -1,14 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of one VM or many. Has never run on a TPU.
-#
-#   export ZONE=us-east5-b TYPE=v6e-8 BUCKET=gs://my-bucket/runs
-#   launch/tpu_vm.sh create --spot    # queues a request; flags go to gcloud
-#   launch/tpu_vm.sh state            # of the request: wait until it is ACTIVE
-#   launch/tpu_vm.sh setup            # copies this tree to all VMs, installs it, brings the data
-#   launch/tpu_vm.sh run --config=configs/imagenet.py --workdir=runs/imagenet
-#   launch/tpu_vm.sh logs             # follows the job; Ctrl-C leaves it running
-#   launch/tpu_vm.sh stop             # saves and ends; `run`, as before, resumes
-#   launch/tpu_vm.sh delete           # flags go to gcloud, such as --quiet
+# Trains on a Cloud TPU slice of one VM or many: see launch/README.md. Has never run on a TPU.
 #
 # DRY_RUN=1 prints the calls of gcloud and makes none. Variables beside ZONE:
 #   TPU        name; default alexnet

@@ -43,7 +43,7 @@ def variants_of(file):
 
 
 NAMES = [
-  *('cats_vs_dogs', 'cifar10_adam', 'cifar10_bn', 'cifar10_bn:short', 'digits', 'folder:/images'),
+  *('cats_vs_dogs', 'cifar10_adam', 'cifar10_bn', 'digits', 'folder:/images'),
   *('cifar10', *(f'cifar10:{variant}' for variant in variants_of('cifar10'))),
   *('imagenet', *(f'imagenet:{variant}' for variant in variants_of('imagenet'))),
   *('imagenette', *(f'imagenette:{variant}' for variant in variants_of('imagenette'))),
