@@ -2,8 +2,8 @@
 
   python tests/fuzz.py weights --tries=5000
 
-Any other exception, more than ten seconds, or a gigabyte more memory is a failure; what caused it
-is kept.  A target names good files and how to read one; `TARGETS` has them all.
+Any other exception, more than a minute, or a gigabyte more memory is a failure, and the file stays.
+A target names good files and how to read one; `TARGETS` has them all.
 """
 
 import argparse

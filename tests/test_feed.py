@@ -126,31 +126,20 @@ def test_batches_are_made_ahead_but_not_too_far(split):
     made.append(step)
     return {'step': np.array(step)}
 
-  with feed.Batches(feed.Gather(split), make, range(100)) as batches:
+  def wait_for(count):
     deadline = time.monotonic() + 60
-    while len(made) < 3:
+    while len(made) < count:
       assert time.monotonic() < deadline
-    time.sleep(0.05)
-    assert made == [0, 1, 2]
-    assert next(batches)['step'] == 0
-    while len(made) < 4:
-      assert time.monotonic() < deadline
-
-
-def test_closing_is_prompt_and_can_be_repeated(split):
-  """Not one of the batches that nobody has asked for is waited for."""
-  made = []
-
-  def make(step):
-    made.append(step)
-    return {'step': np.array(step)}
 
   batches = feed.Batches(feed.Gather(split), make, itertools.count())
-  next(batches)
+  wait_for(3)
+  time.sleep(0.05)
+  assert made == [0, 1, 2]
+  assert next(batches)['step'] == 0
+  wait_for(4)
+  batches.close()  # waits for none of the batches that nobody has asked for
   batches.close()
-  batches.close()
-  assert made == list(range(len(made))) and len(made) <= 4
-  assert not any(thread.name.startswith(('feed', 'read')) for thread in threading.enumerate())
+  assert made == [0, 1, 2, 3] and not feed_threads()
   with pytest.raises(StopIteration):
     next(batches)
 

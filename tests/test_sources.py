@@ -93,22 +93,17 @@ def test_synthetic_can_be_learnt():
 # Image folders.
 
 
-def test_folder_with_validation(tmp_path):
-  source = open_source(data_config(dir=write_folder(tmp_path / 'insects', train=5, held_out=2)))
+@pytest.mark.parametrize('name', ['validation', 'val', 'Valid', 'TEST'])
+def test_folder_with_validation(tmp_path, name):
+  root = write_folder(tmp_path / 'insects', train=5, held_out=2)
+  (root / 'validation').rename(root / name)
+  (root / 'train').rename(root / 'Train')
+  source = open_source(data_config(dir=root))
   assert source.name == 'insects' and source.classes == ('ant', 'bee', 'cat')
   assert (len(source.train), len(source.eval)) == (15, 6)
   example = source.eval[3]
-  assert example.label == 1
-  assert example.name == str(tmp_path / 'insects/validation/bee/001.png')
+  assert example.label == 1 and example.name == str(root / name / 'bee/001.png')
   assert example.data == pathlib.Path(example.name).read_bytes()
-
-
-@pytest.mark.parametrize('name', ['val', 'Valid', 'TEST'])
-def test_other_names_of_the_validation_folder(tmp_path, name):
-  write_folder(tmp_path, train=3, held_out=2)
-  (tmp_path / 'validation').rename(tmp_path / name)
-  (tmp_path / 'train').rename(tmp_path / 'Train')
-  assert len(open_source(data_config(dir=tmp_path)).eval) == 6
 
 
 def test_folder_without_validation_holds_out_of_every_class(tmp_path):
@@ -236,17 +231,11 @@ def tiny(tmp_path_factory):
   return directory
 
 
-def copy_with(tiny, directory, **changes):
-  """A copy of `tiny` that says something else of itself."""
-  folder = directory / changes.get('name', 'tiny') / changes.get('version', '1.0.0')
-  shutil.copytree(tiny / 'tiny' / '1.0.0', folder)
-  info = json.loads((folder / 'dataset_info.json').read_text())
-  (folder / 'dataset_info.json').write_text(json.dumps(info | changes))
-
-
 @pytest.mark.slow
-def test_tfds(tiny):
-  source = open_source(data_config(source='tfds', name='tiny', dir=tiny))
+def test_tfds(tiny, tmp_path):
+  shutil.copytree(tiny, tmp_path / 'tfds')
+  config = {'source': 'tfds', 'name': 'tiny', 'dir': tmp_path / 'tfds'}
+  source = open_source(data_config(**config))
   assert source.classes == ('ant', 'bee', 'cat')
   assert (len(source.train), len(source.eval)) == (30, 9)
   rng = np.random.default_rng(0)
@@ -255,24 +244,12 @@ def test_tfds(tiny):
     read = [split[i] for i in range(30)]
     assert all(e.name == f'train[{i}]' for i, e in enumerate(read))
     assert {images._decode(e.data).tobytes(): e.label for e in read} == written
-
-
-@pytest.mark.slow
-def test_tfds_parts_of_splits(tiny):
-  parts = {'train_split': 'train[:80%]', 'eval_split': 'train[80%:]'}
-  source = open_source(data_config(source='tfds', name='tiny', dir=tiny, **parts))
-  assert (len(source.train), len(source.eval)) == (24, 6)
-  other = {'source': 'tfds', 'name': 'tiny', 'dir': tiny, 'eval_split': 'validation'}
-  refused("has no split 'validation': it has train, test", **other)
-
-
-@pytest.mark.slow
-def test_a_tfds_data_set_that_goes_away(tiny, tmp_path):
-  shutil.copytree(tiny, tmp_path / 'tfds')
-  source = open_source(data_config(source='tfds', name='tiny', dir=tmp_path / 'tfds'))
+  parts = open_source(data_config(**config, train_split='train[:80%]', eval_split='train[80%:]'))
+  assert (len(parts.train), len(parts.eval)) == (24, 6)
+  refused("has no split 'validation': it has train, test", **config, eval_split='validation')
   shutil.rmtree(tmp_path / 'tfds')
-  with pytest.raises(UserError, match=r'^train\[3\] of the TFDS .*No such file.*disk still there'):
-    source.train[3]
+  with pytest.raises(UserError, match=r'^train\[:80%\]\[3\] of .*No such file.*disk still'):
+    parts.train[3]
 
 
 @pytest.mark.slow
@@ -290,15 +267,20 @@ assert not heavy, heavy
 
 
 @pytest.mark.slow
-def test_tfrecord_says_how_to_convert(tiny, tmp_path):
-  copy_with(tiny, tmp_path, fileFormat='tfrecord')
-  refused('tfrecord format.*tfds convert_format', source='tfds', name='tiny', dir=tmp_path)
-
-
-@pytest.mark.slow
-def test_incomplete_data_set_is_refused(tiny, tmp_path):
-  copy_with(tiny, tmp_path, name='cifar10', version='3.0.2')
-  refused('30 train examples instead of 50,000', source='tfds', name='cifar10', dir=tmp_path)
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'fileFormat': 'tfrecord'}, 'tfrecord format.*tfds convert_format'),
+    ({'name': 'cifar10', 'version': '3.0.2'}, '30 train examples instead of 50,000'),
+  ],
+)
+def test_tfds_data_sets_of_another_kind(tiny, tmp_path, changes, match):
+  said = {'name': 'tiny', 'version': '1.0.0'} | changes
+  folder = tmp_path / said['name'] / said['version']
+  shutil.copytree(tiny / 'tiny' / '1.0.0', folder)
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  (folder / 'dataset_info.json').write_text(json.dumps(info | changes))
+  refused(match, source='tfds', name=said['name'], dir=tmp_path)
 
 
 def test_unknown_tfds_name(tmp_path):
