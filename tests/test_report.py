@@ -52,7 +52,7 @@ def write_run(workdir, config, label, error, *, pace=1.0, predictions=True, seed
   if predictions:
     np.savez(workdir / 'predictions-last-1.npz', label=label, probabilities=probabilities)
   results = {'eval/top1_error': error, 'eval/top5_error': error / 2}
-  results |= {'hardware': '1 x cpu (cpu)', 'python': '3.11.7', 'versions': {'jax': '0.10.2'}}
+  results |= {'hardware': '1 x <img src=x>', 'python': '3.11.7', 'versions': {'jax': '0.10.2'}}
   (workdir / 'results.json').write_text(json.dumps(results))
   with open(workdir / 'metrics.jsonl', 'w') as file:
     for step in range(10, 121, 10):
@@ -78,9 +78,9 @@ def folder(tmp_path_factory, labels):
       pace = 4.0 if name == 'tanh' else 1.0
       workdir = folder / name / f'seed{seed}'
       write_run(workdir, config, labels, error + 0.004 * seed, seed=seed, pace=pace)
-  (folder / 'unfinished').mkdir()
-  shutil.copy(folder / 'tanh' / 'seed0' / 'config.json', folder / 'unfinished')
-  text = page.write([folder], folder, 'the command')
+  (folder / '<i>unfinished').mkdir()
+  shutil.copy(folder / 'tanh' / 'seed0' / 'config.json', folder / '<i>unfinished')
+  text = page.write([folder], folder, 'the <b>command')
   assert (folder / 'report.md').read_text() == text
   return folder
 
@@ -161,7 +161,7 @@ def test_markdown_says_the_same_as_csv(folder):
     assert cells[1:3] == ['3', f'{mean:.2f} ± {deviation:.2f}'] and cells[-1] == line['claim']
     if name != 'baseline':
       assert cells[5] == f'{100 * float(line["top1_error_difference"]):+.2f}'
-  assert f'not finished: `{folder}/unfinished`' in text
+  assert f'not finished: `{folder}/<i>unfinished`' in text
   assert '+1.37 / +1.15' in text and '+0.39 / +0.30' in text
   assert '| 3.0, 3.0, 3.0 |' in text and '| -, -, - |' in text
 
@@ -274,23 +274,11 @@ def test_the_page_says_the_same_as_markdown_and_needs_nothing_else(folder):
   assert not re.search(r'<(script|link|iframe|object)|@import|url\(', text)
   for line in page.main_table(rows_of(folder)):
     assert ' '.join(filter(None, line)) in shown(text)
-  for part in ('12 runs in 4 rows', 'made by the command', '1 x cpu (cpu)', 'jax 0.10.2'):
+  for part in ('12 runs in 4 rows', 'made by the <b>command', '1 x <img src=x>', 'jax 0.10.2'):
     assert part in shown(text)
-  assert f'not finished: {folder}/unfinished' in shown(text)
-  for tag in ('section', 'details', 'table', 'figure', 'td', 'th', 'tr', 'p'):
+  assert f'not finished: {folder}/<i>unfinished' in shown(text)
+  for tag in ('section', 'details', 'table', 'figure', 'td', 'th', 'tr', 'p', 'i'):
     assert len(re.findall(f'<{tag}[ >]', text)) == text.count(f'</{tag}>') > 0
-
-
-def test_names_cannot_smuggle_html_into_the_page(tmp_path, labels):
-  write_run(tmp_path / '0', digits(), labels, 0.1)
-  split = '<script>alert(1)</script>'
-  write_run(tmp_path / '<script>b', digits(data__train_split=split), labels, 0.1)
-  results = json.loads((tmp_path / '0' / 'results.json').read_text())
-  results['hardware'] = '<img src=x onerror=alert(1)>'
-  (tmp_path / '0' / 'results.json').write_text(json.dumps(results))
-  text = page.html_page(rows_of(tmp_path), [tmp_path / '<script>c'], 'python <b>')
-  assert '<script' not in text and '<img src=x' not in text and 'python <b>' not in text
-  assert shown(text).count(split) > 2
 
 
 # Bad input.

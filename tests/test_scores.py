@@ -18,6 +18,7 @@ def predictions():
 
 
 def test_errors_agree_with_scikit_learn(predictions):
+  """Of five classes there is no top-5 error."""
   probabilities, label = predictions
   found = scores.errors(probabilities, label)
   classes = np.arange(12)
@@ -31,6 +32,7 @@ def test_errors_agree_with_scikit_learn(predictions):
   normalized /= normalized.sum(1, keepdims=True)
   expected = metrics.log_loss(label, normalized, labels=classes)
   assert found['loss'] == pytest.approx(expected, rel=1e-5)
+  assert 'top5_error' not in scores.errors(np.eye(5, dtype=np.float32), np.arange(5))
 
 
 def test_ties_and_nan_are_wrong():
@@ -42,10 +44,6 @@ def test_ties_and_nan_are_wrong():
   assert scores.wrong(one_above, np.array([1]), 1).all()
   assert not scores.wrong(one_above, np.array([4]), 5).any()
   assert scores.wrong(one_above, np.array([5]), 5).all()
-
-
-def test_five_classes_have_no_top5_error():
-  assert 'top5_error' not in scores.errors(np.eye(5, dtype=np.float32), np.arange(5))
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def _conditions(runs: Sequence[FinishedRun]) -> Table:
   counts: dict[tuple, int] = {}
   for run in runs:
     used = {fact: run.results[fact] for fact in facts if fact in run.results}
-    used |= run.results['versions']
+    used |= run.results.get('versions', {})
     key = tuple((name, str(value)) for name, value in used.items())
     counts[key] = counts.get(key, 0) + 1
   names = dict.fromkeys(name for key in counts for name, _ in key)
