@@ -20,7 +20,7 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.weights import caffe, npz, safetensors, torch_file
+from alexnet_jax.weights import caffe, npz, torch_file
 from alexnet_jax.weights.load import load
 
 CENTER = np.array([0.5, 0.5, 0])
@@ -66,76 +66,55 @@ def assert_same(found, wanted):
 
 
 def torchvision_files(arrays):
+  """Files of one net; every type of float holds its values."""
+  import torch
+  from safetensors.torch import save
+
   state = files.state_dict(arrays)
+
+  def each(change):
+    return {name: change(value) for name, value in state.items()}
+
   yield 'zip', files.torch_file(state)
   yield 'legacy', files.torch_file(state, legacy=True)
-  yield 'safetensors', files.safetensors_file(arrays)
+  yield 'safetensors', save(dict(state))
   parallel = {'epoch': 3, 'arch': 'alexnet', 'state_dict': files.state_dict(arrays, 'module.')}
   yield 'training checkpoint', files.torch_file(parallel)
   inside = {name.replace('features.', 'features.module.'): value for name, value in state.items()}
   yield 'parallel features', files.torch_file(inside)
-  yield 'double precision', files.torch_file({name: v.double() for name, v in state.items()})
+  yield 'parameters', files.torch_file(each(torch.nn.Parameter))
+  for dtype in (torch.float16, torch.bfloat16, torch.float64):
+    other = each(lambda value, dtype=dtype: value.to(dtype))
+    yield f'zip of {dtype}', files.torch_file(other)
+    yield f'legacy of {dtype}', files.torch_file(other, legacy=True)
+    yield f'safetensors of {dtype}', save(other)
+  # Saved as strides, and as offsets into one storage.
+  turned = each(lambda value: value.t().contiguous().t() if value.ndim == 2 else value)
+  parts = torch.cat([value.reshape(-1) for value in state.values()]).split(
+    [value.numel() for value in state.values()]
+  )
+  shared = {name: part.view(state[name].shape) for name, part in zip(state, parts, strict=True)}
+  for legacy in (False, True):
+    yield 'transposed', files.torch_file(turned, legacy=legacy)
+    yield 'shared storage', files.torch_file(shared, legacy=legacy)
+  # torchvision's first file is of 2017: no _v2, storages of CUDA, Python 2's OrderedDict.
+  pairs = [[name, value] for name, value in state.items()]
+  old = files.torch_file(files.Evil(collections.OrderedDict, pairs), legacy=True)
+  old = old.replace(b'_rebuild_tensor_v2\n', b'_rebuild_tensor\n')
+  yield '2017', old.replace(b'ctorch\n', b'ctorch.cuda\n')
 
 
 def test_torchvision(small, read):
   pytest.importorskip('torch')
   arrays, images = files.random_arrays('owt'), photos(224)
-  wanted = files.torchvision_logits(arrays, images)
+  wanted = None
   for form, data in torchvision_files(arrays):
     weights = read(data)
     assert (weights.net, weights.image_size, weights.resize) == ('owt', 256, 'crop'), form
     assert weights.classes == tuple(f'class {number}' for number in range(7))
-    assert_same(logits(weights, images), wanted)
-
-
-def test_half_precision_and_parameters(small, read):
-  torch = pytest.importorskip('torch')
-  arrays = files.random_arrays('owt')
-  state = files.state_dict(arrays)
-  exact = read(files.torch_file(state)).variables['params']['fc7']['kernel']
-  for dtype, tolerance in ((torch.float16, 1e-3), (torch.bfloat16, 1e-2)):
-    rounded = {
-      name: torch.nn.Parameter(value.to(dtype), requires_grad=False)
-      for name, value in state.items()
-    }
-    found = read(files.torch_file(rounded)).variables['params']['fc7']['kernel']
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, exact, rtol=tolerance, atol=1e-6)
-    np.testing.assert_array_equal(found, rounded['classifier.4.weight'].float().numpy().T)
-
-
-def test_views_of_tensors(small, read):
-  """Transposed tensors, and tensors that lie in one storage, are saved as strides and offsets."""
-  torch = pytest.importorskip('torch')
-  state = files.state_dict(files.random_arrays('owt'))
-  wanted = read(files.torch_file(state)).variables['params']
-  flat = torch.cat([value.reshape(-1) for value in state.values()])
-  shared, place = {}, 0
-  for name, value in state.items():
-    shared[name] = flat[place : place + value.numel()].view(value.shape)
-    place += value.numel()
-  turned = {name: value.t().contiguous().t() if value.ndim == 2 else value
-            for name, value in state.items()}  # fmt: skip
-  for value in (shared, turned):
-    for legacy in (False, True):
-      found = read(files.torch_file(value, legacy=legacy)).variables['params']
-      jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-def test_files_of_the_first_years(small, read):
-  """torchvision's first file is of 2017: no _v2, storages of CUDA, Python 2's OrderedDict."""
-  pytest.importorskip('torch')
-  state = files.state_dict(files.random_arrays('owt'))
-  wanted = read(files.torch_file(state)).variables['params']
-  pairs = [[name, value] for name, value in state.items()]
-  data = files.torch_file(files.Evil(collections.OrderedDict, pairs), legacy=True)
-  for new, old in (
-    (b'_rebuild_tensor_v2\n', b'_rebuild_tensor\n'),
-    (b'ctorch\n', b'ctorch.cuda\n'),
-  ):
-    assert new in data
-    data = data.replace(new, old)
-  jax.tree.map(np.testing.assert_array_equal, read(data).variables['params'], wanted)
+    wanted = wanted or weights.variables
+    jax.tree.map(np.testing.assert_array_equal, weights.variables, wanted)
+  assert_same(logits(weights, images), files.torchvision_logits(arrays, images))
 
 
 @pytest.mark.parametrize('net', ['caffe', 'caffenet'])
@@ -204,72 +183,63 @@ def test_class_list(small, read, tmp_path):
 # What is wrong is said in one line that names the layer.
 
 
-def changed(arrays, layer, kernel=None, bias=None):
-  arrays = list(arrays)
-  old = arrays[layer]
-  arrays[layer] = (old[0] if kernel is None else kernel, old[1] if bias is None else bias)
+def changed(arrays, layer, part, value):
+  arrays = [list(pair) for pair in arrays]
+  arrays[layer][part] = value
   return arrays
 
 
 def test_wrong_layers(small, read):
-  pytest.importorskip('torch')
+  torch = pytest.importorskip('torch')
   arrays = files.random_arrays('owt')
-  state = files.state_dict(arrays)
-  nan = arrays[6][0].copy()
-  nan[3, 4] = np.nan
-  huge = np.full(arrays[2][1].shape, 1e300)
   channels, hidden = len(arrays[4][0]), len(arrays[5][0])
-  cases = {
-    rf'classifier.1.weight is {hidden}x100, but net owt needs {hidden}x{channels * 36}$': (
-      changed(arrays, 5, kernel=arrays[5][0][:, :100])
-    ),
-    rf'classifier.1.bias is {hidden - 1}, but net owt needs {hidden}$': (
-      changed(arrays, 5, bias=arrays[5][1][1:])
-    ),
-    'features.3.weight is 8x2x5x4, but': changed(arrays, 1, kernel=arrays[1][0][..., :4]),
-    'classifier.4.weight has values that are not finite': changed(arrays, 6, kernel=nan),
-    'features.6.bias has values that are not finite': changed(arrays, 2, bias=huge),
-    'classifier.6.bias is 1,': changed(arrays, 7, arrays[7][0][:1], arrays[7][1][:1]),
-    'classifier.6.bias is 1x7,': changed(arrays, 7, bias=arrays[7][1][None]),
-  }
-  for message, wrong in cases.items():
-    refuse(read, files.torch_file(files.state_dict(wrong)), message)
-  refuse(read, files.torch_file(dict(list(state.items())[:-1])), 'lacks array classifier.6.bias')
-  refuse(read, files.torch_file({**state, 'features.1.weight': nan_tensor()}), 'features.1.weight')
-  refuse(read, files.torch_file({'layer4.weight': nan_tensor()}), 'no array .* but layer4.weight')
-  refuse(read, files.torch_file({'a\n\x1b[2Jb': nan_tensor()}), r'but a\?\?\[2Jb')
-  refuse(read, files.torch_file({}), 'but none at all')
-  refuse(read, files.torch_file([nan_tensor()]), 'no state dict')
-  refuse(read, files.torch_file({**state, 'lr': 0.1}), 'other things than arrays')
+  for layer, part, value, message in (
+    (5, 0, arrays[5][0][:, :100], rf'1.weight is {hidden}x100, but .* needs 170x{channels * 36}$'),
+    (5, 1, arrays[5][1][1:], rf'classifier.1.bias is {hidden - 1}, but net owt needs {hidden}$'),
+    (1, 0, arrays[1][0][..., :4], 'features.3.weight is 8x2x5x4, but'),
+    (6, 0, arrays[6][0] * np.nan, 'classifier.4.weight has values that are not finite'),
+    (2, 1, np.full(arrays[2][1].shape, 1e300), 'features.6.bias has values that are not finite'),
+    (7, 1, arrays[7][1][:1], 'classifier.6.bias is 1,'),
+    (7, 1, arrays[7][1][None], 'classifier.6.bias is 1x7,'),
+    (4, 1, np.int64(arrays[4][1]), 'features.10.bias is of type int64, not of floats'),
+  ):
+    state = files.state_dict(changed(arrays, layer, part, value))
+    refuse(read, files.torch_file(state), message)
+  state, odd = files.state_dict(arrays), torch.zeros(2)
+  for value, message in (
+    (dict(list(state.items())[:-1]), 'lacks array classifier.6.bias'),
+    ({**state, 'features.1.weight': odd}, 'unknown array features.1.weight'),
+    ({'layer4.weight': odd}, 'no array .* but layer4.weight'),
+    ({'a\n\x1b[2Jb': odd}, r'but a\?\?\[2Jb'),
+    ({}, 'but none at all'),
+    ([odd], 'no state dict'),
+    ({**state, 'lr': 0.1}, 'other things than arrays'),
+  ):
+    refuse(read, files.torch_file(value), message)
   good = files.safetensors_file(arrays)
   refuse(read, good.replace(b'"F32"', b'"I32"', 1), 'is of type I32, not of floats')
   refuse(read, good[:-4], 'cut short')
 
 
-def nan_tensor():
-  import torch
-
-  return torch.full((2,), torch.nan)
-
-
 def test_wrong_caffe_layers(small, read):
   arrays = files.random_arrays('caffe')
-  cut = changed(arrays, 3, kernel=arrays[3][0][:, :3])
-  refuse(read, files.caffe_file('caffe', cut, v1=True), 'conv4/kernel is 16x3x3x3, but net')
-  refuse(read, files.caffe_file('caffe', files.random_arrays('owt')), 'conv1/kernel is 2x3')
-  owner = files.caffe_file('caffe', arrays, classifier='fc9')
-  refuse(read, owner, 'lacks array fc8/bias')
-  twice = files.caffe_file('caffe', arrays) * 2
-  refuse(read, twice, 'two layers conv1')
-  refuse(read, files.npy_file({'conv1': list(arrays[0])}), 'lacks array fc8/bias')
-  refuse(read, files.npy_file({'conv1': [arrays[0][0]]}), 'layer conv1 is not a pair of arrays')
-  refuse(read, files.npy_file({'conv1': 3}), 'layer conv1 is not a pair of arrays')
-  refuse(read, files.npy_file([1, 2]), 'no header of a dictionary of layers')
+  cut = changed(arrays, 3, 0, arrays[3][0][:, :3])
+  for data, message in (
+    (files.caffe_file('caffe', cut, v1=True), 'conv4/kernel is 16x3x3x3, but net caffe needs'),
+    (files.caffe_file('caffe', files.random_arrays('owt')), 'conv1/kernel is 2x3'),
+    (files.caffe_file('caffe', arrays, classifier='fc9'), 'lacks array fc8/bias'),
+    (files.caffe_file('caffe', arrays) * 2, 'two layers conv1'),
+    (files.npy_file({'conv1': arrays[0]}), 'lacks array fc8/bias'),
+    (files.npy_file({'fc6': arrays[0]}), 'cannot be loaded'),
+    (files.npy_file({'conv1': [arrays[0][0]]}), 'layer conv1 is not a pair of arrays'),
+    (files.npy_file({'conv1': 3}), 'layer conv1 is not a pair of arrays'),
+    (files.npy_file([1, 2]), 'no header of a dictionary of layers'),
+  ):
+    refuse(read, data, message)
 
 
 def test_other_files(small, read, tmp_path):
   """What users give by mistake is said by its name, with what to do."""
-  pages = (b'<!DOCTYPE html>\n<title>Log in</title>', b'\n <html lang="en">')
   pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 244408911\n'
   tar = io.BytesIO()
   with tarfile.open(fileobj=tar, mode='w') as file:
@@ -277,7 +247,7 @@ def test_other_files(small, read, tmp_path):
   for data, message in (
     (b'', 'it is empty'),
     (pointer, 'Git LFS pointer: run "git lfs pull"'),
-    *((page, 'an HTML page.* download the file itself') for page in pages),
+    (b'\n <html lang="en">', 'an HTML page.* download the file itself'),
     (gzip.compress(b'weights'), 'a compressed file or an archive: unpack it'),
     (tar.getvalue(), 'or an archive: unpack it'),
     (zipped('a/alexnet.pth'), 'zip archive of a/alexnet.pth: unpack it'),
@@ -320,12 +290,8 @@ def evil_files(mark):
   command = files.Evil(os.system, f'touch {mark}')
   nested = {'state_dict': {'features.0.weight': [{'a': (command,)}]}}
   evaluated = files.Evil(eval, f'open({str(mark)!r}, "w")')
-  for value in (
-    command,
-    nested,
-    evaluated,
-    {'a': files.Evil(pickle.loads, files.pickled(command))},
-  ):
+  loaded = {'a': files.Evil(pickle.loads, files.pickled(command))}
+  for value in (command, nested, evaluated, loaded):
     yield files.pickled(value)
     yield pickle.dumps(value, protocol=5)
     yield files.torch_file(value)
@@ -364,57 +330,34 @@ def test_nothing_is_run(small, read, tmp_path):
   assert mark.exists()
 
 
-@pytest.mark.slow
 def test_sizes_in_a_file_are_not_believed(small, read):
   """A few bytes that ask for terabytes: as memo place, tensor, storage, header or message."""
   pytest.importorskip('torch')
   state = files.state_dict(files.random_arrays('owt'))
-  good = files.torch_file(state)
+  good, legacy = files.torch_file(state), files.torch_file(state, legacy=True)
   with zipfile.ZipFile(io.BytesIO(good)) as archive:
     program = archive.read('archive/data.pkl')
-  refuse(read, zip_with(good, b'\x80\x02}r\xff\xff\xff\x7f.'), 'none at all')
-  refuse(read, zip_with(good, b'\x80\x04\x8e' + b'\xff' * 7 + b'\x7f'), 'cannot be loaded')
-  first = len(state['features.0.bias'])
-  wanted = b'K%c\x85' % first  # the shape of that bias
+  wanted = b'K%c\x85' % len(state['features.0.bias'])  # the shape of that bias
   assert wanted in program
-  for shape in (b'J\xff\xff\xff\x7f\x85', b'J\xff\xff\xff\xff\x85', b'\x89\x85', b'))\x86'):
-    refuse(read, zip_with(good, program.replace(wanted, shape, 1)), 'cannot be loaded')
-  deep = b'\x80\x02' + b'(' * 100_000 + b't' * 100_000 + b'.'
-  refuse(read, zip_with(good, deep), 'no state dict')
-  deep_key = b'\x80\x02}' + b'(' * 100_000 + b't' * 100_000 + b'Ns.'
-  refuse(read, zip_with(good, deep_key), 'damaged')
+  deep = b'(' * 100_000 + b't' * 100_000
   # Storage keys that double in length with every line, were they ever written out.
-  legacy = files.torch_file(state, legacy=True)
-  keys = legacy.index(b'\x80\x02]')
-  refuse(read, legacy[:keys] + b'\x80\x02])' + b'q\0h\0\x86' * 60 + b'a.' + legacy, 'list of')
-  refuse(read, struct.pack('<Q', 2**62) + b'{"a": 1}', 'header too large')
-  refuse(read, b'\x0a\xff\xff\xff\xff\x0f', 'damaged')
-  bomb = io.BytesIO()
-  with zipfile.ZipFile(bomb, 'w', zipfile.ZIP_DEFLATED) as file:
-    file.writestr('metadata.npy', bytes(50_000_000))
-  refuse(read, bomb.getvalue(), 'compressed')
-
-
-def test_readers_agree_with_the_libraries(small):
-  """Not only the arrays of a net: names, order and every type of number."""
-  torch = pytest.importorskip('torch')
-  from safetensors.torch import load, save
-
-  values = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-  kinds = ('float16', 'bfloat16', 'float32', 'float64')
-  tensors = {f'α/{kind}': values.to(getattr(torch, kind)) for kind in kinds}
-  tensors['empty'] = torch.zeros(3, 0, 2)
-  ours = safetensors.read(save(tensors))
-  assert {name: array.dtype.name for name, array in ours.items()} == {
-    name: str(tensor.dtype).removeprefix('torch.') for name, tensor in tensors.items()
-  }
-  arrays = {name: np.float32(array) for name, array in ours.items()}
-  opened = torch.load(io.BytesIO(torch_file.write_zip(arrays)), weights_only=True)
-  assert list(opened) == list(arrays)
-  found = load(safetensors.write(arrays))
-  for name, tensor in tensors.items():
-    for read_back in (torch.from_numpy(arrays[name]), opened[name], found[name]):
-      torch.testing.assert_close(read_back, tensor.float(), rtol=0, atol=0)
+  keys = legacy[: legacy.index(b'\x80\x02]')] + b'\x80\x02])' + b'q\0h\0\x86' * 60 + b'a.'
+  shapes = (b'J\xff\xff\xff\x7f\x85', b'J\xff\xff\xff\xff\x85', b'\x89\x85', b'))\x86')
+  for data, message in (
+    (zip_with(good, b'\x80\x02}r\xff\xff\xff\x7f.'), 'none at all'),
+    (zip_with(good, b'\x80\x04\x8e' + b'\xff' * 7 + b'\x7f'), 'damaged'),
+    *((zip_with(good, program.replace(wanted, shape, 1)), 'be loaded') for shape in shapes),
+    (zip_with(good, b'\x80\x02' + deep + b'.'), 'no state dict'),
+    (zip_with(good, b'\x80\x02}' + deep + b'Ns.'), 'damaged'),
+    (keys + legacy, 'list of storages'),
+    (struct.pack('<Q', 2**62) + b'{"a": 1}', 'header too large'),
+    (b'\x0a\xff\xff\xff\xff\x0f', 'damaged'),
+    (zipped('metadata.npy', zipfile.ZIP_DEFLATED), 'compressed'),
+  ):
+    refuse(read, data, message)
+  for view in ((3, (2,), (1,)), (0, (2,), (4,)), (-1, (2,), (1,)), (0, (5,), (0,))):
+    with pytest.raises(ValueError):
+      torch_file.rebuild_tensor(np.zeros(4, np.float32), *view)
 
 
 def test_unpacked_numbers_of_protobuf():
@@ -441,32 +384,26 @@ def test_metadata_of_our_own_file(small, read):
     return buffer.getvalue()
 
   assert read(wrong(metadata)).classes == weights.classes
+  not_allowed = (
+    *({'net': 3}, {'classes': ['a']}, {'classes': 'abcdefg'}, {'crop': 0}, {'crop': 257}),
+    *({'crop': True}, {'resize': 'stretch'}, {'random_flip': 1}),
+  )
   for changes, message in (
     ({'format': 'other'}, "its format is 'other'"),
     ({'version': 2}, 'of version 2; this is version 1'),
     ({'net': 'vgg'}, "of net 'vgg', which this version does not have"),
     ({'net': 'digits'}, 'array'),
-    ({'net': 3}, 'a field has a value'),
-    ({'classes': ['a']}, 'a field has a value'),
     ({'classes': ['a'] * 8}, 'fc8.* is .*7'),
-    ({'classes': 'abcdefg'}, 'a field has a value'),
-    ({'crop': 0}, 'a field has a value'),
-    ({'crop': 257}, 'a field has a value'),
-    ({'crop': 12}, 'too small|leaves|needs'),
-    ({'crop': True}, 'a field has a value'),
-    ({'resize': 'stretch'}, 'a field has a value'),
-    ({'random_flip': 1}, 'a field has a value'),
+    ({'crop': 12}, 'too small'),
+    *((changes, 'a field has a value') for changes in not_allowed),
   ):
     refuse(read, wrong({**metadata, **changes}), message)
   for name in metadata:
     less = {key: value for key, value in metadata.items() if key != name}
     refuse(read, wrong(less), 'metadata is damaged')
   refuse(read, wrong(b'{'), 'cannot be loaded')
-  refuse(read, wrong(b'[]'), 'metadata is damaged')
   refuse(read, wrong(b'[' * 100_000), 'metadata is damaged')
   kernel = 'params/fc7/kernel'
   refuse(read, wrong(metadata, **{kernel: None}), f'lacks array {kernel}')
   refuse(read, wrong(metadata, **{kernel: arrays[kernel][1:]}), f'{kernel} is 169x170, but net')
-  refuse(read, wrong(metadata, **{kernel: arrays[kernel] * np.nan}), f'{kernel} has values')
   refuse(read, wrong(metadata, extra=np.zeros(3, np.float32)), 'unknown array extra')
-  refuse(read, wrong(metadata, extra=np.zeros(3, np.int64)), 'unknown array extra')

@@ -106,7 +106,7 @@ def _state_dict(value: Any) -> dict[str, np.ndarray]:
   return value
 
 
-def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_):
+def rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_):
   """A strided view that lies inside its storage, as `np.ndarray` checks, and repeats no value."""
   if math.prod(shape) > storage.size:
     raise ValueError(f'a tensor of {math.prod(shape):,} values has a storage of {storage.size:,}')
@@ -117,8 +117,8 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tupl
 
 
 _KNOWN = {
-  'torch._utils._rebuild_tensor': _rebuild_tensor,
-  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+  'torch._utils._rebuild_tensor': rebuild_tensor,
+  'torch._utils._rebuild_tensor_v2': rebuild_tensor,
   'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
   **{
     f'{module}.{name}Storage': np.dtype(dtype)

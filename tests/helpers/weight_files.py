@@ -37,7 +37,10 @@ def widths(net, divisor):
 
 
 def random_arrays(net, classes=7, divisor=DIVISOR, seed=0):
-  """(kernel, bias) float32 by layer, (O, I, h, w) and (outputs, inputs) as in torch and Caffe."""
+  """(kernel, bias) float32 by layer, (O, I, h, w) and (outputs, inputs) as in torch and Caffe.
+
+  The values are multiples of 1/256, which every type of float holds.
+  """
   rng = np.random.default_rng(seed)
   (c1, c2, c3, c4, c5), hidden = widths(net, divisor)
   groups = 1 if net == 'owt' else 2
@@ -47,12 +50,11 @@ def random_arrays(net, classes=7, divisor=DIVISOR, seed=0):
     *((hidden, c5 * 36), (hidden, hidden), (classes, hidden)),
   )
 
-  def pair(shape):
-    std = np.float32(np.sqrt(2 / np.prod(shape[1:])))
-    kernel = rng.standard_normal(shape, dtype=np.float32) * std
-    return kernel, rng.standard_normal(shape[0], dtype=np.float32) * np.float32(0.1)
+  def draw(shape, std):
+    levels = rng.standard_normal(shape, dtype=np.float32) * np.float32(256 * std)
+    return levels.clip(-255, 255).round() / np.float32(256)
 
-  return [pair(shape) for shape in shapes]
+  return [(draw(s, np.sqrt(2 / np.prod(s[1:]))), draw(s[0], 0.1)) for s in shapes]
 
 
 # What the nets compute, of images in 0-255 RGB (N, side, side, 3).
