@@ -1,9 +1,12 @@
 """A net of bfloat16 adds, scales and averages in float32; only what products take is rounded."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.closeness import assert_close
 from jax.extend.core import jaxprs_in_params
 
 from alexnet_jax import config as configs
@@ -107,6 +110,22 @@ def test_no_training_step_adds_or_scales_in_bfloat16(case):
   new, _ = jax.eval_shape(step, state, data)
   for tree in (new.params, new.ema, new.opt_state, new.batch_stats):
     assert {x.dtype for x in jax.tree.leaves(tree)} <= {jnp.dtype('float32')}
+
+
+def test_outputs_are_bfloat16_but_for_the_logits_and_close_to_those_of_float32():
+  table = nets.cifar_11pct()
+  images = np.random.default_rng(0).normal(0, 60, (4, 24, 24, 3)).astype(np.float32)
+  variables = jax.jit(AlexNet(table).init)(jax.random.key(0), images)
+
+  def run(dtype):
+    apply = jax.jit(partial(AlexNet(table, dtype).apply, mutable=['intermediates']))
+    logits, state = apply(variables, images)
+    return logits, {name: x.dtype for name, x in state['intermediates']['outputs'].items()}
+
+  exact, _ = run(jnp.float32)
+  logits, dtypes = run(BF16)
+  assert dtypes.pop('fc10') == jnp.float32 and set(dtypes.values()) == {jnp.dtype('bfloat16')}
+  assert_close(logits, exact, 0.03)
 
 
 def test_the_rule_finds_a_sum():
