@@ -13,8 +13,8 @@ import pytest
 
 from alexnet_jax.data import feed, order
 from alexnet_jax.data.examples import Part
-from alexnet_jax.data.jpeg_images import PLACES, JpegImages, JpegRows
 from alexnet_jax.data.store import Split
+from alexnet_jax.data.stored_images import JpegImages
 from alexnet_jax.errors import UserError
 
 SIZE = 6
@@ -33,7 +33,7 @@ def split(request, tmp_path):
     parts = [Part('train', 0, 0, 30), Part('train', 1, 30, 45)]
     records = [files.write(part, images[part.start : part.stop]) for part in parts]
     files.merge(parts, records, 45, [])
-    return Split(JpegRows(tmp_path, np.load(tmp_path / PLACES), SIZE), labels)
+    return Split(files.open(45), labels)
   np.save(tmp_path / 'images.npy', images)
   mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')
   return Split(mapped, labels)

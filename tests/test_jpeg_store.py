@@ -8,7 +8,7 @@ import pytest
 from helpers.tiny_data import data_config, write_folder
 from PIL import Image
 
-from alexnet_jax.data import feed, jpeg_images
+from alexnet_jax.data import feed, stored_images
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.preparation import prepare_store, store_path
 from alexnet_jax.data.writer import write_store
@@ -63,7 +63,7 @@ def test_rows_are_an_array_when_asked(tmp_path, monkeypatch):
   assert pixels.dtype == np.uint8 and np.asarray(rows, np.float32).dtype == np.float32
   assert np.array_equal(np.asarray(rows[5:9]), pixels[5:9])
   assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(rows))), pixels)
-  monkeypatch.setattr(jpeg_images, 'simplejpeg', None)
+  monkeypatch.setattr(stored_images, 'simplejpeg', None)
   assert np.array_equal(np.asarray(rows), pixels)  # both decoders, to the bit
 
 
@@ -74,7 +74,7 @@ def test_rows_are_an_array_when_asked(tmp_path, monkeypatch):
 @pytest.mark.parametrize('pillow', [True, False])
 def test_damage_after_opening_is_an_error(tmp_path, monkeypatch, spoil, pillow):
   if pillow:
-    monkeypatch.setattr(jpeg_images, 'simplejpeg', None)
+    monkeypatch.setattr(stored_images, 'simplejpeg', None)
   opened = write(tmp_path / 'store', 'jpeg 90')
   spoil(tmp_path / 'store/eval/images-00000.jpegs')
   with feed.eval_batches(opened.eval, batch_size=13) as batches:

@@ -18,7 +18,7 @@ from helpers.tiny_data import data_config, write_folder
 from PIL import Image
 
 from alexnet_jax import config, files
-from alexnet_jax.data import images, order, preparation, raw_images
+from alexnet_jax.data import images, order, preparation, stored_images
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.job import ORDER_SEED, Job, in_memory_store
@@ -173,7 +173,9 @@ def test_ten_kills_at_random(insects, tmp_path, workers, encoding):
   assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize(('owner', 'name'), [(raw_images.RawImages, 'finish'), (shutil, 'rmtree')])
+@pytest.mark.parametrize(
+  ('owner', 'name'), [(stored_images.RawImages, 'finish'), (shutil, 'rmtree')]
+)
 def test_interrupted_publishing(source, tmp_path, reference, monkeypatch, owner, name):
   def publish(job, path):
     with monkeypatch.context() as patch:

@@ -1,7 +1,7 @@
 """What passes from data sets to the store: labeled images by index, and parts of a split."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -69,6 +69,3 @@ class Part:
 
   def __len__(self) -> int:
     return self.stop - self.start
-
-
-Record = dict[str, Any]  # arrays and numbers: what was found out about a part as it was written

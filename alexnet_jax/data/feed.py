@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data import order
-from alexnet_jax.data.jpeg_images import JpegRows
 from alexnet_jax.data.store import Split
+from alexnet_jax.data.stored_images import JpegImages
 from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.environment import usable_cores
 
@@ -200,7 +200,7 @@ class Gather:
     self._threads = 1
     if isinstance(images, np.memmap):
       self._read, self._threads = functools.partial(_read_file, images), READERS
-    elif isinstance(images, JpegRows):
+    elif isinstance(images, JpegImages):
       self._read, self._threads = images.read, usable_cores()
     self._readers = concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix='read')
 

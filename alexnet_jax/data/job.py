@@ -1,8 +1,8 @@
 """Writes a store in parts, which any process can write in any order, and again.
 
-A part is a range of a split's rows. Its images are written (see `raw_images` and `jpeg_images`) and
-synced, then a small record of it is published by a rename: labels, sums, checksum, unreadable
-images. Parts that have a record are never written again.
+A part is a range of a split's rows. Its images are written (see `stored_images`) and synced, then a
+small record of it is published by a rename: labels, sums, checksum, unreadable images. Parts that
+have a record are never written again.
 
 Records are merged in order and their sums are integers, so the result is the same to the byte
 whoever did which part. Each step can be interrupted and repeated: nothing is cut off or removed
@@ -14,7 +14,6 @@ import functools
 import json
 import pathlib
 import shutil
-import zlib
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -23,8 +22,9 @@ import PIL
 
 from alexnet_jax import files
 from alexnet_jax.data import images, order, store
-from alexnet_jax.data.examples import Part, Record, Source
+from alexnet_jax.data.examples import Part, Source
 from alexnet_jax.data.statistics import Sums
+from alexnet_jax.data.stored_images import save_array
 from alexnet_jax.errors import UserError
 
 # The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
@@ -161,28 +161,25 @@ class Job:
     """
     records = {split: [self._record(part) for part in self.parts(split)] for split in store.SPLITS}
     bad: dict[str, dict[int, str]] = {split: {} for split in store.SPLITS}
-    for split in store.SPLITS:
-      for record in records[split]:
+    for split, found in records.items():
+      for record in found:
         bad[split] |= zip(record['bad_rows'].tolist(), record['reasons'].tolist(), strict=True)
     if unreadable == 'error' and any(bad.values()):
       raise self._unreadable_error(bad)
-    meta = self.description | {
-      'class_names': list(self.source.class_names),
-      'counts': {split: len(self.indices[split]) - len(bad[split]) for split in store.SPLITS},
-      'crc32': {},
-    }
+    sums, checksums = Sums(self.image_size), dict[str, Any]()
     for split in store.SPLITS:
       self._check_classes(split, bad[split])
-      meta['crc32'] |= self._merge_rows(split, records[split], bad[split])
-
-    sums = Sums(self.image_size)
+      checksums |= self._merge_rows(split, records[split], bad[split])
     for record in records['train']:
       sums.count += int(record['count'])
       sums.pixels += record['pixels']
       sums.products += record['products']
     stdevs, eigenvectors = sums.color_components()
-    meta['crc32']['mean.npy'] = _write_array(self.folder / 'mean.npy', sums.mean_image())
-    meta |= {
+    checksums['mean.npy'] = save_array(self.folder / 'mean.npy', sums.mean_image())
+    meta = self.description | {
+      'class_names': list(self.source.class_names),
+      'counts': {split: len(self.indices[split]) - len(bad[split]) for split in store.SPLITS},
+      'crc32': checksums,
       'color_stdevs': stdevs.tolist(),
       'color_eigenvectors': eigenvectors.tolist(),
       'unreadable': {split: list(reasons.values()) for split, reasons in bad.items()},
@@ -207,7 +204,7 @@ class Job:
   def _record_file(self, part: Part) -> pathlib.Path:
     return self.folder / 'parts' / f'{part.split}-{part.number:05}.npz'
 
-  def _record(self, part: Part) -> Record:
+  def _record(self, part: Part) -> dict[str, Any]:
     with np.load(self._record_file(part), allow_pickle=False) as file:
       return dict(file)
 
@@ -255,37 +252,28 @@ class Job:
     left = [index for row, index in enumerate(indices) if row not in bad]
     if not left:
       raise UserError(f'{self.source.name} has no readable image to make its {split} split from')
-    labels = getattr(getattr(self.source, split), 'labels', None)
-    if labels is None or len(left) == len(indices):
-      return
-    for label in sorted(set(labels) - {labels[index] for index in left}):
+    labels = getattr(getattr(self.source, split), 'labels', ())
+    for label in sorted(set(labels) - {labels[index] for index in left if labels}):
       raise UserError(
         f'none of the {labels.count(label):,} {split} images of class'
         f' {self.source.classes[label]!r} can be read, and data.unreadable=skip would leave the'
         ' class out: repair one, or remove its folder'
       )
 
-  def _merge_rows(self, split: str, records: list[Record], bad: dict[int, str]) -> dict[str, Any]:
+  def _merge_rows(self, split: str, records: list[dict], bad: dict[int, str]) -> dict[str, Any]:
     """Fills the holes that `bad` rows leave, writes labels and indices; returns checksums."""
     labels = np.concatenate([record['labels'] for record in records])
     indices = self.indices[split].copy()
     count = len(labels) - len(bad)
     holes = [row for row in bad if row < count]
     fillers = [row for row in range(count, len(labels)) if row not in bad]
+    labels[holes], indices[holes] = labels[fillers], indices[fillers]
     moves = list(zip(holes, fillers, strict=True))
-    for hole, filler in moves:
-      labels[hole], indices[hole] = labels[filler], indices[filler]
     checksums = self._image_files(split).merge(self.parts(split), records, count, moves)
-    checksums['labels.npy'] = _write_array(self.folder / split / 'labels.npy', labels[:count])
-    _write_array(self.folder / split / 'source_index.npy', indices[:count])
+    folder = self.folder / split
+    checksums['labels.npy'] = save_array(folder / 'labels.npy', labels[:count])
+    save_array(folder / 'source_index.npy', indices[:count])
     return {f'{split}/{name}': value for name, value in checksums.items()}
-
-
-def _write_array(path: pathlib.Path, values: np.ndarray) -> int:
-  """Writes a .npy file; returns its checksum."""
-  with files.replacing(path) as file:
-    np.save(file, values, allow_pickle=False)
-  return zlib.crc32(path.read_bytes())
 
 
 def in_memory_store(source: Source, *, image_size: int, resize: str) -> store.Store:
@@ -295,10 +283,8 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> store.St
     rows = [job.read_row(name, row) for row in range(len(indices))]
     pixels, labels = (list(column) for column in zip(*rows, strict=True))
     splits[name] = store.Split(np.stack(pixels), np.array(labels, np.int32))
-    for image in pixels if name == 'train' else ():
-      sums.add_image(image)
-  counts = {name: len(split) for name, split in splits.items()}
-  made_from = store.made_from(source, image_size, resize)
+  for image in np.asarray(splits['train'].images):
+    sums.add_image(image)
   return store.Store(
     None,
     source.classes,
@@ -306,5 +292,5 @@ def in_memory_store(source: Source, *, image_size: int, resize: str) -> store.St
     splits['eval'],
     sums.mean_image(),
     *sums.color_components(),
-    meta=made_from | {'class_names': [], 'counts': counts},
+    meta=store.made_from(source, image_size, resize),
   )

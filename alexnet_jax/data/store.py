@@ -4,7 +4,7 @@ On disk:
 
     meta.json                classes, counts, resize rule, checksums, RGB components
     mean.npy                 float32 (S, S, 3), mean image of the training split
-    {train,eval}/images.npy  uint8 (N, S, S, 3) RGB; or JPEG files, see `jpeg_images`
+    {train,eval}/images.npy  uint8 (N, S, S, 3) RGB; or JPEG files, see `stored_images`
     {train,eval}/labels.npy  int32 (N,)
     {train,eval}/source_index.npy  int64 (N,), which example of the source a row shows
 
@@ -22,8 +22,7 @@ import numpy as np
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.examples import Source
-from alexnet_jax.data.jpeg_images import JpegImages, JpegRows
-from alexnet_jax.data.raw_images import RawImages
+from alexnet_jax.data.stored_images import JpegImages, RawImages
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import Console
 
@@ -43,7 +42,7 @@ class Split:
     labels: int32 (N,).
   """
 
-  images: np.ndarray | JpegRows
+  images: np.ndarray | JpegImages
   labels: np.ndarray
 
   def __len__(self) -> int:
