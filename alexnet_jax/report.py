@@ -24,7 +24,7 @@ def main(folders: list[str]) -> None:
   from alexnet_jax.sweep import page
 
   out = Path(_OUT.value or folders[0])
-  text = page.write([Path(folder) for folder in folders], out, cli.command_line())
+  text = page.write_report([Path(folder) for folder in folders], out, cli.command_line())
   print(f'{text}\n{out / "report.html"}')
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: valid, of the expected size, and right to the pixel where that can be said."""
+"""Figures of a run: valid, of the expected size, and right to the pixel where that can be said."""
 
 import runpy
 

@@ -80,7 +80,7 @@ def folder(tmp_path_factory, labels):
       write_run(workdir, config, labels, error + 0.004 * seed, seed=seed, pace=pace)
   (folder / '<i>unfinished').mkdir()
   shutil.copy(folder / 'tanh' / 'seed0' / 'config.json', folder / '<i>unfinished')
-  text = page.write([folder], folder, 'the <b>command')
+  text = page.write_report([folder], folder, 'the <b>command')
   assert (folder / 'report.md').read_text() == text
   return folder
 

@@ -213,7 +213,7 @@ def test_the_commands_of_unfinished_runs_are_printed(tmp_path):
   ]
 
 
-# The whole, with real training.
+# Real training.
 
 
 @pytest.mark.slow

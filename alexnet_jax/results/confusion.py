@@ -8,7 +8,7 @@ import numpy as np
 from alexnet_jax.results.figures import DPI, FAINT, INK, drawable, save_png, text_style
 from alexnet_jax.terminal import shortened
 
-MOST_CLASSES = 100  # beyond that there is no room for names
+MOST_CLASSES = 100  # beyond that names do not fit
 _NUMBERS = 20  # classes up to which every cell has its number
 
 

@@ -162,8 +162,8 @@ def filter_grid(
   blocks = [_grid(tower) for tower in np.split(_tiles(kernel), towers)]
   between, margin = 28, 40
   grid = np.concatenate([_padded(block, bottom=between) for block in blocks])[:-between]
-  room = max(600 - grid.shape[1], 0) if title else 0  # for a line of text
-  canvas = _padded(grid, 110 if title else margin, margin, margin, margin + room)
+  extra = max(600 - grid.shape[1], 0) if title else 0  # for a line of text
+  canvas = _padded(grid, 110 if title else margin, margin, margin, margin + extra)
   height, width = canvas.shape[:2]
   # Half a pixel more, because Matplotlib rounds the product of inches and dots per inch down.
   figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)

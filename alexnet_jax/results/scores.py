@@ -1,6 +1,6 @@
 """Scores of predictions: error rates and their intervals, worst classes, confusions, ensembles.
 
-NumPy on (probabilities, labels) of a whole split, so that every figure can be computed again from a
+NumPy on (probabilities, labels) of a split, so that every figure can be computed again from a
 saved `predictions-*.npz`.
 """
 

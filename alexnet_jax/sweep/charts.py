@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_jax.results import figures
-from alexnet_jax.sweep.comparison import Row
+from alexnet_jax.sweep.comparison import ReportRow
 
 COLORS = '#3d4852 #c2412d #2b6cb0 #2f855a #8a4fbf #b7791f #0f8b8d #d1477e'.split()  # of rows
 _LONGEST = 40  # characters of a row's name
@@ -25,14 +25,15 @@ def curves(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
     mean = np.mean([points[: min(map(len, seeds))] for points in seeds], axis=0)
     for points, width, alpha in [(each, 0.7, 0.45) for each in seeds] + [(mean, 1.8, 1.0)]:
       x, y = points.T
-      axes.plot(x, 100 * y, color=color, linewidth=width, alpha=alpha, linestyle=style)
+      (line,) = axes.plot(x, 100 * y, color=color, linewidth=width, alpha=alpha, linestyle=style)
+      line.set_marker('o' if len(x) == 1 else '')
   axes.set_xlim(0)
   axes.set_ylim(0, min(axes.get_ylim()[1], 100))
   axes.set(xlabel='epoch', ylabel='error, %')
   return figures.png(figure)
 
 
-def forest(rows: Sequence[Row]) -> bytes:
+def forest(rows: Sequence[ReportRow]) -> bytes:
   """Differences of the top-1 error with their intervals as PNG, published ones as hollow marks."""
   shown = [(i, row) for i, row in enumerate(rows) if 'top1_error_difference' in row.figures]
   figure, axes = _axes(0.7 + 0.35 * len(shown))

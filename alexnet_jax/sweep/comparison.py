@@ -27,7 +27,7 @@ _CLOSE = 0.002  # published differences of no more than this were reported as no
 
 
 @dataclasses.dataclass
-class Row:
+class ReportRow:
   """Runs of one config.
 
   Attributes:
@@ -59,12 +59,12 @@ class Row:
     return None if low is None else (low, self.figures[f'{name}_high'])
 
 
-def compare_runs(runs: Sequence[FinishedRun]) -> list[Row]:
+def compare_runs(runs: Sequence[FinishedRun]) -> list[ReportRow]:
   """One row a config, the base first, each compared with the same config without its ablations."""
   groups = _groups(runs)
   base = _base(groups)
   recipes = _recipes(base)
-  rows = [Row(*_differences(base, group[0], recipes), group) for group in groups]
+  rows = [ReportRow(*_differences(base, group[0], recipes), group) for group in groups]
   rows.sort(key=lambda row: (bool(row.changes), len(row.others)))
   for row in rows:
     _average(row)
@@ -136,7 +136,7 @@ def _differences(
   return ', '.join(title), tuple(names), others, changes
 
 
-def _average(row: Row) -> None:
+def _average(row: ReportRow) -> None:
   """Adds the figures of the row by itself."""
   published = ABLATIONS[row.ablations[0]].difference if len(row.ablations) == 1 else (None, None)
   for metric, points in zip(METRICS, published, strict=True):
@@ -155,7 +155,7 @@ def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
   return all(one.config['data'][field] == other.config['data'][field] for field in fields)
 
 
-def _compare(row: Row, reference: Row) -> None:
+def _compare(row: ReportRow, reference: ReportRow) -> None:
   """Adds the figures of the row against its reference, over the seeds that both have."""
   row.reference = reference.name
   others = {run.seed: run for run in reference.runs}

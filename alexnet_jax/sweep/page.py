@@ -13,10 +13,10 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.model import ablations
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.sweep import charts
-from alexnet_jax.sweep.comparison import Interval, Row, compare_runs
+from alexnet_jax.sweep.comparison import Interval, ReportRow, compare_runs
 from alexnet_jax.sweep.finished import METRICS, FinishedRun, find_finished_runs
 
-Table = list[list[str]]  # cells by line, the heading first
+Cells = list[list[str]]  # cells by line, the heading first
 _EXPLANATION = (
   'Errors are of the final evaluation, mean ± standard deviation over seeds. A difference is that'
   ' to the reference, paired by seed; its first interval (95 %, Student’s t) is over seeds, its'
@@ -29,7 +29,7 @@ _PUBLISHED = ' Published of this net (paper, Table 2, ten views): top-1 error 40
 _LEVEL = 0.25
 
 
-def write(folders: Sequence[Path], out: Path, command: str) -> str:
+def write_report(folders: Sequence[Path], out: Path, command: str) -> str:
   """Writes the report on all finished runs in `folders` into `out`; returns its Markdown.
 
   Args:
@@ -52,7 +52,7 @@ def write(folders: Sequence[Path], out: Path, command: str) -> str:
   return text
 
 
-def markdown(rows: Sequence[Row], unfinished: Sequence[Path]) -> str:
+def markdown(rows: Sequence[ReportRow], unfinished: Sequence[Path]) -> str:
   """The comparison without charts."""
   heading, *lines = main_table(rows)
   lines = [[cell.replace('|', '\\|') for cell in line] for line in lines]
@@ -64,7 +64,7 @@ def markdown(rows: Sequence[Row], unfinished: Sequence[Path]) -> str:
   return text
 
 
-def explanation(rows: Sequence[Row]) -> str:
+def explanation(rows: Sequence[ReportRow]) -> str:
   """What the columns of `main_table` are."""
   config = rows[0].runs[0].config
   data, net = (config['data']['source'], config['data']['name']), config['model']['net']
@@ -72,7 +72,7 @@ def explanation(rows: Sequence[Row]) -> str:
   return _EXPLANATION + _PUBLISHED * published
 
 
-def main_table(rows: Sequence[Row]) -> Table:
+def main_table(rows: Sequence[ReportRow]) -> Cells:
   """The comparison as text."""
   errors = {'top1_error': 'top-1 error, %', 'top5_error': 'top-5 error, %'}
   errors = {
@@ -102,7 +102,7 @@ def main_table(rows: Sequence[Row]) -> Table:
   return table
 
 
-def _error(row: Row, metric: str) -> str:
+def _error(row: ReportRow, metric: str) -> str:
   mean, deviation = (row.figures.get(f'{metric}_{name}') for name in ('mean', 'deviation'))
   if mean is None:
     return '-'
@@ -117,13 +117,13 @@ def _interval(interval: Interval | None) -> str:
   return f'{_points(interval[0])} to {_points(interval[1])}' if interval else '-'
 
 
-def _epochs(row: Row) -> list[str]:
+def _epochs(row: ReportRow) -> list[str]:
   epochs = [run.epochs_to(_LEVEL) for run in row.runs]
   return ['-' if each is None else f'{each:.1f}' for each in epochs]
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-  """One line a row: `Row.figures`, which are fractions."""
+def csv_text(rows: Sequence[ReportRow]) -> str:
+  """One line a row: `ReportRow.figures`, which are fractions."""
   measures = ['mean', 'deviation', 'difference', 'pairs', 'seeds_low', 'seeds_high']
   measures += ['images_low', 'images_high', 'published']
   names = ['row', 'reference', 'seeds', *(f'{metric}_{m}' for metric in METRICS for m in measures)]
@@ -137,8 +137,8 @@ def csv_text(rows: Sequence[Row]) -> str:
   return text.getvalue()
 
 
-def html_page(rows: Sequence[Row], unfinished: Sequence[Path], command: str) -> str:
-  """The page, for wide and narrow screens; arguments as of `write` and `markdown`."""
+def html_page(rows: Sequence[ReportRow], unfinished: Sequence[Path], command: str) -> str:
+  """The page, for wide and narrow screens; arguments as of `write_report` and `markdown`."""
   config = rows[0].runs[0].config
   data = config['data']
   name = {'tfds': data['name'], 'folder': Path(data['dir']).name}.get(data['source'])
@@ -166,12 +166,12 @@ def html_page(rows: Sequence[Row], unfinished: Sequence[Path], command: str) -> 
   )
 
 
-def _published(row: Row) -> str:
+def _published(row: ReportRow) -> str:
   """What was published of a row's single ablation, in words."""
   return ablations.ABLATIONS[row.ablations[0]].source if len(row.ablations) == 1 else ''
 
 
-def _changes(row: Row) -> Table:
+def _changes(row: ReportRow) -> Cells:
   changed = [[field, str(old), str(new)] for field, (old, new) in row.changes.items()]
   return [['field', 'base', 'here'], *changed]
 
@@ -187,7 +187,7 @@ def _figures(run: FinishedRun) -> dict[str, str]:
   }
 
 
-def _conditions(runs: Sequence[FinishedRun]) -> Table:
+def _conditions(runs: Sequence[FinishedRun]) -> Cells:
   """Versions and hardware: a column for each distinct set, with the number of its runs."""
   facts = ('hardware', 'processor', 'cores', 'processes', 'python')
   counts: dict[tuple, int] = {}
