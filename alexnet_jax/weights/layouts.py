@@ -44,10 +44,22 @@ _TORCHVISION_NAMES = {
 }
 _CAFFE_NAMES = {name: name.removeprefix('params/') for name in _TORCHVISION_NAMES}
 CAFFE_NETS = {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}
-# ilsvrc_2012_mean.npy averaged over the pixels, of 0-255 RGB (in Caffe's files: BGR).
-_CAFFE_MEAN = (122.679, 116.669, 104.007)
 _MAP = (6, 6)  # height and width of what the first dense layer, fc6, sees
 MAX_CLASSES = 1_000_000
+
+
+def _preprocessing(crop: int, mean, scale) -> Preprocessing:
+  return Preprocessing(
+    crop=crop,
+    mean=np.asarray(mean, np.float32),
+    scale=np.asarray(scale, np.float32),
+    color_basis=(np.array(COLOR_EIGENVECTORS_2012) * COLOR_STDEVS_2012).T.astype(np.float32),
+  )
+
+
+_TORCHVISION_INPUT = _preprocessing(224, TORCHVISION_MEAN, 1 / np.array(TORCHVISION_STD))
+# ilsvrc_2012_mean.npy averaged over the pixels, of 0-255 RGB (in Caffe's files: BGR).
+_CAFFE_INPUT = _preprocessing(227, (122.679, 116.669, 104.007), np.ones(3))
 
 
 def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
@@ -65,8 +77,8 @@ def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
     raise ValueError(
       f"it has no array of torchvision's alexnet, such as features.0.weight, but {found}"
     )
-  source, preprocessing = f'torchvision alexnet, {file}', _torchvision_preprocessing()
-  return _pretrained(arrays, _TORCHVISION_NAMES, source, 'owt', 'crop', preprocessing)
+  source = f'torchvision alexnet, {file}'
+  return _pretrained(arrays, _TORCHVISION_NAMES, source, 'owt', 'crop', _TORCHVISION_INPUT)
 
 
 def from_caffe(arrays: Arrays, net: str, file: str) -> Pretrained:
@@ -80,24 +92,10 @@ def from_caffe(arrays: Arrays, net: str, file: str) -> Pretrained:
   if net not in CAFFE_NETS:
     raise ValueError(f'its layers are named as in Caffe: the net is one of {", ".join(CAFFE_NETS)}')
   source = f'Caffe {CAFFE_NETS[net]}, {file}'
-  preprocessing = _preprocessing(227, _CAFFE_MEAN, np.ones(3))
-  found = _pretrained(arrays, _CAFFE_NAMES, source, net, 'warp', preprocessing)
+  found = _pretrained(arrays, _CAFFE_NAMES, source, net, 'warp', _CAFFE_INPUT)
   conv1 = found.variables['params']['conv1']
   conv1['kernel'] = np.ascontiguousarray(conv1['kernel'][:, :, ::-1])
   return found
-
-
-def _torchvision_preprocessing() -> Preprocessing:
-  return _preprocessing(224, TORCHVISION_MEAN, 1 / np.array(TORCHVISION_STD))
-
-
-def _preprocessing(crop: int, mean, scale) -> Preprocessing:
-  return Preprocessing(
-    crop=crop,
-    mean=np.asarray(mean, np.float32),
-    scale=np.asarray(scale, np.float32),
-    color_basis=(np.array(COLOR_EIGENVECTORS_2012) * COLOR_STDEVS_2012).T.astype(np.float32),
-  )
 
 
 def _pretrained(
@@ -202,7 +200,7 @@ def torchvision_state(pretrained: Pretrained) -> dict[str, np.ndarray]:
       f"torchvision has no net {pretrained.net}{edits}, only owt: its files cannot hold this one's"
       ' layers'
     )
-  ours, theirs = pretrained.preprocessing, _torchvision_preprocessing()
+  ours, theirs = pretrained.preprocessing, _TORCHVISION_INPUT
   same = ours.crop == theirs.crop and all(
     np.shape(a) == np.shape(b) and np.allclose(a, b, 1e-5)
     for a, b in ((ours.mean, theirs.mean), (ours.scale, theirs.scale))

@@ -9,7 +9,6 @@
 
 import io
 import json
-from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -24,30 +23,19 @@ from alexnet_jax.weights.layouts import MAX_CLASSES, checked, shapes
 FORMAT, VERSION = 'alexnet_jax', 1
 _MAX_SIDE = 4096
 _ARRAYS = ('mean', 'scale', 'color_basis')
+_SIZES = ('image_size', 'crop', 'resize_to')
 _SWITCHES = ('random_crop', 'random_flip', 'upright')
 
 
 def write(pretrained: Pretrained) -> bytes:
-  preprocessing = pretrained.preprocessing
-  metadata = {
-    'format': FORMAT,
-    'version': VERSION,
-    'source': pretrained.source,
-    'net': pretrained.net,
-    'ablations': list(pretrained.ablations),
-    'classes': list(pretrained.classes),
-    'image_size': pretrained.image_size,
-    'resize': pretrained.resize,
-    'crop': preprocessing.crop,
-    'resize_to': preprocessing.resize_to,
-    **{name: getattr(preprocessing, name) for name in _SWITCHES},
-  }
+  fields = vars(pretrained) | vars(pretrained.preprocessing)
+  names = ('source', 'net', 'ablations', 'classes', 'resize', *_SIZES, *_SWITCHES)
+  metadata = {'format': FORMAT, 'version': VERSION} | {name: fields[name] for name in names}
   arrays = flatten_dict(pretrained.variables, sep='/')
-  arrays |= {f'preprocessing/{name}': getattr(preprocessing, name) for name in _ARRAYS}
+  arrays |= {f'preprocessing/{name}': fields[name] for name in _ARRAYS}
   arrays = {name: np.asarray(array, np.float32) for name, array in sorted(arrays.items())}
-  text = json.dumps(metadata).encode()
   buffer = io.BytesIO()
-  np.savez(buffer, metadata=np.frombuffer(text, np.uint8), **arrays)
+  np.savez(buffer, metadata=np.frombuffer(json.dumps(metadata).encode(), np.uint8), **arrays)
   return buffer.getvalue()
 
 
@@ -75,15 +63,16 @@ def read(data: bytes) -> Pretrained:
 
 
 def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
-  sizes = {name: metadata[name] for name in ('image_size', 'crop', 'resize_to')}
+  sizes = [metadata[name] for name in _SIZES]
   classes, net, edits = metadata['classes'], metadata['net'], metadata['ablations']
+  image_size, crop, resize_to = sizes
   valid = (
     type(net) is type(metadata['source']) is str
     and type(classes) is type(edits) is list
     and 2 <= len(classes) <= MAX_CLASSES
     and all(type(name) is str for name in classes)
-    and all(type(size) is int and 0 <= size <= _MAX_SIDE for size in sizes.values())
-    and 0 < sizes['crop'] <= (sizes['resize_to'] or sizes['image_size'])
+    and all(type(size) is int and 0 <= size <= _MAX_SIDE for size in sizes)
+    and 0 < crop <= (resize_to or image_size)
     and metadata['resize'] in RESIZES
     and all(type(metadata[name]) is bool for name in _SWITCHES)
   )
@@ -91,30 +80,19 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     raise ValueError('its metadata is damaged: a field has a value that is not allowed')
   if net not in NETS:
     raise ValueError(f'it is of net {net!r:.40}, which this version does not have')
-  crop = sizes['crop']
-  table = ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3))
-  wanted = shapes(table, crop)
-  whole_mean = arrays['preprocessing/mean'].shape != (3,)
-  wanted |= {
-    'preprocessing/mean': (crop, crop, 3) if whole_mean else (3,),
-    'preprocessing/scale': (3,),
-    'preprocessing/color_basis': (3, 3),
-  }
-  arrays = checked(arrays, wanted, net)
-  inputs: dict[str, Any] = {name: arrays.pop(f'preprocessing/{name}') for name in _ARRAYS}
-  variables = {'params': {}, 'batch_stats': {}} | unflatten_dict(arrays, sep='/')
+  wanted = shapes(ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3)), crop)
+  wanted |= {'preprocessing/scale': (3,), 'preprocessing/color_basis': (3, 3)}
+  one_mean = arrays['preprocessing/mean'].shape == (3,)
+  wanted['preprocessing/mean'] = (3,) if one_mean else (crop, crop, 3)
+  variables = unflatten_dict(checked(arrays, wanted, net), sep='/')
+  preprocessing = variables.pop('preprocessing') | {name: metadata[name] for name in _SWITCHES}
   return Pretrained(
     source=metadata['source'],
     net=net,
-    variables=variables,
+    variables={'batch_stats': {}, **variables},
     classes=tuple(classes),
-    image_size=sizes['image_size'],
+    image_size=image_size,
     resize=metadata['resize'],
-    preprocessing=Preprocessing(
-      crop=crop,
-      resize_to=sizes['resize_to'],
-      **inputs,
-      **{name: metadata[name] for name in _SWITCHES},
-    ),
+    preprocessing=Preprocessing(crop=crop, resize_to=resize_to, **preprocessing),
     ablations=tuple(edits),
   )
