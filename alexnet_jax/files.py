@@ -15,8 +15,6 @@ from typing import Any, BinaryIO
 
 from alexnet_jax.errors import UserError
 
-_OBJECT_STORE = re.compile('[a-z][a-z0-9+.-]*://', re.IGNORECASE)
-
 
 def expand(path: str | os.PathLike, what: str) -> Path:
   """The path that a user gave, `~` expanded.
@@ -30,7 +28,7 @@ def expand(path: str | os.PathLike, what: str) -> Path:
       home.
   """
   text = os.fspath(path)
-  if _OBJECT_STORE.match(text):
+  if re.match('[A-Za-z][A-Za-z0-9+.-]*://', text):
     raise UserError(
       f'{what}={text}: not a folder or file of this machine; files are renamed and mapped into'
       ' memory, which object stores cannot do: use a disk, and copy before or afterwards'
@@ -65,20 +63,15 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Like `replacing`, of bytes that are there."""
+def write(path: str | os.PathLike, content: bytes | str) -> None:
+  """Like `replacing`, of bytes, or text as UTF-8, that are there."""
   with replacing(path) as file:
-    file.write(data)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Like `write_bytes`, of UTF-8 text."""
-  write_bytes(path, text.encode('utf-8'))
+    file.write(content.encode('utf-8') if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Like `write_bytes`, of `value` as indented JSON; see `json_text`."""
-  write_text(path, json_text(value, indent=2) + '\n')
+  """Like `write`, of `value` as indented JSON; see `json_text`."""
+  write(path, json_text(value, indent=2) + '\n')
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _write_features(found: list['ImagePrediction']) -> None:
   features = np.stack([each.features for each in found])
   np.savez(buffer, names=np.array([each.name for each in found]), features=features)
   path = _NPZ.value or f'features-{_FEATURES.value}.npz'
-  _write('npz', path, lambda path: files.write_bytes(path, buffer.getvalue()))
+  _write('npz', path, lambda path: files.write(path, buffer.getvalue()))
 
 
 def _write(flag: str, path: str, write: Callable[[str], None]) -> None:

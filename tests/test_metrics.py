@@ -51,7 +51,7 @@ def test_files_are_replaced_whole(tmp_path, monkeypatch):
       files.write_json(path, {'a': 2})
   assert path.read_bytes() == old
   assert os.listdir(path.parent) == ['results.json']
-  files.write_text(path, 'né\n')
+  files.write(path, 'né\n')
   assert path.read_bytes() == b'n\xc3\xa9\n'
   (tmp_path / 'plain').write_text('')
   assert path.stat().st_mode == (tmp_path / 'plain').stat().st_mode

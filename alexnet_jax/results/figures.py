@@ -216,7 +216,7 @@ def drawable(text: str) -> str:
 
 def save_png(figure, path: str | os.PathLike) -> None:
   """Renders `figure` as PNG and writes it atomically."""
-  files.write_bytes(path, png(figure))
+  files.write(path, png(figure))
 
 
 def png(figure) -> bytes:

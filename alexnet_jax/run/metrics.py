@@ -47,7 +47,7 @@ class MetricWriter:
     records = [r for r in _parse(content, path) if r['step'] <= start_step]
     kept = ''.join(files.json_text(record) + '\n' for record in records).encode('utf-8')
     if kept != content:
-      files.write_bytes(path, kept)
+      files.write(path, kept)
     self._write_csv()
     self._written = {(r['step'], name) for r in records for name in r}
     self._file = open(path, 'ab')  # noqa: SIM115
@@ -96,7 +96,7 @@ class MetricWriter:
     writer = csv.DictWriter(table, list(names), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows[step] for step in sorted(rows))
-    files.write_text(RunFolder(self._workdir).metrics_csv, table.getvalue())
+    files.write(RunFolder(self._workdir).metrics_csv, table.getvalue())
 
 
 class NoMetrics:

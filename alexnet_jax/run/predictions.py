@@ -30,7 +30,7 @@ def write_predictions(path: Path, predictions: SplitProbabilities) -> None:
   """Writes an .npz with `label` and `probabilities`, row i being the i-th validation image."""
   buffer = io.BytesIO()
   np.savez(buffer, label=predictions.label, probabilities=predictions.probabilities)
-  files.write_bytes(path, buffer.getvalue())
+  files.write(path, buffer.getvalue())
 
 
 def read_predictions(path: Path) -> SplitProbabilities | None:

@@ -16,7 +16,7 @@ def write_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
   buffer = io.BytesIO()
   fields = dataclasses.fields(preprocessing)
   np.savez(buffer, **{field.name: getattr(preprocessing, field.name) for field in fields})
-  files.write_bytes(path, buffer.getvalue())
+  files.write(path, buffer.getvalue())
 
 
 def read_preprocessing(path: Path) -> Preprocessing:

@@ -44,9 +44,9 @@ def write_report(folders: Sequence[Path], out: Path, command: str) -> str:
   rows = compare_runs(runs)
   text = markdown(rows, unfinished)
   try:
-    files.write_text(out / 'report.md', text)
-    files.write_text(out / 'report.csv', csv_text(rows))
-    files.write_text(out / 'report.html', html_page(rows, unfinished, command))
+    files.write(out / 'report.md', text)
+    files.write(out / 'report.csv', csv_text(rows))
+    files.write(out / 'report.html', html_page(rows, unfinished, command))
   except OSError as error:
     raise UserError(f'{out} cannot be written ({error.strerror}): choose another --out') from None
   return text

@@ -31,7 +31,7 @@ def save(pretrained: Pretrained, path: Path) -> int:
   check_suffix(path)
   try:
     data = FORMS[path.suffix](pretrained)
-    files.write_bytes(path, data)
+    files.write(path, data)
   except ValueError as error:
     raise UserError(f'{path} cannot be written: {error}; {ANY_NET} hold any net') from None
   except OSError as error:
