@@ -125,9 +125,7 @@ def random_weights(table, shape, seed=0):
   for row, inputs, _ in layers.walk(table, shape):
     if not (sizes := row.parameters(inputs)):
       continue
-    fan_in = math.prod(sizes['kernel'][-4:-1] if len(inputs) == 3 else sizes['kernel'][:-1])
-    if isinstance(row, layers.Dense):
-      fan_in = sizes['kernel'][0]
+    fan_in = math.prod(sizes['kernel'][-4:-1])
     std = np.float32(math.sqrt(2 / fan_in) / (100 if row is table[-1] else 1))
     weights[row.name] = {
       'kernel': std * rng.standard_normal(sizes['kernel'], np.float32),
@@ -334,27 +332,21 @@ def test_batch_norm_agrees_with_torch(shape, ghost_batch):
 
   expected = {'y': [], 'dx': [], 'mean': [], 'var': [], 'scale': 0, 'bias': 0}
   for chunk in np.split(np.arange(shape[0]), shape[0] // ghost_batch if ghost_batch else 1):
-    peer = torch.nn.BatchNorm1d(channels, eps=1e-5, momentum=0.1, dtype=torch.float64)
-    peer.load_state_dict(
-      {
-        'weight': torch.tensor(scale),
-        'bias': torch.tensor(bias),
-        'running_mean': torch.tensor(mean),
-        'running_var': torch.tensor(var),
-        'num_batches_tracked': torch.tensor(0),
-      }
+    weight, shift = (
+      torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in (scale, bias)
     )
+    running = [torch.tensor(moment, dtype=torch.float64) for moment in (mean, var)]
     tx = torch.tensor(x[chunk].reshape(-1, channels), dtype=torch.float64, requires_grad=True)
-    ty = peer(tx)
+    ty = F.batch_norm(tx, *running, weight, shift, training=True, momentum=0.1, eps=1e-5)
     ty.backward(torch.tensor(g[chunk].reshape(-1, channels), dtype=torch.float64))
     expected['y'].append(ty.detach().numpy())
     expected['dx'].append(tx.grad.numpy())
-    expected['scale'] += peer.weight.grad.numpy()
-    expected['bias'] += peer.bias.grad.numpy()
-    expected['mean'].append(peer.running_mean.numpy())
+    expected['scale'] += weight.grad.numpy()
+    expected['bias'] += shift.grad.numpy()
+    expected['mean'].append(running[0].numpy())
     # torch keeps the unbiased variance, the paper and this project the biased one.
     n = len(tx)
-    expected['var'].append(0.9 * var + (peer.running_var.numpy() - 0.9 * var) * (n - 1) / n)
+    expected['var'].append(0.9 * var + (running[1].numpy() - 0.9 * var) * (n - 1) / n)
   np.testing.assert_allclose(y, np.concatenate(expected['y']).reshape(shape), atol=1e-5)
   np.testing.assert_allclose(dx, np.concatenate(expected['dx']).reshape(shape), atol=1e-5)
   np.testing.assert_allclose(gradients['scale'], expected['scale'], atol=1e-4)

@@ -39,35 +39,30 @@ def test_every_convolution_is_its():
   assert calls(True) == 5 and calls(False) == 0
 
 
-def chosen(monkeypatch, onednn_field, platform='cpu', dtype='float32', **cpu_has):
-  settings = configs.default().model
-  settings.onednn, settings.compute_dtype = onednn_field, dtype
-  monkeypatch.setattr(cpu, 'has_avx512', lambda: cpu_has.get('avx512', True))
-  monkeypatch.setattr(onednn, 'available', lambda: cpu_has.get('available', True))
-  return onednn.used(settings, platform)
-
-
-def test_auto_is_where_it_is_faster(monkeypatch):
-  assert configs.default().model.onednn == 'auto'
-  assert chosen(monkeypatch, 'auto')
-  for lacks in ({'avx512': False}, {'available': False}, {'platform': 'gpu'}, {'platform': None}):
-    assert not chosen(monkeypatch, 'auto', **lacks)
-  assert not chosen(monkeypatch, 'auto', dtype='bfloat16')
-  assert not chosen(monkeypatch, 'off')
-  assert chosen(monkeypatch, 'on', avx512=False)
-
-
+@pytest.mark.parametrize('field', ['auto', 'on', 'off'])
 @pytest.mark.parametrize(
-  'obstacle, message',
+  'dtype, device, available, obstacle',
   [
-    ({'platform': 'gpu'}, 'it is for CPUs, and this is a gpu; use auto or off'),
-    ({'dtype': 'bfloat16'}, 'not in model.compute_dtype=bfloat16'),
-    ({'available': False}, 'does not call it'),
+    ('float32', 'cpu', True, None),
+    ('float32', 'gpu', True, 'it is for CPUs, and this is a gpu; use auto or off'),
+    ('float32', None, True, 'it is for CPUs'),
+    ('bfloat16', 'cpu', True, 'not in model.compute_dtype=bfloat16'),
+    ('float32', 'cpu', False, 'does not call it'),
   ],
 )
-def test_on_is_refused_where_it_cannot_be(obstacle, message, monkeypatch):
-  with pytest.raises(UserError, match=f'^config.model.onednn=on: .*{message}'):
-    chosen(monkeypatch, 'on', **obstacle)
+@pytest.mark.parametrize('avx512', [True, False])
+def test_when_it_is_used(field, dtype, device, available, obstacle, avx512, monkeypatch):
+  settings = configs.default().model
+  assert settings.onednn == 'auto'
+  settings.onednn, settings.compute_dtype = field, dtype
+  monkeypatch.setattr(cpu, 'has_avx512', lambda: avx512)
+  monkeypatch.setattr(onednn, 'available', lambda: available)
+  if field == 'on' and obstacle:
+    with pytest.raises(UserError, match=f'^config.model.onednn=on: .*{obstacle}'):
+      onednn.used(settings, device)
+  else:
+    fast = field == 'on' or (field == 'auto' and avx512)
+    assert onednn.used(settings, device) == (fast and not obstacle)
 
 
 @needs_onednn
