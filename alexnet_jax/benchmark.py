@@ -93,9 +93,6 @@ def main(words: list[str]) -> None:
       raise UserError(
         f'--json={_JSON.value} cannot be written ({error.strerror}): choose another file'
       ) from None
-  for result in finished:
-    if reason := result.alone():
-      raise UserError(f'{result.target}: measured alone, nothing to compare with: {reason}')
 
 
 def _targets(words: list[str]) -> list[str]:
@@ -120,7 +117,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     time_step,
   )
 
-  known = time_step.PEERS | time_loop.PEERS | time_feed.PEERS | time_prepare.PEERS
+  known = time_step.PEERS | time_loop.PEERS | time_feed.PEERS
   _check_words('--peers: ', _PEERS.value or (), tuple(known))
   of_configs = {
     'step': time_step.measure_step,

@@ -39,20 +39,22 @@ from alexnet_jax.runtime.child_processes import signal_on_parent_death
 
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# How a process ends that was asked before there was anything to save; 130 is Python's for Ctrl-C.
+_EARLY = {130, *(-number for number in _SIGNALS)}
 _GRACE = 15.0  # seconds from SIGTERM to SIGKILL for processes that lost a peer
 
 
-class Supervisor:
+class Job:
   """The processes of a job, one start after another.
 
   Attributes:
     asked: whether a signal asked to stop.
   """
 
-  def __init__(self, environments: list[dict[str, str]], words: list[str], logs: Path):
-    """Takes the variables of each process, the flags of all, and the folder of their logs."""
+  def __init__(self, words: list[str], environments: list[dict[str, str]], logs: Path):
+    """Takes the flags of all, the variables of each process, and the folder of their logs."""
+    self._command = [sys.executable, '-m', 'alexnet_jax.main', *words]
     self._environments = environments
-    self._words = words
     self._logs = [logs / f'process-{index}.log' for index, _ in enumerate(environments)]
     self._processes: list[subprocess.Popen] = []
     self.asked = False
@@ -66,12 +68,7 @@ class Supervisor:
   def run(self) -> list[int]:
     """Starts all processes and waits for them to end; returns their exit codes."""
     with open(self._logs[0], 'ab+') as shown:
-      address = {}
-      if len(self._logs) > 1:
-        address = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}'}
-      self._processes = []
-      for log, environment in zip(self._logs, self._environments, strict=True):
-        self._processes.append(self._start(log, os.environ | environment | address))
+      self._start()
       if self.asked:  # before all had started
         self._send(signal.SIGTERM)
       deadline = None
@@ -88,27 +85,28 @@ class Supervisor:
       _show(shown)
     return codes
 
-  def pause(self, seconds: float) -> None:
-    """Sleeps until a signal comes."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not self.asked:
-      time.sleep(0.1)
-
   def _send(self, number: int) -> None:
     for process in self._processes:
       process.send_signal(number)
 
-  def _start(self, log: Path, environment: dict[str, str]) -> subprocess.Popen:
-    with open(log, 'ab') as file:
-      return subprocess.Popen(
-        [sys.executable, '-m', 'alexnet_jax.main', *self._words],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=file,
-        stderr=file,
-        start_new_session=True,  # Ctrl-C reaches them through `forward` only, once
-        preexec_fn=signal_on_parent_death(signal.SIGKILL),
-      )
+  def _start(self) -> None:
+    with socket.socket() as listener:
+      listener.bind(('127.0.0.1', 0))
+      address = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{listener.getsockname()[1]}'}
+    self._processes = []
+    for path, environment in zip(self._logs, self._environments, strict=True):
+      with open(path, 'ab') as log:
+        self._processes.append(
+          subprocess.Popen(
+            self._command,
+            env=os.environ | environment | (address if len(self._logs) > 1 else {}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches them through `forward` only, once
+            preexec_fn=signal_on_parent_death(signal.SIGKILL),
+          )
+        )
 
 
 def _show(log) -> None:
@@ -121,7 +119,7 @@ def _environments(count: int, devices: int | None) -> list[dict[str, str]]:
   gpus = _gpus()
   share = devices or max(1, len(gpus) // count)
   if gpus and count * share > len(gpus):
-    _fail(
+    raise UserError(
       f'{count} processes with {share} GPUs each: this machine has {len(gpus)}; lower -n or'
       ' --devices_per_process, or set JAX_PLATFORMS=cpu'
     )
@@ -149,86 +147,63 @@ def _gpus() -> list[str]:
   return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
 
 
-def _free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(('127.0.0.1', 0))
-    return listener.getsockname()[1]
-
-
-def _fail(message: str):
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(BAD_INPUT)
-
-
-def _note(message: str) -> None:
-  print(f'local: {message}', file=sys.stderr, flush=True)
-
-
 def _newest_checkpoint(workdir: Path) -> int:
   steps = [path.name for path in (RunFolder(workdir).checkpoints / 'last').glob('*')]
   return max((int(step) for step in steps if step.isdecimal()), default=-1)
 
 
-def _exit_code(codes: list[int], asked: bool) -> int | None:
+def _exit_code(codes: set[int], asked: bool) -> int | None:
   """The exit code of the job, or None if it should start again."""
-  for final in (BAD_INPUT, DIVERGED):
-    if final in codes:
-      return final
-  if set(codes) == {DONE}:
+  if final := codes & {BAD_INPUT, DIVERGED}:
+    return min(final)
+  if codes == {DONE}:
     return DONE
-  # How a process ends that was asked before there was anything to save; 130 is Python's for Ctrl-C.
-  early = {130, *(-number for number in _SIGNALS)}
   if asked:
-    return RESUME if set(codes) <= {DONE, RESUME} | early else GIVEN_UP
+    return RESUME if codes <= {DONE, RESUME} | _EARLY else GIVEN_UP
   return None
 
 
-def positive_int(text: str) -> int:
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f'{number}: must be at least 1')
-  return number
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str):
+    raise UserError(f'{message}; see launch/local.py --help')
 
 
 def _parse(words: list[str]) -> tuple[argparse.Namespace, Path]:
   """This program's flags, and --workdir among those of `main`."""
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog='launch/local.py',
     usage='%(prog)s -n PROCESSES [--tries=3] [--devices_per_process=K] -- FLAGS OF main',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('-n', type=positive_int, required=True, help='number of processes')
+  parser.add_argument('-n', type=int, required=True, help='number of processes')
+  parser.add_argument('--tries', type=int, default=3, help='starts without a new checkpoint')
   parser.add_argument(
-    '--tries', type=positive_int, default=3, help='starts without a new checkpoint'
-  )
-  parser.add_argument(
-    '--devices_per_process', type=positive_int, help='GPUs, or virtual CPU devices, of each process'
+    '--devices_per_process', type=int, help='GPUs, or virtual CPU devices, of each process'
   )
   parser.add_argument('flags', nargs='+', help='flags of alexnet_jax.main, such as --config=FILE')
-  of_main = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  of_main = _Parser(add_help=False, allow_abbrev=False)
   of_main.add_argument('--workdir', '-workdir', required=True)
-  for each in (parser, of_main):
-    each.error = lambda message: _fail(f'{message}; see launch/local.py --help')
   options = parser.parse_args(words)
-  try:
-    return options, files.expand(of_main.parse_known_args(options.flags)[0].workdir, '--workdir')
-  except UserError as error:
-    _fail(str(error))
+  for name in ('n', 'tries', 'devices_per_process'):
+    if (number := getattr(options, name)) is not None and number < 1:
+      parser.error(f'argument -{"-" * (name != "n")}{name}: {number}: must be at least 1')
+  return options, files.expand(of_main.parse_known_args(options.flags)[0].workdir, '--workdir')
 
 
-def main() -> int:
-  options, workdir = _parse(sys.argv[1:])
+def main(words: list[str]) -> int:
+  """Runs the job to its end; returns the exit code."""
+  options, workdir = _parse(words)
   environments = _environments(options.n, options.devices_per_process)
   (workdir / 'logs').mkdir(parents=True, exist_ok=True)
-  job = Supervisor(environments, options.flags, workdir / 'logs')
+  job = Job(options.flags, environments, workdir / 'logs')
   for number in _SIGNALS:
     signal.signal(number, job.forward)
   failures = 0
   while not job.asked:
     before = _newest_checkpoint(workdir)
     codes = job.run()
-    if (code := _exit_code(codes, job.asked)) is not None:
+    if (code := _exit_code(set(codes), job.asked)) is not None:
       return code
     failures = 0 if _newest_checkpoint(workdir) > before else failures + 1
     ends = ', '.join(f'process {index}: {_end(code)}' for index, code in enumerate(codes))
@@ -237,8 +212,14 @@ def main() -> int:
       return GIVEN_UP
     seconds = min(60, 2 ** max(0, failures - 1))
     _note(f'{ends}; all start again in {seconds} s')
-    job.pause(seconds)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not job.asked:
+      time.sleep(0.1)
   return RESUME
+
+
+def _note(message: str) -> None:
+  print(f'local: {message}', file=sys.stderr, flush=True)
 
 
 def _end(code: int) -> str:
@@ -246,4 +227,8 @@ def _end(code: int) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  try:
+    sys.exit(main(sys.argv[1:]))
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(error.exit_code)

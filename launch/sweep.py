@@ -46,6 +46,8 @@ def main() -> None:
       ' it out'
     )
   cli.read_config()  # reports mistakes in it before those in the grid
+  from alexnet_jax.run.folder import RunFolder
+  from alexnet_jax.sweep import runner
   from alexnet_jax.sweep import runs as sweep
 
   workdir = Path(_WORKDIR.value)
@@ -62,22 +64,14 @@ def main() -> None:
     for run in found:
       if not run.finished:
         print(f'{_LAUNCHER.value} {shlex.join(run.words)}')
-  else:
-    _run(found, workdir)
-
-
-def _run(found, workdir: Path) -> None:
-  from alexnet_jax.run.folder import RunFolder
-  from alexnet_jax.sweep import runner
-
-  reasons = runner.run_all(found, _JOBS.value)
-  if reasons:
+  elif reasons := runner.run_all(found, _JOBS.value):
     listed = ''.join(f'\n  {workdir / name}: {reason}' for name, reason in reasons.items())
     raise RunsFailed(
       f'{len(reasons)} of {len(found)} runs failed, see {RunFolder("").output} of each; the same'
       f' command tries them again{listed}'
     )
-  print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
+  else:
+    print(f'all {len(found)} runs are done: python -m alexnet_jax.report {workdir}')
 
 
 if __name__ == '__main__':

@@ -286,7 +286,7 @@ def test_contestants_take_turns_there_and_back(fake, tmp_path):
   assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
   assert not raced['absent'] and raced['environment'] == {'date': 'today'}
   found = raced['contestants']
-  assert found['b']['name'] == 'b' and found['b']['first_batch_seconds'] > 0
+  assert found['b']['name'] == 'b'
   for contestant in found.values():
     assert [turn['images'] for turn in contestant['samples']] == [4, 4]
     assert all(turn['seconds'] > 0 for turn in contestant['samples'])
@@ -303,13 +303,12 @@ def test_peers_that_agree_are_measured_and_others_said_to_be_missing(fake, monke
   result = measured_step(
     monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent
   )
-  assert list(result.contestants) == ['alexnet_jax', 'peer'] and not result.alone()
+  assert list(result.contestants) == ['alexnet_jax', 'peer']
   equality = result.details['equality']['peer']
   assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
   assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in result.table()
   reason = 'no_such_package is not installed: pip install no_such_package'
   assert f'missing was not measured: {reason}' in result.table()
-  assert measured_step(monkeypatch, fake('ours'), missing=absent).alone() == reason
 
 
 @pytest.mark.parametrize(

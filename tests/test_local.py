@@ -172,7 +172,7 @@ def test_processes_die_with_a_killed_supervisor(place):
     ([], 'required: -n'),
     (['-n', '2'], 'required: flags'),
     (['-n', '0', '--', '--config=x'], 'argument -n: 0: must be at least 1'),
-    (['-n', 'two', '--', '--config=x'], "argument -n: invalid positive_int value: 'two'"),
+    (['-n', 'two', '--', '--config=x'], "argument -n: invalid int value: 'two'"),
     (['-n', '1', '--', '--config=x'], 'required: --workdir'),
     (['-n', '1', '--', '--workdir=gs://a/b'], '--workdir=gs://a/b: not a folder'),
     (['-n', '1', '--trys=2', '--', '--workdir=x'], 'unrecognized arguments: --trys=2'),

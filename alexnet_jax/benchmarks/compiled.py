@@ -13,6 +13,7 @@ On a ring of n devices each sends, of B bytes that are reduced, gathered or exch
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,7 +33,6 @@ from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.sharded_dense import sharded_layers
 
 DEVICES = 8
-PLAIN, SHARDED = 'plain', 'dense layers sharded'
 _SCALES = (8, 32, 128, 512, 1024)
 _IMAGES = (1, 4, 16, 64, 256)
 _WIDTH = {'float32': 4, 'bfloat16': 2, 'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4}
@@ -67,12 +67,15 @@ def count_communication(name: str, config: ml_collections.ConfigDict, options: O
   shape, dtype = (config.input.crop, config.input.crop, 3), config.model.compute_dtype
   images = config.batch_size // DEVICES
   compiled, formula = {}, {}
-  for mode in [PLAIN, SHARDED] if sharded_layers(table, DEVICES) else [PLAIN]:
-    config.model.shard_dense = mode == SHARDED
+  modes = {'plain': False, 'dense layers sharded': True}
+  for mode, sharded in modes.items():
+    if sharded and not sharded_layers(table, DEVICES):
+      continue
+    config.model.shard_dense = sharded
     say(f'compiling: {mode}')
     with start(_VIRTUAL, config=configs.to_json(config)) as worker:
       compiled[mode], machine = worker.call('count')
-    formula[mode] = bytes_by_formula(table, shape, dtype, DEVICES, images, mode == SHARDED)
+    formula[mode] = bytes_by_formula(table, shape, dtype, DEVICES, images, sharded)
   scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]
   return Result(
     target='communication',
@@ -163,17 +166,20 @@ def bytes_in_program(program: str, devices: int) -> dict[str, float]:
     ValueError: it has collective operations of another kind.
   """
   totals = dict.fromkeys(_SENT_PER_BYTE, 0.0)
+  for operation, size in collectives(program):
+    if operation not in totals:
+      raise ValueError(f'the program sends by {operation}, which is not known here')
+    totals[operation] += _SENT_PER_BYTE[operation](devices) * size
+  return totals
+
+
+def collectives(program: str) -> Iterator[tuple[str, int]]:
+  """Name and bytes of the result of each collective operation in the text of a compiled program."""
   program = re.sub(r'/\*.*?\*/', '', program)
   kinds = 'all-|reduce-scatter|collective-|ragged-'
   for result, operation in re.findall(rf'= (\(.*?\)|\S+) ((?:{kinds})\S*?)\(', program):
-    if operation not in totals:
-      raise ValueError(f'the program sends by {operation}, which is not known here')
-    size = sum(
-      _WIDTH[dtype] * math.prod(map(int, dimensions.split(',')))
-      for dtype, dimensions in re.findall(r'(\w+)\[([\d,]+)\]', result)
-    )
-    totals[operation] += _SENT_PER_BYTE[operation](devices) * size
-  return totals
+    arrays = re.findall(r'(\w+)\[([\d,]+)\]', result)
+    yield operation, sum(_WIDTH[d] * math.prod(map(int, size.split(','))) for d, size in arrays)
 
 
 class CompiledStep:
@@ -203,24 +209,24 @@ class CompiledStep:
 def _counts_table(compiled: dict, formula: dict) -> list[str]:
   """By operation; of each mode what was counted and what the formula gives."""
   ways = (('compiled', compiled), ('formula', formula))
-  columns = [(f'{mode}, {way}', values[mode]) for mode in compiled for way, values in ways]
-  rows = [('MB a device sends', *(title for title, _ in columns))]
+  columns = {f'{mode}, {way}': values[mode] for mode in compiled for way, values in ways}
+  rows = [('MB a device sends', *columns)]
   for operation in _SENT_PER_BYTE:
-    rows.append((operation, *(_megabytes(values[operation]) for _, values in columns)))
-  rows.append(('in all', *(_megabytes(sum(values.values())) for _, values in columns)))
+    rows.append((operation, *(_megabytes(values[operation]) for values in columns.values())))
+  rows.append(('in all', *(_megabytes(sum(values.values())) for values in columns.values())))
   return aligned(rows)
 
 
 def _scaling_table(scaling: list[dict[str, Any]]) -> list[str]:
   """What `scale` returns, in MB."""
-  first = f'sharded, {_IMAGES[0]} image each'
-  rows = [('devices', PLAIN, first, *map(str, _IMAGES[1:]), 'pays up to, each', 'in all', 'layers')]
+  sharded = (f'sharded, {_IMAGES[0]} image each', *map(str, _IMAGES[1:]))
+  rows = [('devices', 'plain', *sharded, 'pays up to, each', 'in all', 'layers')]
   for row in scaling:
     most, devices = row['pays_up_to'], row['devices']
-    sharded = [_megabytes(size) if row['layers'] else '' for size in row['sharded'].values()]
+    sizes = [_megabytes(size) if row['layers'] else '' for size in row['sharded'].values()]
     names = ' '.join(row['layers']) or 'none divides'
     batch = (f'{most:,.1f}', f'{math.floor(most * devices):,}')
-    rows.append((f'{devices:,}', _megabytes(row['plain']), *sharded, *batch, names))
+    rows.append((f'{devices:,}', _megabytes(row['plain']), *sizes, *batch, names))
   return aligned(rows)
 
 

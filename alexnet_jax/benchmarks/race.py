@@ -64,10 +64,6 @@ class Result:
     absent = (f'{name} was not measured: {reason}' for name, reason in self.absent.items())
     return '\n'.join([f'{self.target}: {self.title}', *self.lines, *absent])
 
-  def alone(self) -> str:
-    """Why there is nothing to compare with, if that was asked for; else ''."""
-    return next(iter(self.absent.values())) if self.absent and len(self.contestants) == 1 else ''
-
 
 def race(
   contestants: dict[str, Contestant], options: Options, measure: str = 'per_second', **arguments
@@ -100,12 +96,11 @@ def take_turns(
     measure: the property of `Sample` that ratios are taken of.
 
   Returns:
-    For each: title, settings, seconds of the first batch, its `Workload.facts`, and `speeds`.
+    For each: title, settings, its `Workload.facts`, and `speeds`.
   """
-  first_batch = {}
-  for name, worker in workers.items():
-    first_batch[name] = worker.call('prepare', options.turn_seconds)
-    say(f'{worker.contestant.title}: first batch after {first_batch[name]:.1f} s')
+  for worker in workers.values():
+    say(f'{worker.contestant.title}: compiling')
+    worker.call('prepare', options.turn_seconds)
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
     say(f'round {number + 1} of {options.rounds}')
@@ -115,7 +110,6 @@ def take_turns(
     name: {
       'title': worker.contestant.title,
       'settings': worker.contestant.settings,
-      'first_batch_seconds': first_batch[name],
       **worker.call('facts'),
       **speeds(samples[name], samples[OURS], measure),
     }

@@ -121,7 +121,5 @@ def check_equal(
 def _distance(expected: np.ndarray, actual: np.ndarray) -> float:
   """Relative, in the L2 norm; inf in place of what is no number."""
   expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-  difference, size = np.linalg.norm(actual - expected), np.linalg.norm(expected)
-  if not difference:
-    return 0.0
-  return float(difference / size) if size and not math.isnan(difference) else math.inf
+  size = max(float(np.linalg.norm(expected)), 1e-300)
+  return float(np.nan_to_num(np.linalg.norm(actual - expected) / size, nan=np.inf))

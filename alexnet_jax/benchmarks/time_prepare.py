@@ -1,11 +1,8 @@
-"""The prepare benchmark: photos to a finished store, beside FFCV's writer."""
+"""The prepare benchmark: photos to a finished store."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
-
-from PIL import Image
 
 from alexnet_jax.benchmarks.race import OURS, Options, Result, race, speed_table
 from alexnet_jax.benchmarks.worker import Contestant
@@ -20,9 +17,7 @@ IMAGE_SIZE = 256
 IMAGENET_IMAGES = 1_281_167 + 50_000
 GOAL_CORE_HOURS = 1.3
 
-_MODULE = 'alexnet_jax.benchmarks.time_prepare'
-_OURS = Contestant(OURS, f'{_MODULE}:OurWriter')
-PEERS = {'ffcv': Contestant('FFCV', f'{_MODULE}:FfcvWriter')}
+_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.time_prepare:Preparation')
 
 
 def measure_prepare(photos: str | None, options: Options) -> Result:
@@ -46,8 +41,7 @@ def measure_prepare(photos: str | None, options: Options) -> Result:
       link = folder / 'photos' / f'class{number % 2}' / f'{number:06}{file.suffix}'
       link.parent.mkdir(parents=True, exist_ok=True)
       link.symlink_to(file.resolve())
-    peers = {OURS: _OURS} | options.wanted(PEERS)
-    raced = race(peers, options, 'per_core_second', folder=folder)
+    raced = race({OURS: _OURS}, options, 'per_core_second', folder=folder)
   contestants = raced['contestants']
   hours = IMAGENET_IMAGES / contestants[OURS]['per_core_second']['median'] / 3600
   return Result(
@@ -58,14 +52,13 @@ def measure_prepare(photos: str | None, options: Options) -> Result:
       *speed_table(contestants, images, 'per_core_second'),
       f"all of ImageNet's {IMAGENET_IMAGES:,} images at this rate: {hours:.2f} core-hours"
       f' (goal: {GOAL_CORE_HOURS})',
-      'FFCV scales the longer side to 256 and keeps the shape: fewer pixels, no statistics',
     ),
     details={'images': images, 'photos': len(files)},
     **raced,
   )
 
 
-class OurWriter(Workload):
+class Preparation(Workload):
   """Finding, decoding, resizing, cropping, statistics, checksums, writing, publishing."""
 
   def __init__(self, folder: Path):
@@ -82,32 +75,3 @@ class OurWriter(Workload):
       images += len(made.train) + len(made.eval)
       shutil.rmtree(self._config.store)
     return images
-
-
-class FfcvWriter(Workload):
-  """FFCV's DatasetWriter with raw pixels, from the same files opened by Pillow."""
-
-  def __init__(self, folder: Path):
-    from ffcv import fields
-
-    self._files = sorted((folder / 'photos').rglob('*.*'))
-    self._fields = {
-      'image': fields.RGBImageField(write_mode='raw', max_resolution=IMAGE_SIZE),
-      'label': fields.IntField(),
-    }
-    self._file = folder / 'photos.beton'
-
-  def __len__(self) -> int:
-    return len(self._files)
-
-  def __getitem__(self, number: int) -> tuple[Image.Image, int]:
-    return Image.open(self._files[number]).convert('RGB'), number % 2
-
-  def run(self, batches: int) -> int:
-    from ffcv.writer import DatasetWriter
-
-    for _ in range(batches):
-      writer = DatasetWriter(str(self._file), self._fields, num_workers=usable_cores())
-      writer.from_indexed_dataset(self)
-      os.remove(self._file)
-    return batches * len(self._files)

@@ -32,18 +32,13 @@ class Workload(abc.ABC):
   def run(self, batches: int) -> int:
     """Works through so many batches, to the end; returns the number of images."""
 
-  def prepare(self, seconds: float) -> float:
-    """Compiles, and finds how many batches fill a turn of `seconds`.
-
-    Returns:
-      What the first batch took, in seconds.
-    """
-    first = timed(self.run, 1).seconds
+  def prepare(self, seconds: float) -> None:
+    """Compiles, and finds how many batches fill a turn of `seconds`."""
+    self.run(1)
     batches = 1
     while (spent := timed(self.run, batches).seconds) < seconds / 4:
       batches *= 2
     self._turn = max(1, round(batches * seconds / spent))
-    return first
 
   def measure(self) -> Sample:
     """Takes a turn, after one batch that does not count: another's turn has cooled the caches."""
@@ -64,7 +59,7 @@ class Workload(abc.ABC):
 
   def facts(self) -> dict[str, Any]:
     """What else is worth knowing after the last turn: versions of what does the work."""
-    names = [name for name in ('jax', 'torch', 'tensorflow', 'ffcv') if name in sys.modules]
+    names = [name for name in ('jax', 'torch', 'tensorflow') if name in sys.modules]
     versions = {name: sys.modules[name].__version__ for name in names}
     return {'versions': versions | {'python': platform.python_version()}}
 
