@@ -383,11 +383,11 @@ def test_a_failed_preparation_is_one_line(tmp_path, monkeypatch):
 def test_data_sets_of_something_else_are_refused(tiny, monkeypatch):
   builder = tfds_source.find_builder('tiny', tiny)
   info = types.SimpleNamespace(
-    full_name=builder.info.full_name,
+    full_name='tiny/1.0.0',
     file_format=builder.info.file_format,
     alternative_file_formats=[],
     features={'text': 0},
   )
-  fake = types.SimpleNamespace(name='tiny', info=info, data_path=builder.data_path)
-  monkeypatch.setattr(tfds_source.tfds, 'builder_from_directory', lambda path: fake)
+  fake = types.SimpleNamespace(info=info, data_path=builder.data_path)
+  monkeypatch.setattr(tfds_source.tfds, 'builder', lambda name, data_dir: fake)
   refused('not one of labeled images', source='tfds', name='tiny', dir=tiny)

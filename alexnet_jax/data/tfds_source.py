@@ -67,15 +67,14 @@ def open_tfds(name: str, directory: pathlib.Path, train_split: str, eval_split: 
 
   Raises:
     AbsentData: not prepared, or not known to TFDS.
-    UserError: not in ArrayRecord format, incomplete, unknown splits, or not labeled
-      images.
+    UserError: not in ArrayRecord format, incomplete, unknown splits, or not labeled images.
   """
   builder = find_builder(name, directory)
   if not is_prepared(builder):
     raise AbsentData(
       f'{looked_for(builder)}: run python -m alexnet_jax.prepare with this --config, or {WITHOUT}'
     )
-  builder = _open_builder(builder.data_path)
+  _check_prepared(builder)
   features = builder.info.features
   if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
     raise UserError(
@@ -165,19 +164,9 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   return (pathlib.Path(builder.data_path) / 'dataset_info.json').is_file()
 
 
-def _open_builder(data_path: str) -> tfds.core.DatasetBuilder:
-  """The builder of a prepared data set's folder, whose formats and counts are checked.
-
-  Raises:
-    UserError: it cannot be read by index, or has other counts than published.
-  """
-  try:
-    builder = tfds.builder_from_directory(data_path)
-  except ValueError as error:
-    raise UserError(
-      f'{data_path} is not a data set that this version of TFDS reads ({one_line(error)}): '
-      'delete it and rerun'
-    ) from error
+def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises UserError if a data set cannot be read by index, or has other counts than published."""
+  data_path = builder.data_path
   formats = [builder.info.file_format, *builder.info.alternative_file_formats]
   if tfds.core.FileFormat.ARRAY_RECORD not in formats:
     raise UserError(
@@ -192,7 +181,6 @@ def _open_builder(data_path: str) -> tfds.core.DatasetBuilder:
         f'{data_path} has {found:,} {split} examples instead of {expected:,}: an archive was '
         'missing or cut short when it was prepared; check it, delete this folder and rerun'
       )
-  return builder
 
 
 def looked_for(builder: tfds.core.DatasetBuilder) -> str:
