@@ -24,11 +24,10 @@ _VERIFY = flags.DEFINE_bool('verify', False, 'Read everything again and compare 
 
 def main() -> None:
   from alexnet_jax.data import preparation, store
-  from alexnet_jax.data.sources import IN_MEMORY
   from alexnet_jax.terminal import Console
 
   config, _ = cli.read_config()
-  if config.data.source in IN_MEMORY:
+  if config.data.source in preparation.IN_MEMORY:
     raise UserError(
       f'config.data.source={config.data.source} is made in memory: there is nothing to prepare'
     )

@@ -13,8 +13,7 @@ from helpers.tiny_data import data_config, encoded, write_imagenet_archives
 
 from alexnet_jax.data import imagenet, images, tfds_prepare, tfds_source
 from alexnet_jax.data.image_folder import open_folder
-from alexnet_jax.data.preparation import prepare_store
-from alexnet_jax.data.sources import open_source
+from alexnet_jax.data.preparation import open_source, prepare_store
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import Console
 

@@ -16,7 +16,7 @@ import pytest
 from helpers.tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
 
 from alexnet_jax.data import generated, image_folder, images, preparation, tfds_prepare, tfds_source
-from alexnet_jax.data.sources import data_directory, open_source
+from alexnet_jax.data.preparation import data_directory, open_source
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import Console
 

@@ -1,14 +1,18 @@
-"""Opens the store of a config, preparing what is missing first."""
+"""Opens the data set of a config, and its store, preparing what is missing first."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
-from alexnet_jax.data import job, sources, store, writer
+from alexnet_jax.data import generated, image_folder, job, store, writer
 from alexnet_jax.data.examples import AbsentData, Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.terminal import Console
+
+# Made in memory: nothing is prepared or stored.
+IN_MEMORY = ('digits', 'synthetic')
 
 
 def prepare_store(
@@ -32,9 +36,9 @@ def prepare_store(
       there.
   """
   progress = progress or Console()
-  if data_config.source in sources.IN_MEMORY:
+  if data_config.source in IN_MEMORY:
     prepared = job.in_memory_store(
-      sources.open_source(data_config), image_size=data_config.image_size, resize=data_config.resize
+      open_source(data_config), image_size=data_config.image_size, resize=data_config.resize
     )
   else:
     path = store_path(data_config)
@@ -55,7 +59,7 @@ def store_path(data_config: Any) -> pathlib.Path:
   """The folder of a config's store: `store`, or one beside the data set's folder."""
   if data_config.store:
     return expand(data_config.store, 'data.store')
-  directory = sources.data_directory(data_config).resolve()
+  directory = data_directory(data_config).resolve()
   name = directory.name if data_config.source == 'folder' else data_config.name
   name = name.replace('/', '-').replace(':', '-')
   parent = directory.with_name(f'{directory.name}-stores')
@@ -63,11 +67,14 @@ def store_path(data_config: Any) -> pathlib.Path:
   return parent / f'{name}-{data_config.image_size}-{data_config.resize}{end}'
 
 
-def encoding(data_config: Any) -> str:
-  """The encoding of a config's store: 'raw', or 'jpeg 90' for quality 90."""
-  if data_config.encoding == store.RAW:
-    return store.RAW
-  return f'{store.JPEG}{data_config.jpeg_quality}'
+def _settings(data_config: Any) -> dict[str, Any]:
+  """What a config says of how images are stored, for `store.made_from`."""
+  jpeg = f'{store.JPEG}{data_config.jpeg_quality}'
+  return {
+    'image_size': data_config.image_size,
+    'resize': data_config.resize,
+    'encoding': store.RAW if data_config.encoding == store.RAW else jpeg,
+  }
 
 
 def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
@@ -80,22 +87,22 @@ def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
   Raises:
     UserError: the data set is absent, and its size is not known.
   """
-  if data_config.source not in sources.IN_MEMORY and (path := store_path(data_config)).exists():
+  if data_config.source not in IN_MEMORY and (path := store_path(data_config)).exists():
     found = open_existing(path, data_config, Console(quiet=True))
     return len(found.classes), len(found.train), len(found.eval)
   try:
-    source = sources.open_source(data_config)
+    source = open_source(data_config)
   except AbsentData:
     if data_config.source == 'tfds':
       from alexnet_jax.data import tfds_source
 
       splits = data_config.train_split, data_config.eval_split
-      directory = sources.data_directory(data_config)
+      directory = data_directory(data_config)
       if published := tfds_source.published_sizes(data_config.name, directory, *splits):
         return published
     if progress is None:
       raise
-    source = _open_source(data_config, progress)
+    source = _open_or_download(data_config, progress)
   return len(source.classes), len(source.train), len(source.eval)
 
 
@@ -108,41 +115,90 @@ def state(data_config: Any) -> str:
     from alexnet_jax.data import tfds_prepare
 
     try:
-      tfds_prepare.check_ingredients(data_config.name, sources.data_directory(data_config))
+      tfds_prepare.check_ingredients(data_config.name, data_directory(data_config))
     except UserError as error:
       return f'{path}: to be prepared, which now would fail: {error}'
   return f'{path}: to be prepared'
 
 
-def _open_source(data_config: Any, progress: Console) -> Source:
+def open_source(data_config: Any) -> Source:
+  """Opens the data set that a config names; never imports TensorFlow.
+
+  Args:
+    data_config: `config.data`, of which the fields `source`, `name`, `dir`, `train_split`,
+      `eval_split`, `validation_fraction`, `synthetic_examples`, `image_size` and `num_classes` (0:
+      as many as there are) are read.
+
+  Raises:
+    AbsentData: there are no data.
+    UserError: they are incomplete or damaged, or of another number of classes.
+  """
+  fraction = data_config.validation_fraction
+  match data_config.source:
+    case 'tfds':
+      from alexnet_jax.data import tfds_source  # takes a second to import
+
+      splits = data_config.train_split, data_config.eval_split
+      source = tfds_source.open_tfds(data_config.name, data_directory(data_config), *splits)
+    case 'folder':
+      source = image_folder.open_folder(data_directory(data_config), fraction)
+    case 'digits':
+      source = generated.digits(data_config.image_size, fraction)
+    case _:
+      classes = data_config.num_classes or 10
+      source = generated.synthetic(classes, data_config.synthetic_examples, data_config.image_size)
+  _check_classes(data_config, source.name, len(source.classes))
+  return source
+
+
+def _check_classes(data_config: Any, name: str, classes: int) -> None:
+  """Raises UserError unless `num_classes` is 0 or agrees with what the data has."""
+  if data_config.num_classes not in (0, classes):
+    raise UserError(
+      f'data.num_classes={data_config.num_classes}, but {name} has {classes} classes: correct it, '
+      'or set it to 0 to take what the data has'
+    )
+
+
+def data_directory(data_config: Any) -> pathlib.Path:
+  """Where a configuration's data are: `dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  if data_config.dir:
+    return expand(data_config.dir, 'data.dir')
+  if data_config.source == 'folder':
+    raise AbsentData(
+      'data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with a folder of '
+      'images for each class'
+    )
+  return expand(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets', '$TFDS_DATA_DIR')
+
+
+def _open_or_download(data_config: Any, progress: Console) -> Source:
   """Opens the data set, which TFDS may have to download and prepare first."""
   try:
-    return sources.open_source(data_config)
+    return open_source(data_config)
   except AbsentData:
     if data_config.source != 'tfds':
       raise
   from alexnet_jax.data import tfds_prepare
 
-  directory = sources.data_directory(data_config)
+  directory = data_directory(data_config)
   directory.mkdir(parents=True, exist_ok=True)
   with writer.lock(directory / data_config.name.replace('/', '-'), progress):
     tfds_prepare.ensure_prepared(data_config.name, directory, progress.message)
-  return sources.open_source(data_config)
+  return open_source(data_config)
 
 
 def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int) -> store.Store:
-  source = _open_source(data_config, progress)
+  source = _open_or_download(data_config, progress)
   progress.message(f'{source.name}: {source.found}')
   progress.message(f'preparing {path}')
   written = writer.write_store(
     source,
     path,
-    image_size=data_config.image_size,
-    resize=data_config.resize,
     unreadable=data_config.unreadable,
     workers=workers,
     progress=progress,
-    encoding=encoding(data_config),
+    **_settings(data_config),
   )
   if skipped := sum(len(names) for names in written.meta['unreadable'].values()):
     progress.message(f'{skipped:,} unreadable images were left out; {path}/meta.json names them')
@@ -156,21 +212,17 @@ def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> st
     UserError: it is damaged, or of other data or settings.
   """
   found = store.open_store(path)
-  sources.check_classes(data_config, str(path), len(found.classes))
-  settings = {
-    'image_size': data_config.image_size,
-    'resize': data_config.resize,
-    'encoding': encoding(data_config),
-  }
+  _check_classes(data_config, str(path), len(found.classes))
+  settings = _settings(data_config)
   try:
-    source = sources.open_source(data_config)
+    source = open_source(data_config)
   except AbsentData:
-    store.check_same(found, settings)
+    store.check_made_from(found, settings)
     progress.message(
       f'{path}: {len(found.train):,} training and {len(found.eval):,} validation images of '
       f'{len(found.classes):,} classes; the images they were prepared from no longer exist'
     )
   else:
     progress.message(f'{source.name}: {source.found}')
-    store.check_same(found, store.made_from(source, **settings))
+    store.check_made_from(found, store.made_from(source, **settings))
   return found

@@ -190,7 +190,7 @@ def is_upright(classes: tuple[str, ...]) -> bool:
   return not all(imagenet.WNID.fullmatch(name) for name in classes)
 
 
-def check_same(found: Store, expected: dict[str, Any]) -> None:
+def check_made_from(found: Store, expected: dict[str, Any]) -> None:
   """Raises UserError unless the store's meta.json has all of `expected` (see `made_from`)."""
   if found.meta['name'] == expected.get('name') and (
     found.meta['fingerprint'] != expected['fingerprint']

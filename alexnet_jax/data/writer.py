@@ -73,7 +73,7 @@ def write_store(
       'another place'
     ) from error
   written = store.open_store(path)
-  store.check_same(written, store.made_from(source, image_size, resize, encoding))
+  store.check_made_from(written, store.made_from(source, image_size, resize, encoding))
   return written
 
 

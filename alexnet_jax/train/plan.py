@@ -5,7 +5,6 @@ import math
 import ml_collections
 
 from alexnet_jax.data import preparation
-from alexnet_jax.data.sources import IN_MEMORY
 from alexnet_jax.model import layers, nets
 from alexnet_jax.terminal import Console, si
 from alexnet_jax.train import schedules
@@ -26,7 +25,7 @@ def lines(
   state = 4 * parameters * copies
   # 20 kB was measured for 256x256 JPEGs at quality 90: a tenth of the raw size.
   raw = (examples + held_out) * config.data.image_size**2 * 3
-  in_memory = config.data.source in IN_MEMORY
+  in_memory = config.data.source in preparation.IN_MEMORY
   stored = raw if in_memory or config.data.encoding == 'raw' else raw / 10
   resident = examples * config.data.image_size**2 * 3  # on every device, see multi_step.py
   images = f' and {si(resident, "B")} for the training images' * (config.steps_per_call > 1)
