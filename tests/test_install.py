@@ -1,69 +1,40 @@
 """The package without a checkout: what a wheel holds, and the commands in an empty folder."""
 
-import os
+import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from helpers.commands import ROOT, run
 from PIL import Image
 
-pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-  """Made of a copy of the tree: setuptools writes beside what it reads."""
-  folder = tmp_path_factory.mktemp('wheel')
-  listed = subprocess.run(
-    ['git', 'ls-files', '--cached', '--others', '--exclude-standard', '-z'],
-    cwd=ROOT, capture_output=True, text=True, check=False,
-  ).stdout.split('\0')  # fmt: skip
-  if listed == ['']:
-    pytest.skip('needs a git checkout')
-  for name in filter(None, listed):
-    if (ROOT / name).is_file():
-      (folder / 'tree' / name).parent.mkdir(parents=True, exist_ok=True)
-      (folder / 'tree' / name).write_bytes((ROOT / name).read_bytes())
+@pytest.mark.slow
+def test_a_wheel_works_in_an_empty_folder(tmp_path):
+  # Made of a copy of the tree: setuptools writes beside what it reads.
+  tree, installed, place = (tmp_path / name for name in ('tree', 'installed', 'place'))
+  for folder in ('alexnet_jax', 'configs'):
+    shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns('__pycache__'))
+  for name in ('LICENSE', 'README.md', 'pyproject.toml', 'setup.cfg', 'setup.py'):
+    shutil.copy(ROOT / name, tree)
+  expected = {str(path.relative_to(tree)) for path in tree.rglob('alexnet_jax/**/*.*')}
+  expected |= {f'alexnet_jax/configs/{path.name}' for path in (tree / 'configs').glob('*.py')}
   made = subprocess.run(
-    [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '-w', folder, folder / 'tree'],
+    [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '-w', tmp_path, tree],
     capture_output=True,
     text=True,
   )
   if made.returncode:
     pytest.skip(f'no wheel can be made here: {made.stderr.splitlines()[-1]}')
-  (path,) = folder.glob('*.whl')
-  return path
-
-
-def test_a_wheel_holds_the_package_and_the_configs(wheel):
+  (wheel,) = tmp_path.glob('*.whl')
   with zipfile.ZipFile(wheel) as archive:
-    found = {name for name in archive.namelist() if '.dist-info/' not in name}
-  package = {
-    str(path.relative_to(ROOT))
-    for path in (ROOT / 'alexnet_jax').rglob('*')
-    if path.is_file() and '__pycache__' not in path.parts
-  }
-  configs = {f'alexnet_jax/configs/{path.name}' for path in (ROOT / 'configs').glob('*.py')}
-  assert found == package | configs
-
-
-def test_commands_work_in_an_empty_folder(wheel, tmp_path):
-  installed, place = tmp_path / 'installed', tmp_path / 'place'
-  place.mkdir()
-  with zipfile.ZipFile(wheel) as archive:
+    assert {name for name in archive.namelist() if '.dist-info/' not in name} == expected
     archive.extractall(installed)
-  kept = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-  environment = kept | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(installed)}
+  place.mkdir()
 
-  def run(module, *words):
-    done = subprocess.run(
-      [sys.executable, '-m', f'alexnet_jax.{module}', *words],
-      cwd=place, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+  def output(module, *words):
+    done = run(f'alexnet_jax.{module}', *words, folder=place, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,10 +43,10 @@ def test_commands_work_in_an_empty_folder(wheel, tmp_path):
     ('configs/digits.py', 'digits'),
     ('cifar10:80sec', 'cifar_80sec'),
   ):
-    assert f'net           {net}:' in run('main', f'--config={name}', '--dry_run')
-  run('main', '--config', 'digits', '--config.epochs=1', '--config.data.train_examples=200')
+    assert f'net           {net}:' in output('main', f'--config={name}', '--dry_run')
+  output('main', '--config', 'digits', '--config.epochs=1', '--config.data.train_examples=200')
   assert (place / 'runs/digits/results.json').exists()
-  assert 'top1_error' in run('evaluate', '--workdir=runs/digits')
+  assert 'top1_error' in output('evaluate', '--workdir=runs/digits')
   Image.new('L', (8, 8)).save(place / 'a.png')
-  assert '%' in run('predict', '--workdir=runs/digits', 'a.png')
-  assert 'baseline' in run('report', 'runs')
+  assert '%' in output('predict', '--workdir=runs/digits', 'a.png')
+  assert 'baseline' in output('report', 'runs')
