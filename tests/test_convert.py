@@ -12,32 +12,29 @@ import numpy as np
 import pytest
 from helpers import weight_files as files
 from helpers.commands import ROOT, error_line, run
-from helpers.trained import random_variables
+from helpers.trained import digits_net, preprocessing, random_variables
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import NETS
-from alexnet_jax.model.preprocessing import Preprocessing
-from alexnet_jax.model.pretrained import Pretrained, check_same_classes
+from alexnet_jax.model.pretrained import check_same_classes
 from alexnet_jax.weights.load import load
 from alexnet_jax.weights.save import save
 
 
 def pretrained(net, crop, classes=4, **changes):
   """A net with random weights, moments and preprocessing, none of them at its default."""
-  rng, variables = np.random.default_rng(2), random_variables(net, classes, crop)
-  preprocessing = Preprocessing(
-    crop=crop,
-    mean=rng.uniform(90, 130, (crop, crop, 3)).astype(np.float32),
-    scale=np.float32([0.5, 0.25, 0.125]),
-    color_basis=rng.standard_normal((3, 3), np.float32),
-    resize_to=crop + 8,
-    random_crop=False,
-    random_flip=False,
-  )
-  names = tuple(f'{name} é' for name in 'abcdefgh'[:classes])
-  fields = {'image_size': crop + 4, 'resize': 'warp', 'preprocessing': preprocessing}
-  return Pretrained('a test', net, variables, names, **{**fields, **changes})
+  fields = {
+    'source': 'a test',
+    'net': net,
+    'variables': random_variables(net, classes, crop),
+    'image_size': crop + 4,
+    'resize': 'warp',
+    'preprocessing': dataclasses.replace(
+      preprocessing(crop), resize_to=crop + 8, random_crop=False, random_flip=False
+    ),
+  }
+  return digits_net(tuple(f'{name} é' for name in 'abcdefgh'[:classes]), **fields, **changes)
 
 
 def assert_equal(one, other):
@@ -112,14 +109,12 @@ np.savez(sys.argv[3], *results)
 """
 
 
-@pytest.mark.parametrize('net', ['caffe', 'krizhevsky2012'])
+@pytest.mark.parametrize('net, crop', [('caffe', 67), ('krizhevsky2012', 64)])
 @pytest.mark.slow
-def test_stablehlo_runs_alone(tmp_path, net):
+def test_stablehlo_runs_alone(tmp_path, net, crop):
   """In a process without this package, for two numbers of views."""
-  pytest.importorskip('flatbuffers')
   rng = np.random.default_rng(4)
   with files.narrow_nets(('caffe', 'krizhevsky2012')):
-    crop = {'caffe': 67, 'krizhevsky2012': 64}[net]
     weights = pretrained(net, crop)
     save(weights, tmp_path / 'net.stablehlo')
     model = AlexNet(NETS[net](4))
@@ -177,30 +172,24 @@ def test_evaluating_weights(tmp_path):
   from alexnet_jax import config as configs
   from alexnet_jax.data.preparation import prepare_store
 
-  weights = pretrained('digits', 28, classes=10, image_size=32, resize='crop')
-  weights = dataclasses.replace(
-    weights,
-    classes=tuple(map(str, range(10))),
-    preprocessing=dataclasses.replace(weights.preprocessing, resize_to=0),
-  )
+  weights = digits_net(tuple(map(str, range(10))))
   save(weights, tmp_path / 'a.npz')
-  digits = f'--config={ROOT}/configs/digits.py'
-  done = run('alexnet_jax.evaluate', '--weights=a.npz', digits, '--views=1', folder=tmp_path)
+  done = run('alexnet_jax.evaluate', '--weights=a.npz', CONFIG, '--views=1', folder=tmp_path)
   assert done.returncode == 0, done.stderr
   assert 'over 359 images' in done.stdout
   with np.load(tmp_path / 'runs/a/predictions-imported-1.npz') as file:
     label, probabilities = file['label'], file['probabilities']
   config = configs.default()
   config.data.source, config.data.image_size = 'digits', 32
-  held_out = prepare_store(config.data).eval
-  views = np.float32(held_out.images)[:, 2:30, 2:30] - weights.preprocessing.mean
+  validation = prepare_store(config.data).eval
+  views = np.float32(validation.images)[:, 2:30, 2:30] - weights.preprocessing.mean
   wanted = AlexNet(NETS['digits'](10)).apply(weights.variables, views * weights.preprocessing.scale)
-  np.testing.assert_array_equal(label, held_out.labels)
+  np.testing.assert_array_equal(label, validation.labels)
   np.testing.assert_allclose(probabilities, jax.nn.softmax(wanted), rtol=1e-4, atol=1e-6)
   for arguments, message in (
     (('--weights=a.npz',), '--config is missing'),
-    (('--weights=a.npz', '--workdir=.', digits), 'give one of --workdir'),
-    (('--weights=a.npz', digits, '--config.data.image_size=40'), 'wants pictures of 32 pixels'),
+    (('--weights=a.npz', '--workdir=.', CONFIG), 'give one of --workdir'),
+    (('--weights=a.npz', CONFIG, '--config.data.image_size=40'), 'wants pictures of 32 pixels'),
   ):
     assert message in error_line(run('alexnet_jax.evaluate', *arguments, folder=tmp_path))
 
