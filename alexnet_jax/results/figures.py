@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import files
-from alexnet_jax.errors import UserError
 
 DPI = 160
 INK, FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'
@@ -141,29 +140,23 @@ def filter_grid(
   and channels, is 0 or 255 in that channel. Weights are magnified to squares, not interpolated.
 
   Args:
-    kernel: Weights (height, width, 3 or 1 input channels, kernels), in RGB order.
+    kernel: Weights (height, width, 3 or 1 input channels, kernels), finite, in RGB order.
     path: Where to put the PNG.
     towers: The parts into which the kernels are split, in order; drawn as separate blocks.
     title: A line above.
-
-  Raises:
-    UserError: `kernel` cannot be drawn so.
   """
   from matplotlib.figure import Figure
 
-  kernel = np.asarray(kernel, np.float64)
-  if kernel.ndim != 4 or kernel.shape[2] not in (1, 3) or towers < 1 or kernel.shape[3] % towers:
-    raise UserError(
-      f'a kernel of shape {kernel.shape} in {towers} tower(s) cannot be drawn; allowed is (height, '
-      'width, 1 or 3, kernels) with as many kernels in each tower; pass the first convolution'
-    )
-  if not np.isfinite(kernel).all():
-    raise UserError('a kernel with weights that are not finite cannot be drawn; use an earlier one')
-  blocks = [_grid(tower) for tower in np.split(_tiles(kernel), towers)]
   between, margin = 28, 40
-  grid = np.concatenate([_padded(block, bottom=between) for block in blocks])[:-between]
-  extra = max(600 - grid.shape[1], 0) if title else 0  # for a line of text
-  canvas = _padded(grid, 110 if title else margin, margin, margin, margin + extra)
+  blocks = [
+    np.pad(_grid(tower), ((0, between), (0, 0), (0, 0)), constant_values=255)
+    for tower in np.split(_tiles(kernel), towers)
+  ]
+  grid = np.concatenate(blocks)[:-between]
+  top, right = margin, margin
+  if title:
+    top, right = 110, margin + max(600 - grid.shape[1], 0)
+  canvas = np.pad(grid, ((top, margin), (margin, right), (0, 0)), constant_values=255)
   height, width = canvas.shape[:2]
   # Half a pixel more, because Matplotlib rounds the product of inches and dots per inch down.
   figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
@@ -175,6 +168,7 @@ def filter_grid(
 
 def _tiles(kernel: np.ndarray) -> np.ndarray:
   """Kernels (h, w, c, n) as images, uint8 (n, h * s, w * s, 3), zero at mid-gray."""
+  kernel = kernel.astype(np.float64)
   largest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
   levels = np.rint(127.5 + 127.5 * kernel / np.where(largest > 0, largest, 1))
   images = np.moveaxis(levels.astype(np.uint8), 3, 0)
@@ -192,12 +186,6 @@ def _grid(tiles: np.ndarray) -> np.ndarray:
   count, height, width, _ = tiles.shape
   tiles = tiles.reshape(count // columns, columns, height, width, 3).swapaxes(1, 2)
   return tiles.reshape(count // columns * height, columns * width, 3)[:-gap, :-gap]
-
-
-def _padded(
-  image: np.ndarray, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0
-) -> np.ndarray:
-  return np.pad(image, ((top, bottom), (left, right), (0, 0)), constant_values=255)
 
 
 @functools.cache
