@@ -1,4 +1,4 @@
-"""What all commands share: help, paths, repeated flags, signals, poor terminals."""
+"""What all commands share: help, paths, repeated flags, poor terminals, and other systems."""
 
 import os
 import signal
@@ -7,18 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import ENVIRONMENT, ROOT
+from helpers.tiny_data import write_images
 
 from alexnet_jax.run.claim import with_workdir
 
 
 def run(*words, **environment):
   return subprocess.run(
-    [sys.executable, *words],
-    env=os.environ | environment,
+    [sys.executable, *map(str, words)],
+    cwd=ROOT,
+    env=ENVIRONMENT | environment,
     capture_output=True,
     text=True,
     errors='replace',
-    check=False,
+    timeout=600,
   )
 
 
@@ -73,3 +76,78 @@ def test_a_terminal_that_hangs_up():
     assert run('-c', SCRIPT.format(hang_up)).returncode == 0
   finally:
     signal.signal(signal.SIGHUP, previous)
+
+
+# Systems that lack what Linux has: macOS does all the same, Windows is told in one line.
+
+# macOS has neither, nor /proc.
+MACOS = """
+import builtins, ctypes, os, pathlib
+
+if hasattr(os, 'process_cpu_count'):
+  os.process_cpu_count = os.cpu_count
+for name in ('sched_getaffinity', 'sched_setaffinity'):
+  if hasattr(os, name):
+    delattr(os, name)
+
+
+class CDLL(ctypes.CDLL):
+
+  def __getattr__(self, name):
+    if name in ('prctl', 'mallopt'):
+      raise AttributeError(name)
+    return super().__getattr__(name)
+
+
+ctypes.CDLL = CDLL
+opened = pathlib.Path.read_text
+
+
+def read_text(self, *args, **kwargs):
+  if self.is_relative_to('/proc'):
+    raise FileNotFoundError(self)
+  return opened(self, *args, **kwargs)
+
+
+pathlib.Path.read_text = read_text
+"""
+
+
+@pytest.mark.slow
+def test_macos_trains_and_launches(tmp_path):
+  """Photos become a store of bytes, or of JPEG, which is read; processes start others."""
+  (tmp_path / 'site').mkdir()
+  (tmp_path / 'site/sitecustomize.py').write_text(MACOS)
+  macos = f'{tmp_path}/site{os.pathsep}{ROOT}'  # also for the processes that these start
+  for seed, kind in enumerate(('ant', 'bee')):
+    write_images(tmp_path / 'photos' / kind, 10, seed=seed, suffix='.jpg')
+  fields = 'model.net=digits data.image_size=32 input.crop=28 epochs=1 batch_size=8'.split()
+  words = [f'--config=folder:{tmp_path}/photos', *(f'--config.{field}' for field in fields)]
+  lacks = 'import ctypes, os; ctypes.CDLL(None).prctl'
+  assert 'AttributeError: prctl' in run('-c', lacks, PYTHONPATH=macos).stderr
+  for encoding, command in (
+    ('raw', ['-m', 'alexnet_jax.main']),
+    ('jpeg', ['launch/local.py', '-n', '2', '--']),
+  ):
+    workdir = tmp_path / command[-1]
+    flags = [f'--config.data.store={tmp_path}/{encoding}', f'--config.data.encoding={encoding}']
+    done = run(*command, f'--workdir={workdir}', *words, *flags, PYTHONPATH=macos)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(workdir.rglob('results.json'))
+
+
+COMMANDS = (
+  'main predict evaluate prepare diagnose benchmark summarize convert report launch/sweep.py'
+  ' launch/local.py'
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', COMMANDS.split())
+def test_windows_is_told_in_one_line(command):
+  script = command.endswith('.py')
+  start = f'run_path({command!r}' if script else f'run_module({"alexnet_jax." + command!r}'
+  hidden = 'import runpy, sys; sys.modules["fcntl"] = None'
+  done = run('-c', f'{hidden}; runpy.{start}, {{}}, "__main__")')
+  assert done.returncode == 2 and done.stdout == ''
+  assert done.stderr == 'error: this system has no fcntl: use Linux, macOS, or WSL\n'

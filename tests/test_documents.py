@@ -130,6 +130,21 @@ def test_links_lead_to_files_and_headings():
       assert not heading or heading in names, f'{document}: {link}'
 
 
+def test_the_fidelity_map_names_tests_files_and_names_in_them_that_exist():
+  text = (ROOT / 'docs/fidelity.md').read_text(encoding='utf-8')
+  links = dict(re.findall(r'^\[([^\]]+)\]: (\S+)$', text, re.M))
+  assert set(re.findall(r'\[(\w+\.py)\](?!:)', text)) == set(links)
+  tests = re.findall(r'`(test_\w+\.py)::(test_\w+)`', text)
+  assert len(tests) > 50 and text.count('::test_') == len(tests)
+  named = [(ROOT / 'tests' / file, f'def {name}') for file, name in tests]
+  for file, names in re.findall(r'\[(\w+\.py)\] ((?:`\w+`(?:, )?)+)', text):
+    assert links[file].endswith(f'/{file}')
+    named += [(ROOT / 'docs' / links[file], name) for name in re.findall(r'`(\w+)`', names)]
+  assert len(named) > 100
+  for path, name in named:
+    assert re.search(rf'\b{name}\b', path.read_text()), f'{path} has no {name}'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_commands_and_programs_run(document, place, monkeypatch):

@@ -7,16 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from helpers.same_ends import assert_same_ends
+from helpers.commands import wait_until
+from helpers.same_ends import assert_same_ends, final
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_metrics
 from alexnet_jax.runtime import distributed
 
@@ -34,12 +32,6 @@ COMMAND = [
 ]
 
 
-def environment(devices, **more):
-  kept = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
-  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
-  return kept | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | more
-
-
 def start(workdir, processes, devices, *flags, each='--distributed=auto', command=COMMAND):
   """Starts a job; its processes' outputs go to files beside the workdir.
 
@@ -49,24 +41,18 @@ def start(workdir, processes, devices, *flags, each='--distributed=auto', comman
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   workdir.parent.mkdir(parents=True, exist_ok=True)
+  inherited = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
+  flag = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+  environment = inherited | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flag}
+  if processes > 1:
+    environment |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes)}
   job = []
   for index in range(processes):
-    job_environment = environment(devices)
     if processes > 1:
-      job_environment |= {
-        'JAX_COORDINATOR_ADDRESS': address,
-        'JAX_NUM_PROCESSES': str(processes),
-        'JAX_PROCESS_ID': str(index),
-      }
+      environment['JAX_PROCESS_ID'] = str(index)
+    words = [*command, f'--workdir={workdir}', *flags, each.format(index)]
     with open(f'{workdir}-{index}.log', 'a') as log:
-      job.append(
-        subprocess.Popen(
-          [*command, f'--workdir={workdir}', *flags, each.format(index)],
-          env=job_environment,
-          stdout=log,
-          stderr=log,
-        )
-      )
+      job.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
   return job
 
 
@@ -81,22 +67,10 @@ def run(workdir, processes, devices, *flags):
   return logs
 
 
-def newest(workdir):
-  """Step, parameters and velocity of the newest checkpoint, arrays by name."""
-  checkpoints = Checkpoints(workdir / 'checkpoints', primary=False)
-  step = checkpoints.steps()[-1]
-  checkpoints.close()
-  with ocp.StandardCheckpointer() as reader:
-    state = reader.restore(workdir / 'checkpoints' / 'last' / str(step) / 'state')
-  return step, dict(leaves(state['params'])), dict(leaves(state['opt_state']))
-
-
-def leaves(tree, prefix=''):
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      yield from leaves(value, f'{prefix}{name}/')
-    else:
-      yield prefix + name, np.asarray(value)
+def state_of(workdir):
+  """Parameters and velocity of the newest checkpoint by name."""
+  found = final(workdir)
+  return {name: found[name] for name in found if name.startswith(('/params', '/opt_state'))}
 
 
 def assert_close(found, expected):
@@ -140,7 +114,7 @@ def test_two_processes_learn_what_one_does(one_process, two_processes):
   # Other examples, crops or masks would show in the first digits.
   np.testing.assert_allclose(theirs[0], ours[0], rtol=1e-5)
   np.testing.assert_allclose(theirs[:4], ours[:4], rtol=1e-3)
-  assert newest(workdir)[0] == newest(one_process)[0] == 10
+  assert final(workdir)['step'] == final(one_process)['step'] == 10
   results = json.loads((workdir / 'results.json').read_text())
   assert results['evaluated_images'] == 359 and results['processes'] == 2
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == len(
@@ -168,10 +142,8 @@ def test_one_process_is_told_to_stop_and_both_do(two_processes, tmp_path):
   """The signal reaches the second only; the end is that of an undisturbed run, bit for bit."""
   workdir = tmp_path / 'run'
   job = start(workdir, 2, 1)
-  deadline = time.monotonic() + 600
-  while not (workdir / 'metrics.jsonl').exists() or not (workdir / 'metrics.jsonl').read_text():
-    assert time.monotonic() < deadline and all(process.poll() is None for process in job)
-    time.sleep(0.05)
+  metrics = workdir / 'metrics.jsonl'
+  wait_until(lambda: metrics.exists() and metrics.read_text(), seconds=600)
   job[1].send_signal(signal.SIGTERM)
   codes, logs = finish(job, workdir)
   if codes != [0, 0]:  # else it was done before the signal came
@@ -188,7 +160,7 @@ def first_steps(tmp_path_factory):
   run(one, 1, 2, '--config.epochs=0.2')
   two = shutil.copytree(one, one.with_name('two'))
   run(two, 1, 2, '--config.epochs=0.4')
-  assert newest(one)[0] == 1 and newest(two)[0] == 2
+  assert final(one)['step'] == 1 and final(two)['step'] == 2
   return one, two
 
 
@@ -210,23 +182,19 @@ def test_the_next_step_is_the_same_on_another_topology(
   np.testing.assert_allclose(series(workdir), series(two), rtol=1e-5)
   gradients = [series(folder, 'train/gradient_norm') for folder in (workdir, two)]
   np.testing.assert_allclose(*gradients, rtol=2e-3)
-  step, params, velocity = newest(workdir)
-  expected_step, expected_params, expected_velocity = newest(two)
-  assert step == expected_step == 2
-  assert_close(velocity, expected_velocity)
-  assert_close(params, expected_params)
+  assert final(workdir)['step'] == 2
+  assert_close(state_of(workdir), state_of(two))
   with pytest.raises(AssertionError):
-    assert_close(velocity, newest(one)[2])
+    assert_close(state_of(workdir), state_of(one))
   if spread:
     (log,) = run(workdir, 1, 1, '--config.epochs=0.6')
-    assert 'model.shard_dense: True -> False' in log and newest(workdir)[0] == 3
+    assert 'model.shard_dense: True -> False' in log and final(workdir)['step'] == 3
 
 
 @pytest.mark.slow
 def test_processes_need_not_share_a_disk(two_processes, tmp_path):
-  codes, logs = finish(
-    start(tmp_path / 'run', 2, 1, each=f'--workdir={tmp_path}/run-{{}}'), tmp_path / 'run'
-  )
+  workdir = tmp_path / 'run'
+  codes, logs = finish(start(workdir, 2, 1, each=f'--workdir={workdir}-{{}}'), workdir)
   assert codes == [0, 0], logs
   assert not (tmp_path / 'run-1').exists()
   assert_same_ends(two_processes[0], tmp_path / 'run-0')
@@ -236,10 +204,8 @@ def test_processes_need_not_share_a_disk(two_processes, tmp_path):
 def test_a_dead_peer_ends_the_job(tmp_path):
   workdir = tmp_path / 'run'
   job = start(workdir, 2, 1, '--config.epochs=500')
-  deadline = time.monotonic() + 600
-  while not (workdir / 'metrics.jsonl').exists() or not (workdir / 'metrics.jsonl').read_text():
-    assert time.monotonic() < deadline and all(process.poll() is None for process in job)
-    time.sleep(0.05)
+  metrics = workdir / 'metrics.jsonl'
+  wait_until(lambda: metrics.exists() and metrics.read_text(), seconds=600)
   job[1].kill()
   codes, logs = finish(job, workdir)
   assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 3), logs
@@ -258,8 +224,8 @@ def test_different_commands_are_noticed(tmp_path):
   [
     ({}, ''),
     ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, ''),  # sbatch script or salloc, without srun
-    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4', 'SLURM_STEP_NUM_TASKS': '1'}, ''),  # interactive
-    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4', 'SLURM_STEP_NUM_TASKS': '4'}, 'Slurm'),
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_NUM_TASKS': '1'}, ''),  # interactive
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_NUM_TASKS': '4'}, 'Slurm'),
     ({'OMPI_COMM_WORLD_SIZE': '1'}, ''),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
     ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, ''),
