@@ -76,17 +76,12 @@ def krizhevsky2012(w, x, drop):
   return x @ w['fc8']['kernel'] + w['fc8']['bias']
 
 
-def caffe(w, x, drop, pool_first=False):
-  """bvlc_alexnet's deploy.prototxt, or CaffeNet's, which pools first."""
-
+def caffe(w, x, drop):
   def norm(x):
     return F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
 
-  def block(x):
-    return norm(pool(x)) if pool_first else pool(norm(x))
-
-  x = block(conv(x, w['conv1'], stride=4).relu())
-  x = block(conv(x, w['conv2'], padding=2, groups=2).relu())
+  x = pool(norm(conv(x, w['conv1'], stride=4).relu()))
+  x = pool(norm(conv(x, w['conv2'], padding=2, groups=2).relu()))
   x = conv(x, w['conv3'], padding=1).relu()
   x = conv(x, w['conv4'], padding=1, groups=2).relu()
   x = pool(conv(x, w['conv5'], padding=1, groups=2).relu())

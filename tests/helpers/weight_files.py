@@ -1,5 +1,6 @@
 """Weight files as others write them, and what the nets in them compute, with torch and protobuf."""
 
+import collections
 import io
 import pickle
 import struct
@@ -15,11 +16,11 @@ TORCHVISION_NAMES = (
   *('classifier.1', 'classifier.4', 'classifier.6'),
 )
 CAFFE_NAMES = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8')
-WIDTHS = {  # published, of the convolutions and the two hidden dense layers
-  'owt': ((64, 192, 384, 256, 256), 4096),
-  'caffe': ((96, 256, 384, 384, 256), 4096),
+WIDTHS = {  # published, of the convolutions
+  'owt': (64, 192, 384, 256, 256),
+  'caffe': (96, 256, 384, 384, 256),
+  'caffenet': (96, 256, 384, 384, 256),
 }
-WIDTHS['caffenet'] = WIDTHS['caffe']
 DIVISOR = 24
 
 
@@ -31,18 +32,13 @@ def narrow_nets(names=tuple(WIDTHS)):
   return mock.patch.dict(nets.NETS, thin)
 
 
-def widths(net, divisor):
-  convolutions, hidden = WIDTHS[net]
-  return tuple(width // divisor for width in convolutions), hidden // divisor
-
-
 def random_arrays(net, classes=7, divisor=DIVISOR, seed=0):
   """(kernel, bias) float32 by layer, (O, I, h, w) and (outputs, inputs) as in torch and Caffe.
 
   The values are multiples of 1/256, which every type of float holds.
   """
   rng = np.random.default_rng(seed)
-  (c1, c2, c3, c4, c5), hidden = widths(net, divisor)
+  c1, c2, c3, c4, c5, hidden = (width // divisor for width in (*WIDTHS[net], 4096))
   groups = 1 if net == 'owt' else 2
   shapes = (
     *((c1, 3, 11, 11), (c2, c1 // groups, 5, 5), (c3, c2, 3, 3)),
@@ -57,56 +53,43 @@ def random_arrays(net, classes=7, divisor=DIVISOR, seed=0):
   return [(draw(s, np.sqrt(2 / np.prod(s[1:]))), draw(s[0], 0.1)) for s in shapes]
 
 
-# What the nets compute, of images in 0-255 RGB (N, side, side, 3).
+def logits(net, arrays, images):
+  """What a net computes of images in 0-255 RGB (N, side, side, 3).
 
-
-def torchvision_logits(arrays, images):
-  """As torchvision.models.alexnet in evaluation, after its transforms."""
+  That is torchvision's (models/alexnet.py), after its transforms, or bvlc_alexnet's or
+  bvlc_reference_caffenet's (deploy.prototxt).
+  """
   import torch
-  from torch import nn
+  from torch.nn import functional as F
 
-  (k1, k2, k3, k4, k5, d1, d2, d3), _ = zip(*arrays, strict=True)
-  pool, relu = nn.MaxPool2d(3, 2), nn.ReLU()
-  model = nn.Module()
-  model.features = nn.Sequential(
-    *(nn.Conv2d(3, len(k1), 11, 4, 2), relu, pool),
-    *(nn.Conv2d(len(k1), len(k2), 5, padding=2), relu, pool),
-    *(nn.Conv2d(len(k2), len(k3), 3, padding=1), relu),
-    *(nn.Conv2d(len(k3), len(k4), 3, padding=1), relu),
-    *(nn.Conv2d(len(k4), len(k5), 3, padding=1), relu, pool),
-  )
-  model.classifier = nn.Sequential(
-    *(nn.Dropout(), nn.Linear(len(k5) * 36, len(d1)), relu),
-    *(nn.Dropout(), nn.Linear(len(d1), len(d2)), relu, nn.Linear(len(d2), len(d3))),
-  )
-  model.load_state_dict(state_dict(arrays))  # strict: these are torchvision's names
-  model.eval()
-  mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-  x = ((torch.from_numpy(np.float32(images)) / 255 - mean) / std).permute(0, 3, 1, 2)
-  with torch.no_grad():
-    return model.classifier(torch.flatten(model.features(x), 1)).numpy()
+  def pool(x):
+    return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
+  def norm(x):
+    return F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
 
-def caffe_logits(net, arrays, images):
-  """As bvlc_alexnet's or bvlc_reference_caffenet's deploy.prototxt."""
-  import torch
-  from test_alexnet import caffe
-
-  weights = {
-    name: {'kernel': torch.from_numpy(kernel), 'bias': torch.from_numpy(bias)}
-    for name, (kernel, bias) in caffe_tensorflow_layers(arrays).items()
-  }
-  bgr = np.float32(images)[..., ::-1] - np.float32([104.007, 116.669, 122.679])
-  x = torch.from_numpy(bgr.copy()).permute(0, 3, 1, 2)
-  return caffe(weights, x, lambda name, x: x, pool_first=net == 'caffenet').numpy()
+  x = np.float32(images)
+  if net == 'owt':
+    x = (x / 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    geometry = ((4, 2, 1), (1, 2, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+  else:
+    x = x[..., ::-1] - np.float32([104.007, 116.669, 122.679])
+    geometry = ((4, 0, 1), (1, 2, 2), (1, 1, 1), (1, 1, 2), (1, 1, 2))
+  after = {'owt': (pool,), 'caffe': (norm, pool), 'caffenet': (pool, norm)}[net]
+  x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+  tensors = [tuple(map(torch.from_numpy, pair)) for pair in arrays]
+  for layer, (stride, padding, groups) in enumerate(geometry):
+    x = F.relu(F.conv2d(x, *tensors[layer], stride, padding, groups=groups))
+    for function in after if layer < 2 else ():
+      x = function(x)
+  x = F.relu(F.linear(pool(x).flatten(1), *tensors[5]))
+  return F.linear(F.relu(F.linear(x, *tensors[6])), *tensors[7]).numpy()
 
 
 # Files.
 
 
 def state_dict(arrays, prefix=''):
-  import collections
-
   import torch
 
   return collections.OrderedDict(
@@ -252,7 +235,3 @@ class Evil:
 
   def __reduce__(self):
     return self._reduced
-
-
-def pickled(value):
-  return pickle.dumps(value, protocol=2)
