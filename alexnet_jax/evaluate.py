@@ -47,7 +47,6 @@ def main() -> None:
     raise UserError(
       'give one of --workdir=RUN, --ensemble=RUN,RUN,... and --weights=FILE (with --config=...)'
     )
-  config = None
   if _WEIGHTS.value:
     config, _ = cli.read_config()
   else:
@@ -56,13 +55,13 @@ def main() -> None:
   from alexnet_jax.inference import error_rates
 
   views = int(_VIEWS.value) if _VIEWS.value else None
-  if config:
+  if _WEIGHTS.value:
     config.data.dir = _DATA_DIR.value or config.data.dir
     path = Path(_WEIGHTS.value)
     net = error_rates.evaluate_weights(path, config, _NET.value, _CHECKPOINT.value, views)
     error_rates.report([net], Path('runs', path.stem), 'imported', cli.command_line())
     return
-  workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value]]
+  workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value or '']]
   resolved = [workdir.resolve() for workdir in workdirs]
   for workdir in workdirs:
     if resolved.count(workdir.resolve()) > 1:

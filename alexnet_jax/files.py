@@ -74,6 +74,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
   write(path, json_text(value, indent=2) + '\n')
 
 
+def write_npz(path: str | os.PathLike, **arrays: Any) -> None:
+  """Like `write`, of a NumPy archive of arrays by name."""
+  import numpy as np  # help and typos do not need it
+
+  with replacing(path) as file:
+    np.savez(file, **arrays)
+
+
 def read_json(path: Path) -> dict[str, Any]:
   """Reads a file that holds a JSON object.
 

@@ -1,4 +1,4 @@
-"""Predictions, features and nearest neighbors of pictures, by a trained net.
+"""Predictions, features and nearest neighbors of images, by a trained net.
 
   python -m alexnet_jax.predict --workdir=runs/digits a.png photos/ --figure=guesses.png
   python -m alexnet_jax.predict --weights=alexnet.pth --views=10 --json=guesses.json photos/
@@ -6,17 +6,16 @@
   python -m alexnet_jax.predict --workdir=runs/digits --features=fc4 --npz=features.npz photos/
   python -m alexnet_jax.predict --workdir=runs/digits --neighbors=6 --gallery=photos/ a.png
 
-Words are files, folders (of all pictures at any depth), or - for a list of files on standard input.
-They are decoded and resized as in training.  Where a picture's folder is named as a class, that is
-taken for its true class.  A picture that cannot be read is named and passed over: the exit code is
+Words are files, folders (of all images at any depth), or - for a list of files on standard input.
+They are decoded and resized as in training.  Where an image's folder is named as a class, that is
+taken for its true class.  An image that cannot be read is named and passed over: the exit code is
 2 only if none can be read.
 """
 
-import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
@@ -26,8 +25,10 @@ from alexnet_jax.runtime.jax_setup import set_up_jax
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
   from alexnet_jax.inference.image_predictions import ImagePrediction
+  from alexnet_jax.inference.predictor import Predictor
 
-_SHOWN = 8  # pictures in a figure, as in the paper's
+_T = TypeVar('_T')
+_SHOWN = 8  # images in a figure, as in the paper's
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'File of weights, in place of a run.')
@@ -37,23 +38,23 @@ _CHECKPOINT = flags.DEFINE_enum(
 _CLASSES = flags.DEFINE_string(
   'classes', None, "Text file with a class a line, in place of the weights' own names."
 )
-_VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged per picture.')
-_TOP = flags.DEFINE_integer('top', 5, 'Classes named per picture.', lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Pictures at a time.', lower_bound=1)
+_VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged per image.')
+_TOP = flags.DEFINE_integer('top', 5, 'Classes named per image.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Images at a time.', lower_bound=1)
 _JSON = flags.DEFINE_string('json', None, 'File for all that is found; - for standard output.')
-_FIGURE = flags.DEFINE_string('figure', None, 'PNG of the first pictures with what is found.')
+_FIGURE = flags.DEFINE_string('figure', None, 'PNG of the first images with what is found.')
 _FEATURES = flags.DEFINE_string(
   'features', None, 'Layer whose outputs are wanted, such as fc7; for --neighbors the last hidden.'
 )
 _NPZ = flags.DEFINE_string('npz', None, 'File for names and features; features-LAYER.npz.')
 _NEIGHBORS = flags.DEFINE_integer(
-  'neighbors', None, 'How many pictures of the gallery to find for each.', lower_bound=1
+  'neighbors', None, 'How many images of the gallery to find for each.', lower_bound=1
 )
-_GALLERY = flags.DEFINE_string('gallery', None, 'Folder of pictures to look for neighbors in.')
+_GALLERY = flags.DEFINE_string('gallery', None, 'Folder of images to look for neighbors in.')
 
 
 def main(words: list[str]) -> None:
-  _check_flags(words)
+  path = _checked_path(words)
   from alexnet_jax.data.listing import find_images
 
   files = find_images(_with_listed(words))
@@ -62,29 +63,30 @@ def main(words: list[str]) -> None:
   from alexnet_jax.inference.predictor import Predictor
   from alexnet_jax.weights.load import load
 
-  path = Path(_WORKDIR.value or _WEIGHTS.value)
-  if _WORKDIR.value and not path.is_dir():
-    raise UserError(f'--workdir={path} is not a folder: give that of a run')
   weights = load(path, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
   predictor = Predictor(weights, views=int(_VIEWS.value), batch_size=_BATCH_SIZE.value)
+  title = f'{path.name} ({weights.net})'
   if gallery:
-    _show_neighbors(predictor, files, gallery)
+    _show_neighbors(predictor, files, gallery, title)
   else:
-    _show_predictions(predictor, files)
+    _show_predictions(predictor, files, title)
 
 
-def _check_flags(words: list[str]) -> None:
-  """Raises UserError for what can be told to be wrong without looking at anything."""
+def _checked_path(words: list[str]) -> Path:
+  """The net; raises UserError for flags that do not fit each other."""
   if bool(_WORKDIR.value) == bool(_WEIGHTS.value):
     raise UserError('give either --workdir=RUN or --weights=FILE')
   if not words:
-    raise UserError('no pictures: give files or folders, or - for a list on standard input')
+    raise UserError('no images: give files or folders, or - for a list on standard input')
   if bool(_NEIGHBORS.value) != bool(_GALLERY.value):
     raise UserError('--neighbors=K and --gallery=FOLDER need each other')
   if _NPZ.value and not _FEATURES.value:
     raise UserError(f'--npz={_NPZ.value}: which layer? give --features=LAYER too')
   if _NPZ.value and _GALLERY.value:
     raise UserError(f'--npz={_NPZ.value}: leave out --neighbors and --gallery to save features')
+  if _WORKDIR.value and not Path(_WORKDIR.value).is_dir():
+    raise UserError(f'--workdir={_WORKDIR.value} is not a folder: give that of a run')
+  return Path(_WORKDIR.value or _WEIGHTS.value or '')
 
 
 def _with_listed(words: list[str]) -> list[str]:
@@ -93,124 +95,108 @@ def _with_listed(words: list[str]) -> list[str]:
   if '-' in words:
     listed = [line for line in sys.stdin.read().splitlines() if line]
     if not listed and words == ['-']:
-      raise UserError('no pictures: standard input has no line')
+      raise UserError('no images: standard input has no line')
   return [word for word in words if word != '-'] + listed
 
 
-def _look(predictor, files, title: str, features: str | None) -> list['ImagePrediction']:
+def _predict(
+  predictor: 'Predictor', files: Sequence[Path], title: str, features: str | None
+) -> list['ImagePrediction']:
   """Predictions of all files, with a progress bar; what cannot be read is named."""
   from alexnet_jax.terminal import Console
 
   progress = Console(quiet=len(files) <= 2 * _BATCH_SIZE.value)
   with progress.count(title, len(files)) as advance:
     found = list(predictor.stream(files, top=_TOP.value, features=features, advance=advance))
-  for prediction in found:
-    if prediction.error:
-      print(f'{prediction.name} cannot be read: {prediction.error}', file=sys.stderr)
-  if all(prediction.error for prediction in found):
+  for each in found:
+    if each.error:
+      print(f'{each.name} cannot be read: {each.error}', file=sys.stderr)
+  if all(each.error for each in found):
     raise UserError(f'{title}: none of {len(found):,} can be read')
   return found
 
 
-def _show_predictions(predictor, files) -> None:
-  from alexnet_jax.inference import image_predictions
+def _show_predictions(predictor: 'Predictor', files: Sequence[Path], title: str) -> None:
+  import numpy as np
 
-  found = _look(predictor, files, 'pictures', _FEATURES.value)
+  from alexnet_jax.files import write_npz
+  from alexnet_jax.inference import figure4, image_predictions
+
+  found = _predict(predictor, files, 'images', _FEATURES.value)
   classes = len(predictor.weights.classes)
-  _say(image_predictions.predictions_text(found, classes))
-  _write_json(
-    predictor,
-    image_predictions.error_rates(found, classes)
-    | {'pictures': image_predictions.predictions_json(found)},
-  )
+  values: dict[str, Any] = {**image_predictions.error_rates(found, classes)}
+  values['images'] = image_predictions.predictions_json(found)
+  _put_out(predictor, image_predictions.predictions_text(found, classes), values)
   readable = [each for each in found if not each.error]
   if _FEATURES.value:
-    _write_features(readable)
-  if _FIGURE.value:
-    from alexnet_jax.inference import figure4
-
-    shown = [readable[row] for row in _spread(len(readable))]
-    pairs = [(_square(predictor, each), each) for each in shown]
-    title = _title(predictor)
-    _write('figure', _FIGURE.value, lambda path: figure4.predictions(pairs, path, title))
+    names, features = zip(*((each.name, each.features) for each in readable), strict=True)
+    path = _NPZ.value or f'features-{_FEATURES.value}.npz'
+    _write('npz', path, lambda: write_npz(path, names=np.array(names), features=np.stack(features)))
+  if figure := _FIGURE.value:
+    shown = [(_pixels(predictor, each), each) for each in _spread(readable)]
+    _write('figure', figure, lambda: figure4.predictions(shown, figure, title))
 
 
-def _show_neighbors(predictor, files, gallery) -> None:
-  from alexnet_jax.inference import neighbors
+def _show_neighbors(
+  predictor: 'Predictor', files: Sequence[Path], gallery: Sequence[Path], title: str
+) -> None:
+  from alexnet_jax.inference import figure4, neighbors
 
   layer = _FEATURES.value or predictor.last_hidden
-  queries = _look(predictor, files, 'pictures', layer)
-  candidates = _look(predictor, gallery, f'pictures of {_GALLERY.value}', layer)
+  queries = _predict(predictor, files, 'images', layer)
+  candidates = _predict(predictor, gallery, f'images of {_GALLERY.value}', layer)
   looked_at = len(queries) + len(candidates)
   queries, candidates = ([x for x in each if not x.error] for each in (queries, candidates))
-  found = neighbors.search(queries, candidates, _NEIGHBORS.value)
-  _say(neighbors.neighbors_text(queries, found))
+  found = neighbors.search(queries, candidates, _NEIGHBORS.value or 0)
+  text = neighbors.neighbors_text(queries, found)
   if broken := looked_at - len(queries) - len(candidates):
-    _say(f'\n{looked_at:,} pictures, of which {broken:,} cannot be read')
-  _write_json(predictor, {'layer': layer, 'pictures': neighbors.neighbors_json(queries, found)})
-  if _FIGURE.value:
-    from alexnet_jax.inference import figure4
+    text += f'\n\n{looked_at:,} images, of which {broken:,} cannot be read'
+  _put_out(predictor, text, {'layer': layer, 'images': neighbors.neighbors_json(queries, found)})
+  if figure := _FIGURE.value:
 
-    def tile(each, note=''):
+    def tile(each: 'ImagePrediction', note: str = ''):
       caption = each.true_class or Path(each.name).stem
-      return _square(predictor, each), f'{caption} {note}'.strip()
+      return _pixels(predictor, each), f'{caption} {note}'.strip()
 
-    by_name = {each.name: each for each in candidates}
-    rows = _spread(len(queries))
-    asked = [tile(queries[row]) for row in rows]
-    nearest = [[tile(by_name[x.name], f'{x.distance:.1f}') for x in found[row]] for row in rows]
-    title = f'{_title(predictor)}: nearest in {layer}'
-    _write('figure', _FIGURE.value, lambda path: figure4.neighbors(asked, nearest, path, title))
-
-
-def _say(text: str) -> None:
-  if _JSON.value != '-':
-    print(text)
+    rows = [
+      [tile(query), *(tile(each, f'{distance:.1f}') for distance, each in nearest)]
+      for query, nearest in _spread(list(zip(queries, found, strict=True)))
+    ]
+    title = f'{title}: nearest in {layer}'
+    _write('figure', figure, lambda: figure4.neighbors(rows, figure, title))
 
 
-def _title(predictor) -> str:
-  return Path(_WORKDIR.value or _WEIGHTS.value).name + f' ({predictor.weights.net})'
+def _spread(items: Sequence[_T]) -> list[_T]:
+  """At most `_SHOWN` of them, evenly: neighbors in a list often show the same class."""
+  count = min(len(items), _SHOWN)
+  return [items[i * len(items) // count] for i in range(count)]
 
 
-def _spread(count: int) -> list[int]:
-  """At most `_SHOWN` of so many, evenly: neighbors in a list often show the same class."""
-  return [i * count // min(count, _SHOWN) for i in range(min(count, _SHOWN))]
-
-
-def _square(predictor, prediction: 'ImagePrediction'):
-  from alexnet_jax.data import images
+def _pixels(predictor: 'Predictor', prediction: 'ImagePrediction'):
+  from alexnet_jax.data.images import read_image
 
   weights = predictor.weights
-  return images.read_image(
+  return read_image(
     Path(prediction.name), weights.image_size, weights.resize, weights.preprocessing.upright
   )
 
 
-def _write_json(predictor, found: dict) -> None:
+def _put_out(predictor: 'Predictor', text: str, values: dict[str, Any]) -> None:
+  """Prints the text, and writes the values where --json says."""
   from alexnet_jax import files
 
-  value = {'weights': predictor.weights.source, 'views': int(_VIEWS.value), **found}
+  values = {'weights': predictor.weights.source, 'views': int(_VIEWS.value), **values}
   if _JSON.value == '-':
-    print(files.json_text(value, indent=2))
-  elif _JSON.value:
-    _write('json', _JSON.value, lambda path: files.write_json(path, value))
+    print(files.json_text(values, indent=2))
+    return
+  print(text)
+  if path := _JSON.value:
+    _write('json', path, lambda: files.write_json(path, values))
 
 
-def _write_features(found: list['ImagePrediction']) -> None:
-  import numpy as np
-
-  from alexnet_jax import files
-
-  buffer = io.BytesIO()
-  features = np.stack([each.features for each in found])
-  np.savez(buffer, names=np.array([each.name for each in found]), features=features)
-  path = _NPZ.value or f'features-{_FEATURES.value}.npz'
-  _write('npz', path, lambda path: files.write(path, buffer.getvalue()))
-
-
-def _write(flag: str, path: str, write: Callable[[str], None]) -> None:
+def _write(flag: str, path: str, write: Callable[[], None]) -> None:
   try:
-    write(path)
+    write()
   except OSError as error:
     raise UserError(f'--{flag}={path} cannot be written: {error.strerror}') from error
   print(f'{path} is written', file=sys.stderr)

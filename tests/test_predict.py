@@ -1,4 +1,4 @@
-"""Trained nets on pictures, against Pillow, NumPy, PyTorch and scikit-learn."""
+"""Trained nets on images, against Pillow, NumPy, PyTorch and scikit-learn."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ from alexnet_jax.weights.run_folder import load_workdir
 
 
 def write_photos(folder, count, *, names=('ant', 'bee'), size=(40, 52), seed=0):
-  """Smooth pictures, `count` in a folder for each name; returns the files in order."""
+  """Smooth images, `count` in a folder for each name; returns the files in order."""
   random = np.random.default_rng(seed)
   files = []
   for name in names:
@@ -55,9 +55,9 @@ def by_torch(file, net, places):
   """Features of relu4 and probabilities by other libraries.
 
   Args:
-    file: a picture whose height is the smaller side.
+    file: an image whose height is the smaller side.
     net: see `trained.digits_net`.
-    places: (row, column, mirrored) of each view, as corners of its square in the picture.
+    places: (row, column, mirrored) of each view, as corners of its square in the image.
   """
   torch = pytest.importorskip('torch')
   functional = torch.nn.functional
@@ -106,7 +106,7 @@ def test_predictions_and_features_agree_with_torch(photos, views, places):
     np.testing.assert_allclose(prediction.probabilities, probabilities[order], rtol=2e-4)
     np.testing.assert_allclose(prediction.features, hidden, rtol=1e-3, atol=1e-3)
     assert prediction.features.dtype == np.float32
-  assert len({prediction.classes for prediction in found}) > 1  # the pictures do matter
+  assert len({prediction.classes for prediction in found}) > 1  # the images do matter
 
 
 def test_forms_of_inputs(photos):
@@ -161,12 +161,12 @@ def test_forms_of_inputs(photos):
     (3, 'int 3'),
   ],
 )
-def test_what_is_no_picture_is_refused(given, told):
+def test_what_is_no_image_is_refused(given, told):
   with pytest.raises(UserError, match=told):
     images.as_list(given)
 
 
-def test_many_pictures_come_back_in_order_around_broken_ones(tmp_path):
+def test_many_images_come_back_in_order_around_broken_ones(tmp_path):
   files = write_photos(tmp_path, 30, names=('ant', 'bee', 'cat'), size=(33, 33))
   broken = {3, 40, 41, 89}
   for place in broken:
@@ -187,7 +187,7 @@ def test_decoded_batches_are_those_of_the_store(tmp_path):
   files = write_photos(tmp_path, 25)
   batches = list(images.batches([*files, tmp_path / 'absent'], 32, 'warp', 20))
   assert [len(batch) for batch in batches] == [20, 20, 11]
-  flat = [picture for batch in batches for picture in batch]
+  flat = [image for batch in batches for image in batch]
   assert 'No such file' in str(flat[-1])
   for file, pixels in zip(files, flat, strict=False):
     expected = Image.open(file).resize((32, 32), Image.Resampling.BILINEAR)
@@ -227,27 +227,17 @@ def test_neighbors_agree_with_scikit_learn():
 
   random = np.random.default_rng(0)
   # Large and close together: the distances of squared norms would lose their digits.
-  gallery = (1e4 + random.normal(size=(300, 4, 8))).astype(np.float32)
-  queries = (1e4 + random.normal(size=(20, 4, 8))).astype(np.float32)
+  features = (1e4 + random.normal(size=(300, 4, 8))).astype(np.float32)
+  gallery = [image_predictions.ImagePrediction(f'/{i}', features=x) for i, x in enumerate(features)]
   search = NearestNeighbors(n_neighbors=7, algorithm='brute', metric='euclidean')
-  search.fit(gallery.reshape(300, -1).astype(np.float64) - 1e4)
-  distances, rows = search.kneighbors(queries.reshape(20, -1).astype(np.float64) - 1e4)
-  for i, query in enumerate(queries):
-    order, found = neighbors.nearest_rows(gallery, query, 7)
-    np.testing.assert_array_equal(order, rows[i])
-    np.testing.assert_allclose(found, distances[i], rtol=1e-9)
-
-
-def test_a_query_is_not_its_own_neighbor():
-  features = np.array([[0.0], [1.0], [3.0], [0.0]], np.float32)
-  gallery = [
-    image_predictions.ImagePrediction(f'/g/{i}.png', features=row) for i, row in enumerate(features)
-  ]
-  stranger = image_predictions.ImagePrediction('/q/0.png', features=features[0])
-  own, other = neighbors.search([gallery[0], stranger], gallery, 2)
-  assert [x.name for x in own] == ['/g/3.png', '/g/1.png']  # its copy counts
-  assert [x.name for x in other] == ['/g/0.png', '/g/3.png']
-  assert [x.distance for x in own] == [0, 1]
+  search.fit(features.reshape(300, -1).astype(np.float64) - 1e4)
+  distances, rows = search.kneighbors(n_neighbors=7)  # none is its own
+  found = neighbors.search(gallery[:20], gallery, 7)
+  for nearest, row, distance in zip(found, rows, distances, strict=False):
+    assert [each.name for _, each in nearest] == [f'/{i}' for i in row]
+    np.testing.assert_allclose([far for far, _ in nearest], distance, rtol=1e-9)
+  stranger = image_predictions.ImagePrediction('/other/0', features=features[0])
+  assert neighbors.search([stranger], gallery, 1)[0][0] == (0, gallery[0])
 
 
 # Runs as nets.
@@ -319,16 +309,16 @@ def test_command_tells_classes_and_names_broken_files(workdir, photos, tmp_path)
   assert found.returncode == 0, found.stderr
   for name in ('broken.png', 'absent\\udcff.png'):
     assert f'{tmp_path / name} cannot be read' in found.stderr
-  assert '4 pictures, of which 2 cannot be read' in found.stdout
+  assert '4 images, of which 2 cannot be read' in found.stdout
   saved = json.loads((tmp_path / 'found.json').read_text())
   expected = Predictor(workdir)(files[:2], top=3)
-  for picture, prediction in zip(saved['pictures'], expected, strict=False):
-    assert picture['file'] == prediction.name and picture['true_class'] == 'ant'
-    assert [x['class'] for x in picture['predictions']] == list(prediction.classes)
-    shares = [x['probability'] for x in picture['predictions']]
+  for image, prediction in zip(saved['images'], expected, strict=False):
+    assert image['file'] == prediction.name and image['true_class'] == 'ant'
+    assert [x['class'] for x in image['predictions']] == list(prediction.classes)
+    shares = [x['probability'] for x in image['predictions']]
     np.testing.assert_allclose(shares, prediction.probabilities, rtol=1e-3)
     assert f'{prediction.classes[0]}' in found.stdout and f'{shares[0]:.2%}' in found.stdout
-  assert [x['file'] for x in saved['pictures'] if 'error' in x] == [str(broken), str(absent)]
+  assert [x['file'] for x in saved['images'] if 'error' in x] == [str(broken), str(absent)]
   wrong = np.mean([prediction.classes[0] != 'ant' for prediction in expected])
   assert saved['top1_error'] == wrong and f'top-1 error {wrong:.2%}' in found.stdout
   with Image.open(tmp_path / 'found.png') as figure:
@@ -351,7 +341,7 @@ def test_command_reads_lists_and_writes_features(workdir, photos, tmp_path):
   )
   assert found.returncode == 0, found.stderr
   listed = [files[3], *files[5:]]
-  told = json.loads(found.stdout)['pictures']
+  told = json.loads(found.stdout)['images']
   assert [x['file'] for x in told] == list(map(str, listed))
   with np.load(path, allow_pickle=False) as saved:
     assert saved['names'].tolist() == list(map(str, listed))
@@ -379,9 +369,9 @@ def test_command_finds_neighbors(workdir, photos, tmp_path):
   features = np.stack([x.features for x in Predictor(workdir)(files, features='relu4')])
   distances = np.linalg.norm(features - features[0], axis=1)
   nearest = np.argsort(distances)[1:3]
-  (picture,) = saved['pictures']
-  assert [x['file'] for x in picture['neighbors']] == [str(files[i]) for i in nearest]
-  got = [x['distance'] for x in picture['neighbors']]
+  (image,) = saved['images']
+  assert [x['file'] for x in image['neighbors']] == [str(files[i]) for i in nearest]
+  got = [x['distance'] for x in image['neighbors']]
   np.testing.assert_allclose(got, distances[nearest], rtol=1e-3)
   for i in nearest:
     assert str(files[i]) in found.stdout
@@ -392,7 +382,7 @@ def test_command_finds_neighbors(workdir, photos, tmp_path):
   'words, told',
   [
     (['a.png'], 'either --workdir=RUN or --weights=FILE'),
-    (['--workdir=absent'], 'no pictures'),
+    (['--workdir=absent'], 'no images'),
     (['--workdir=absent', '.'], '--workdir=absent is not a folder'),
     (['--workdir=absent', '--neighbors=3', '.'], '--gallery=FOLDER'),
     (['--workdir=absent', '--npz=a.npz', '.'], '--features=LAYER'),

@@ -45,22 +45,18 @@ def predictions(
 
 
 def neighbors(
-  queries: Sequence[tuple[np.ndarray, str]],
-  found: Sequence[Sequence[tuple[np.ndarray, str]]],
-  path: str | os.PathLike,
-  title: str,
+  rows: Sequence[Sequence[tuple[np.ndarray, str]]], path: str | os.PathLike, title: str
 ) -> None:
   """Draws each query and, to its right, its nearest images (Figure 4 right).
 
   Args:
-    queries: (image uint8 (S, S, 3), caption).
-    found: for each query the same of its neighbors, nearest first.
+    rows: images uint8 (S, S, 3) and captions: a query, then its neighbors, nearest first.
     path: where to put the PNG.
     title: a line above.
   """
-  figure, axes = _grid([_SIDE] * len(queries), 1 + max(map(len, found)), title)
-  for row, (query, others) in enumerate(zip(queries, found, strict=True)):
-    for column, (image, caption) in enumerate([query, *others]):
+  figure, axes = _grid([_SIDE] * len(rows), max(map(len, rows)), title)
+  for row, shown in enumerate(rows):
+    for column, (image, caption) in enumerate(shown):
       _show(axes[row, column], image, caption, FAINT if column else INK)
   save_png(figure, path)
 

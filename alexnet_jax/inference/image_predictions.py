@@ -1,4 +1,4 @@
-"""Predictions for single pictures, as text and as JSON."""
+"""Predictions for single images, as text and as JSON."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ import numpy as np
 
 from alexnet_jax.terminal import aligned, shortened
 
-_MANY = 20  # pictures, above which each gets a line instead of a block
+_MANY = 20  # images, above which each gets a line instead of a block
 _BAR, _NAME = 24, 40  # characters, at most; ImageNet's classes have many names each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImagePrediction:
-  """The prediction for one picture.
+  """The prediction for one image.
 
   Attributes:
     name: the file, or '#3' for the third of some arrays.
-    classes: names of the most probable classes, best first; () if the picture cannot be read.
+    classes: names of the most probable classes, best first; () if the image cannot be read.
     labels: their indices.
     probabilities: theirs, float32 (k,).
     true_class: what the folder of the file says it shows; '' if it says nothing.
     true_label: the index of that class, or None.
     features: float32, the output of the layer that was asked for, or None.
-    error: why the picture cannot be read; '' if it can.
+    error: why the image cannot be read; '' if it can.
   """
 
   name: str
@@ -38,7 +38,7 @@ class ImagePrediction:
 
 
 def predictions_text(found: Sequence[ImagePrediction], classes: int) -> str:
-  """A block for each picture, or a line if there are many, and a summary.
+  """A block for each image, or a line if there are many, and a summary.
 
   Args:
     found: of which one can be read at least.
@@ -98,7 +98,7 @@ def error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, flo
 
 def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
   broken = sum(bool(each.error) for each in found)
-  line = f'{len(found):,} picture{"s" * (len(found) != 1)}'
+  line = f'{len(found):,} image{"s" * (len(found) != 1)}'
   if broken:
     line += f', of which {broken:,} cannot be read'
   shares = error_rates(found, classes)
@@ -109,18 +109,17 @@ def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
 
 
 def predictions_json(found: Sequence[ImagePrediction]) -> list[dict[str, Any]]:
-  """One object a picture: file, and predictions with true_class if known, or error."""
-  objects = []
-  for each in found:
-    if each.error:
-      objects.append({'file': each.name, 'error': each.error})
-      continue
-    answer: dict[str, Any] = {'file': each.name}
-    if each.true_class:
-      answer['true_class'] = each.true_class
-    answer['predictions'] = [
-      {'class': name, 'probability': float(share)}
-      for name, share in zip(each.classes, each.probabilities, strict=True)
-    ]
-    objects.append(answer)
-  return objects
+  """One object an image: file, and predictions with true_class if known, or error."""
+  return [
+    {'file': each.name, 'error': each.error}
+    if each.error
+    else {
+      'file': each.name,
+      **({'true_class': each.true_class} if each.true_class else {}),
+      'predictions': [
+        {'class': name, 'probability': float(share)}
+        for name, share in zip(each.classes, each.probabilities, strict=True)
+      ],
+    }
+    for each in found
+  ]

@@ -1,4 +1,4 @@
-"""A trained net applied to pictures, as a library.
+"""A trained net applied to images, as a library.
 
 predictor = Predictor('runs/digits')  # the folder of a run, or a file of weights
 print(predictor('a.png').classes[0])
@@ -6,7 +6,6 @@ for prediction in predictor(['a.png', 'b.png']):
   print(prediction.name, prediction.classes[0], prediction.probabilities[0])
 """
 
-import collections
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ _BATCH_SIZE = 128
 
 
 class Predictor:
-  """Applies a trained net to pictures, decoded as in training, on one device.
+  """Applies a trained net to images, decoded as in training, on one device.
 
   Attributes:
     weights: the trained net.
@@ -48,7 +47,7 @@ class Predictor:
     Args:
       weights: a file, the folder of a run, or a net that has been read.
       views: 1 (the center), 9 or 10, over which probabilities and features are averaged.
-      batch_size: pictures at a time.
+      batch_size: images at a time.
 
     Raises:
       UserError: no such net or number of views, or all views would be the same.
@@ -66,22 +65,22 @@ class Predictor:
     if views > 1 and preprocessing.crop == (preprocessing.resize_to or self.weights.image_size):
       raise UserError(
         f'{views} views: all are the same, because {self.weights.source} sees the whole of its'
-        f' {preprocessing.crop}-pixel pictures; use 1'
+        f' {preprocessing.crop}-pixel images; use 1'
       )
 
   def __call__(
     self, inputs: Any, *, top: int = 5, features: str | None = None
   ) -> ImagePrediction | list[ImagePrediction]:
-    """Looks at pictures.
+    """Predicts the classes of images.
 
     Args:
-      inputs: one picture: a path, a PIL image, or pixels uint8 (H, W, 3) RGB, (H, W, 1) or (H, W)
+      inputs: one image: a path, a PIL image, or pixels uint8 (H, W, 3) RGB, (H, W, 1) or (H, W)
         gray. Or many: an iterable of such, or a batch uint8 (N, H, W, 3) or (N, H, W, 1).
       top: classes to name, at most as many as there are.
       features: a layer whose outputs are wanted too.
 
     Returns:
-      An ImagePrediction for one picture; a list of them, in order, for many. What cannot be read
+      An ImagePrediction for one image; a list of them, in order, for many. What cannot be read
       has an `error`.
 
     Raises:
@@ -97,73 +96,49 @@ class Predictor:
     *,
     top: int = 5,
     features: str | None = None,
-    advance: Callable[[int], None] = lambda pictures: None,
+    advance: Callable[[int], None] = lambda count: None,
   ) -> Iterator[ImagePrediction]:
-    """Yields an ImagePrediction for each picture; while the net works, others are decoded.
+    """Yields an ImagePrediction for each image; while the net works, others are decoded.
 
     Args:
       inputs, top, features: see `__call__`.
-      advance: told the number of pictures just done.
+      advance: told the number of images just done.
     """
     if features is not None:
       self._check_layer(features)
-    inputs, _ = images.as_list(inputs)
+    weights, (inputs, _) = self.weights, images.as_list(inputs)
     # Rounded up, so that many small calls share a few compiled programs.
     size = min(self._batch_size, 1 << max(len(inputs) - 1, 0).bit_length())
-    decoded = images.batches(
-      inputs,
-      self.weights.image_size,
-      self.weights.resize,
-      size,
-      self.weights.preprocessing.upright,
-    )
     names = (
       str(item) if isinstance(item, Path) else f'#{number}'
       for number, item in enumerate(inputs, start=1)
     )
-    under_way: collections.deque[tuple[list, tuple]] = collections.deque()
-    for batch in decoded:
-      under_way.append((batch, self._start(batch, size, top, features)))
-      if len(under_way) > 2:
-        yield from self._finish(*under_way.popleft(), names, advance)
-    while under_way:
-      yield from self._finish(*under_way.popleft(), names, advance)
-
-  def _start(self, batch: list, size: int, top: int, features: str | None):
-    """Sets the net to work on a batch, without waiting."""
-    side = self.weights.image_size
-    pixels = np.zeros((size, side, side, 3), np.uint8)
-    for place, picture in enumerate(batch):
-      if isinstance(picture, np.ndarray):
-        pixels[place] = picture
-    pixels = jax.device_put(pixels)
-    found = [self._view(self._variables, pixels, place, features) for place in self._views]
-    probabilities, outputs = jax.tree.map(lambda *each: sum(each) / len(each), *found)
-    best, order = jax.lax.top_k(probabilities, min(top, len(self.weights.classes)))
-    return order, best, outputs
-
-  def _finish(self, batch, found, names, advance) -> Iterator[ImagePrediction]:
-    order, probabilities, features = jax.device_get(found)
-    for place, (picture, name) in enumerate(zip(batch, names, strict=False)):
-      if isinstance(picture, images.UnreadableImage):
-        yield ImagePrediction(name, error=str(picture))
-        continue
-      labels = tuple(order[place].tolist())
-      classes = tuple(self.weights.classes[label] for label in labels)
-      truth = self._true_label(name)
-      yield ImagePrediction(
-        name=name,
-        classes=classes,
-        labels=labels,
-        probabilities=probabilities[place],
-        true_class='' if truth is None else self.weights.classes[truth],
-        true_label=truth,
-        features=None if features is None else features[place],
-      )
-    advance(len(batch))
+    for batch in images.batches(
+      inputs, weights.image_size, weights.resize, size, weights.preprocessing.upright
+    ):
+      blank = np.zeros((weights.image_size, weights.image_size, 3), np.uint8)
+      readable = [image if isinstance(image, np.ndarray) else blank for image in batch]
+      pixels = np.stack(readable + [blank] * (size - len(batch)))
+      found = jax.device_get(self._averaged(pixels, top, features))
+      for place, (image, name) in enumerate(zip(batch, names, strict=False)):
+        if isinstance(image, images.UnreadableImage):
+          yield ImagePrediction(name, error=str(image))
+          continue
+        labels, probabilities, outputs = jax.tree.map(lambda each: each[place], found)  # noqa: B023
+        truth = self._true_label(name)
+        yield ImagePrediction(
+          name=name,
+          classes=tuple(weights.classes[label] for label in labels),
+          labels=tuple(labels.tolist()),
+          probabilities=probabilities,
+          true_class='' if truth is None else weights.classes[truth],
+          true_label=truth,
+          features=outputs,
+        )
+      advance(len(batch))
 
   def _true_label(self, name: str) -> int | None:
-    """The class after which the nearest folder above a picture is named; None if none is.
+    """The class after which the nearest folder above an image is named; None if none is.
 
     ImageNet's folders are WNIDs, and then so is the order of its classes, whatever they are called.
     """
@@ -175,9 +150,17 @@ class Predictor:
         return imagenet.published_classes().index(folder)
     return None
 
+  def _averaged(self, pixels: np.ndarray, top: int, features: str | None):
+    """The best labels of each image, their probabilities, and a layer's output, of all views."""
+    placed = jax.device_put(pixels)
+    found = [self._view(self._variables, placed, place, features) for place in self._views]
+    probabilities, outputs = jax.tree.map(lambda *each: sum(each) / len(each), *found)
+    best, order = jax.lax.top_k(probabilities, min(top, len(self.weights.classes)))
+    return order, best, outputs
+
   @functools.cached_property
   def _view(self):
-    """Compiled: probabilities of a view of each picture, and the output of a layer or None."""
+    """Compiled: probabilities of a view of each image, and the output of a layer or None."""
     model, preprocessing = AlexNet(self.table), self.weights.preprocessing
 
     def view(variables, pixels, place, features):
