@@ -47,19 +47,14 @@ def main() -> None:
     )
   cli.read_config()  # reports mistakes in it before those in the grid
   from alexnet_jax.run.folder import RunFolder
-  from alexnet_jax.sweep import runner
-  from alexnet_jax.sweep import runs as sweep
+  from alexnet_jax.sweep import runner, runs
 
   workdir = Path(_WORKDIR.value)
-  found = sweep.plan(
-    cli.config_words(),
-    _ABLATIONS.value,
-    sweep.parse_seeds(_SEEDS.value),
-    sweep.parse_grid(_GRID.value),
-    workdir,
-  )
+  seeds, grid = runs.parse_seeds(_SEEDS.value), runs.parse_grid(_GRID.value)
+  found = runs.plan(cli.config_words(), _ABLATIONS.value, seeds, grid, workdir)
   if _DRY_RUN.value:
-    print(sweep.listing(found))
+    for run in found:
+      print(f'{"done" if run.finished else "to do":<7}{shlex.join(run.command())}')
   elif _LAUNCHER.value:
     for run in found:
       if not run.finished:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +66,8 @@ def plan(
     names = [] if change == BASELINE else change.split('+')
     parts = [change, f'seed{seed}']
     if point:
-      parts.append(_folder(','.join(f'{field}={value}' for field, value in point)))
+      shown = ','.join(f'{field}={value}' for field, value in point)
+      parts.append(re.sub(r'[^\w.=,+-]', '_', shown))
     words = [*config_words, f'--config.seed={seed}']
     words += [f'--config.{field}={value}' for field, value in point]
     config, typed = config_files.parse(words)
@@ -115,10 +115,6 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
   )
 
 
-def _folder(text: str) -> str:
-  return re.sub(r'[^\w.=,+-]', '_', text)
-
-
 def _check(found: Sequence[PlannedRun]) -> None:
   """Raises UserError if two runs share a folder, or one's folder is another run's."""
   folders = [run.workdir for run in found]
@@ -133,10 +129,3 @@ def _check(found: Sequence[PlannedRun]) -> None:
           f'{run.workdir} holds a run with another config ({shown}): give this sweep another'
           ' --workdir'
         )
-
-
-def listing(found: Sequence[PlannedRun]) -> str:
-  """One line a run: whether it is done, and its command."""
-  return '\n'.join(
-    f'{"done" if run.finished else "to do":<7}{shlex.join(run.command())}' for run in found
-  )
