@@ -52,22 +52,19 @@ def test_plain_lines(tmp_path):
   assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', line) for line in logged)
 
 
-def test_two_classes_have_no_top5():
-  stream = io.StringIO()
-  console = TrainingConsole(10, 0.5, stream=stream)
-  console.evaluation({'eval/top1_error': 0.25})
-  console.update(1, epoch=0.05, loss=math.nan, images_per_second=3.21)
-  assert stream.getvalue() == 'epoch 0.1/0.5  step 1/10  loss nan  val 25.0  3.2 img/s\n'
-
-
-def test_time_left_forgets_what_was_before_a_suspension():
+def test_time_left_forgets_what_was_before_a_suspension_and_two_classes_have_no_top5():
   stream, seconds = io.StringIO(), iter([0.0, 9999.0, 10009.0])
   console = TrainingConsole(100, 1, stream=stream, clock=seconds.__next__)
-  console.update(10, epoch=0, loss=1)
+  console.update(10, epoch=0.1, loss=math.nan, images_per_second=3.21)
+  console.evaluation({'eval/top1_error': 0.25})
   console.restart_pace()
-  console.update(20, epoch=0, loss=1)
-  console.update(30, epoch=0, loss=1)
-  assert [line.partition('ETA ')[2] for line in stream.getvalue().splitlines()] == ['', '', '1m10s']
+  console.update(20, epoch=0.2, loss=1)
+  console.update(30, epoch=0.3, loss=1)
+  assert stream.getvalue().splitlines() == [
+    'epoch 0.1/1  step 10/100  loss nan  3.2 img/s',
+    'epoch 0.2/1  step 20/100  loss 1.00  val 25.0',
+    'epoch 0.3/1  step 30/100  loss 1.00  val 25.0  ETA 1m10s',
+  ]
 
 
 def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, wide):
@@ -131,15 +128,7 @@ def test_summary():
 
 @pytest.mark.parametrize(
   ('seconds', 'text'),
-  [
-    (0.2, '0s'),
-    (59.6, '1m00s'),
-    (725, '12m05s'),
-    (3599.7, '1h00m'),
-    (11520, '3h12m'),
-    (86399, '1d00h'),
-    (536400, '6d05h'),
-  ],
+  [(0.2, '0s'), (59.6, '1m00s'), (725, '12m05s'), (3599.7, '1h00m'), (86399, '1d00h')],
 )
 def test_duration(seconds, text):
   assert duration(seconds) == text
@@ -156,7 +145,6 @@ def test_si(value, text):
 @pytest.mark.parametrize(
   'word, suggestion',
   [
-    ('optimizer.lerning_rate', 'optimizer.learning_rate'),
     ('optimizer.lr', 'optimizer.learning_rate'),
     ('lr', 'optimizer.learning_rate'),
     ('seeds', 'seed'),
