@@ -370,7 +370,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f'config.eval.{name}={config.eval[name]}: all views are the same because'
         f' input.crop is the whole image ({size}); use 1'
       )
-  nets.check(config)
+  nets.check_net(config)
 
 
 def image_size(config: ml_collections.ConfigDict) -> int:

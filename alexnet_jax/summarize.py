@@ -23,7 +23,9 @@ def main() -> None:
   print(
     f'{name}: net {nets.title(config.model)}, input {side}x{side}x3, {classes:,} classes{note}\n'
   )
-  lines = [('layer', 'kind', 'kernel', 'stride', 'groups', 'output', 'parameters', 'MACs')]
+  lines: list[tuple[str, ...]] = [
+    ('layer', 'kind', 'kernel', 'stride', 'groups', 'output', 'parameters', 'MACs')
+  ]
   table, shape = nets.table_of(config, classes), (side, side, 3)
   for row, inputs, outputs in layers.walk(table, shape):
     parameters, macs = row.parameter_count(inputs), row.macs(inputs)

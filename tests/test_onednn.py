@@ -74,7 +74,7 @@ def test_eight_devices_at_once_agree_with_one():
 
   def both(x, kernel):
     bias = jnp.arange(64.0)
-    y, pull = jax.vjp(lambda *each: onednn.conv(*each, bias, 1, ((2, 2), (2, 2))), x, kernel)
+    y, pull = jax.vjp(lambda *each: onednn.conv_bias(*each, bias, 1, ((2, 2), (2, 2))), x, kernel)
     return y, pull(y)[0]
 
   alone = [jax.jit(both)(part, kernel) for part in x]
@@ -94,7 +94,7 @@ from alexnet_jax.model import onednn
 from alexnet_jax.train.devices import Devices
 compilation_cache.enable()
 one = jnp.ones((1, 4, 8, 8, 3)), jnp.ones((3, 3, 3, 8))
-conv = lambda x, k: onednn.conv(x, k, jnp.ones(8))
+conv = lambda x, k: onednn.conv_bias(x, k, jnp.ones(8))
 f = Devices().pmap(conv, in_axes=(0, None), out_axes=0, cache=False)
 print(float(f(*one).sum()), f.compiled(*one).as_text().count('__onednn$convolution') > 0)
 Devices().pmap(lambda x: jnp.fft.fft(x), in_axes=0, out_axes=0)(one[0])

@@ -150,16 +150,16 @@ def _tanh(table: Table, _: Shape) -> Table:
   )
 
 
-def one_tower(table: Table, shape: Shape) -> Table:
-  """#145-half: half the kernels of conv1 to conv4, conv5 and the dense layers whole."""
-  whole = _ungrouped(table, shape)
-  if whole == table:
+def _one_tower(table: Table, shape: Shape) -> Table:
+  """#145-half: half the kernels of conv1 to conv4, all of conv5 and the dense layers."""
+  ungrouped = _ungrouped(table, shape)
+  if ungrouped == table:
     return table
   return tuple(
     dataclasses.replace(row, features=row.features // 2)
     if isinstance(row, Conv) and row.name in ('conv1', 'conv2', 'conv3', 'conv4')
     else row
-    for row in whole
+    for row in ungrouped
   )
 
 
@@ -219,7 +219,7 @@ ABLATIONS: dict[str, Ablation] = {
   'one_tower': Ablation(
     '§3.2: 1.7 / 1.2; #145-half on the ILSVRC-2010 test set: 39.17 / 18.23 against 37.47 / 17.00',
     (1.70, 1.23),
-    one_tower,
+    _one_tower,
   ),
   # Every convolution sees all maps.
   'ungrouped': Ablation(edit=_ungrouped),

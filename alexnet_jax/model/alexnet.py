@@ -115,7 +115,7 @@ class Weighted(nn.Module):
     if isinstance(row, layers.Local):
       return biased(locally_connected(x, kernel, stride=row.stride, padding=padding))
     if self.onednn:
-      return onednn.conv(x, kernel, bias, stride=row.stride, padding=padding, groups=row.groups)
+      return onednn.conv_bias(x, kernel, bias, row.stride, padding, row.groups)
     return biased(conv(x, kernel, stride=row.stride, padding=padding, groups=row.groups))
 
 

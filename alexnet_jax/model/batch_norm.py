@@ -48,14 +48,11 @@ class BatchNormalization(nn.Module):
       mean, square = lax.pmean((mean, square), self.axis_name)
     var = jnp.maximum(square - jnp.square(mean), 0)
     if not self.is_initializing():
-      self._update(running_mean, mean)
-      self._update(running_var, var)
+      for running, moments in ((running_mean, mean), (running_var, var)):
+        average = moments.mean(0)
+        if self.axis_name and self.ghost_batch:
+          average = lax.pmean(average, self.axis_name)
+        running.value = self.decay * running.value + (1 - self.decay) * average
     factor = scale * lax.rsqrt(var + self.epsilon)
     normalized = groups * factor[:, None] + (bias - mean * factor)[:, None]
     return normalized.reshape(x.shape).astype(x.dtype)
-
-  def _update(self, running, moments):
-    average = moments.mean(0)
-    if self.axis_name and self.ghost_batch:
-      average = lax.pmean(average, self.axis_name)
-    running.value = self.decay * running.value + (1 - self.decay) * average

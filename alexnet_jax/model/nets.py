@@ -88,19 +88,19 @@ def paper(classes: int = 1000) -> layers.Table:
     Relu('relu2'),
     ResponseNorm('norm2', **norm),
     MaxPool('pool2'),
-    *_upper_convolutions(init=0.01, bias=1.0),
+    *_upper_convolutions(bias=1.0),
     *_dense_layers(classes, bias=1.0),
   )
 
 
-def _upper_convolutions(*, init: float, bias: float) -> layers.Table:
+def _upper_convolutions(*, bias: float) -> layers.Table:
   """conv3 to pool5, with a ReLU directly after every convolution."""
   return (
-    Conv('conv3', 384, 3, padding=1, init=init, bias=0.0),
+    Conv('conv3', 384, 3, padding=1),
     Relu('relu3'),
-    Conv('conv4', 384, 3, padding=1, groups=2, init=init, bias=bias),
+    Conv('conv4', 384, 3, padding=1, groups=2, bias=bias),
     Relu('relu4'),
-    Conv('conv5', 256, 3, padding=1, groups=2, init=init, bias=bias),
+    Conv('conv5', 256, 3, padding=1, groups=2, bias=bias),
     Relu('relu5'),
     MaxPool('pool5'),
   )
@@ -121,7 +121,7 @@ def caffe(classes: int = 1000) -> layers.Table:
     Relu('relu2'),
     ResponseNorm('norm2', k=1.0),
     MaxPool('pool2'),
-    *_upper_convolutions(init=0.01, bias=0.1),
+    *_upper_convolutions(bias=0.1),
     *_dense_layers(classes, bias=0.1, hidden_init=0.005, inverted=True),
   )
 
@@ -170,7 +170,7 @@ def one_tower(classes: int = 1000) -> layers.Table:
 
   #145 with half the kernels of conv1-4, each of which sees all maps; the rest is not halved.
   """
-  return ablations.one_tower(krizhevsky2012(classes), (224, 224, 3))
+  return ablations.edited(krizhevsky2012(classes), ['one_tower'], (224, 224, 3))
 
 
 def conv6(classes: int = 1000) -> layers.Table:
@@ -371,7 +371,7 @@ def has_batch_norm(config) -> bool:
   return any(isinstance(row, BatchNorm) for row in table_of(config, 2))
 
 
-def check(config) -> None:
+def check_net(config) -> None:
   """Checks what a config asks of its net.
 
   Raises:

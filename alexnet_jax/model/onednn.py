@@ -67,7 +67,7 @@ def available() -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def conv(
+def conv_bias(
   x: jax.Array,
   kernel: jax.Array,
   bias: jax.Array,
@@ -91,17 +91,17 @@ def _backward(stride, padding, groups, saved, upstream):
     for width, (before, after) in zip(kernel.shape, padding, strict=False)
   ]
   if stride == 1 and min(map(min, zeros)) >= 0:
-    dx = _call((upstream, _turned(kernel, groups)), 1, zeros, groups)
+    dx = _call((upstream, _rotated(kernel, groups)), 1, zeros, groups)
   else:  # first layers only, of whose inputs no gradient is asked
     dx = jax.vjp(lambda x: by_xla(x, kernel), x)[1](upstream)[0]
   (dkernel,) = jax.vjp(lambda kernel: by_xla(x, kernel), kernel)[1](upstream)
   return dx, dkernel, upstream.sum((0, 1, 2))
 
 
-conv.defvjp(_forward, _backward)
+conv_bias.defvjp(_forward, _backward)
 
 
-def _turned(kernel, groups):
+def _rotated(kernel, groups):
   """Filters of the transposed convolution: rotated by 180 degrees, in each group."""
   kh, kw, inputs, outputs = kernel.shape
   parts = kernel[::-1, ::-1].reshape(kh, kw, inputs, groups, outputs // groups)

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 # cuda-convnet2 make-data/input_meta, `color_pca` of the ILSVRC-2012 training set on 0-255 RGB:
 # standard deviations (not eigenvalues) and, as columns, the eigenvectors they belong to.
@@ -49,8 +50,8 @@ class Preprocessing:
     random_crop, random_flip: whether training draws them.
     color_basis: float32 (3, 3); row i is the i-th principal component times its standard
       deviation.
-    upright: whether photos are turned as their EXIF orientation says before they are resized; see
-      `store.is_upright`.
+    upright: whether images are rotated as their EXIF orientation says before they are resized; see
+      `Store.upright`.
   """
 
   crop: int
@@ -61,9 +62,6 @@ class Preprocessing:
   random_crop: bool = True
   random_flip: bool = True
   upright: bool = False
-
-  def _enlarged(self, images: jax.Array) -> jax.Array:
-    return enlarge(images, self.resize_to) if self.resize_to else images
 
   def training_views(self, images: jax.Array, keys: jax.Array, color_noise: jax.Array) -> jax.Array:
     """Random views.
@@ -77,7 +75,7 @@ class Preprocessing:
     Returns:
       float32 (N, crop, crop, 3).
     """
-    images = self._enlarged(images)
+    images = enlarge(images, self.resize_to)
     border = images.shape[1] - self.crop
     crop_keys, mirror_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     if self.random_crop and border:
@@ -86,7 +84,10 @@ class Preprocessing:
       )
     else:
       offsets = jnp.full((len(images), 2), border // 2, jnp.int32)
-    views = jax.vmap(self._cut)(images, offsets)
+    size = (self.crop, self.crop, 3)
+    views = jax.vmap(lambda image, start: lax.dynamic_slice(image, (*start, jnp.int32(0)), size))(
+      images, offsets
+    )
     if self.random_flip:
       mirrored = jax.vmap(jax.random.bernoulli)(mirror_keys)
       views = jnp.where(mirrored[:, None, None, None], views[:, :, ::-1], views)
@@ -94,10 +95,6 @@ class Preprocessing:
     # The 2012 code shrinks image plus noise so that its size stays that of a test image.
     shifted = views.astype(jnp.float32) - self.mean + color_noise * noise[:, None, None]
     return shifted * (self.scale / (1 + color_noise))
-
-  def _cut(self, image: jax.Array, offset: jax.Array) -> jax.Array:
-    start = (*offset, jnp.int32(0))
-    return jax.lax.dynamic_slice(image, start, (self.crop, self.crop, 3))
 
   def test_view(self, images: jax.Array, view: jax.Array) -> jax.Array:
     """One fixed view of every image.
@@ -109,17 +106,19 @@ class Preprocessing:
     Returns:
       float32 (N, crop, crop, 3).
     """
-    images = self._enlarged(images)
+    images = enlarge(images, self.resize_to)
     border = images.shape[1] - self.crop
     offset = jnp.floor(view[:2] * border).astype(jnp.int32)
     start = (jnp.int32(0), *offset, jnp.int32(0))
-    views = jax.lax.dynamic_slice(images, start, (len(images), self.crop, self.crop, 3))
+    views = lax.dynamic_slice(images, start, (len(images), self.crop, self.crop, 3))
     views = jnp.where(view[2] > 0, views[:, :, ::-1], views)
     return (views.astype(jnp.float32) - self.mean) * self.scale
 
 
 def enlarge(images: jax.Array, size: int) -> jax.Array:
-  """Bilinear enlargement of (N, S, S, C) to float32 (N, size, size, C)."""
+  """Bilinear enlargement of (N, S, S, C) to float32 (N, size, size, C); none if size is 0."""
+  if not size:
+    return images
   shape = (images.shape[0], size, size, images.shape[3])
   return jax.image.resize(jnp.asarray(images, jnp.float32), shape, 'bilinear')
 

@@ -20,7 +20,7 @@ class Pretrained:
     variables: {'params': {layer: {'kernel', 'bias'}}, 'batch_stats': {...}} as NumPy float32, in
       the layout of `AlexNet`; the net takes RGB.
     classes: names, in the order of the logits.
-    image_size: side of the square a picture is brought to before a view of it is cut.
+    image_size: side of the square an image is resized to before a view of it is cut.
     resize: how, 'crop' or 'warp', as in `data.images`.
     preprocessing: from that square to the net's input.
     ablations: of the net, as in config.model.ablations.

@@ -201,8 +201,5 @@ def make_preprocessing(
 
 def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:
   """The central crop of the mean image, which is first resized like the images."""
-  if settings.resize_to:
-    mean_image = np.asarray(
-      preprocessing.enlarge(jnp.asarray(mean_image)[None], settings.resize_to)[0]
-    )
-  return preprocessing.central(mean_image, settings.crop)
+  enlarged = preprocessing.enlarge(jnp.asarray(mean_image)[None], settings.resize_to)
+  return preprocessing.central(np.asarray(enlarged[0]), settings.crop)
