@@ -288,7 +288,7 @@ def test_unreadable_images_are_left_out(broken, tmp_path, workers, rows_per_part
 
 def test_interrupted_leaving_out(broken, tmp_path, monkeypatch):
   def fail(path, value):
-    if path.name == 'meta.json':
+    if 'counts' in value:
       raise KeyboardInterrupt  # holes are filled by now
     real(path, value)
 

@@ -6,7 +6,7 @@ have a record are never written again.
 
 Records are merged in order and their sums are integers, so the result is the same to the byte
 whoever did which part. Each step can be interrupted and repeated: nothing is cut off or removed
-before meta.json, which commits the store, is there.
+before meta.json, which describes the job from its beginning, has the counts that commit the store.
 """
 
 import dataclasses
@@ -29,7 +29,6 @@ from alexnet_jax.errors import UserError
 
 # The order of rows belongs to the data, not to a run: it never follows a configuration's seed.
 ORDER_SEED = 2012
-_DESCRIPTION = 'writer.json'
 _JPEG_COMPRESSION = 5  # at least; 6 at quality 95, more at lower ones
 _NAMED_IN_MESSAGE = 5
 
@@ -38,13 +37,8 @@ _NAMED_IN_MESSAGE = 5
 class Job:
   """Writes `source` to a store; picklable.
 
-  Attributes:
-    source: labeled images.
+  Attributes: as the arguments of `writer.write_store`, and
     folder: holds everything until the store is complete.
-    image_size: S, side of the images in pixels.
-    resize: 'crop' or 'warp'.
-    rows_per_part: rows of a part.
-    encoding: how images are stored: 'raw', or 'jpeg 90' for quality 90.
   """
 
   source: Source
@@ -85,17 +79,17 @@ class Job:
       UserError: the disk is too small.
     """
     self._check_disk_space()
-    if not self._is_described_by(_DESCRIPTION):
+    if not self._meta():
       shutil.rmtree(self.folder, ignore_errors=True)
       for name in ('parts', *store.SPLITS):
         (self.folder / name).mkdir(parents=True)
-      files.write_json(self.folder / _DESCRIPTION, self.description)
+      files.write_json(self.folder / 'meta.json', self.description)
     parts = [part for split in store.SPLITS for part in self.parts(split)]
     return [part for part in parts if not self._record_file(part).exists()]
 
   def is_committed(self) -> bool:
     """Whether the folder holds the whole store."""
-    return self._is_described_by('meta.json')
+    return 'counts' in self._meta()
 
   def read_row(self, split: str, row: int) -> tuple[np.ndarray, int]:
     """One example as the store holds it: uint8 (S, S, 3) and the label.
@@ -189,13 +183,11 @@ class Job:
 
   def publish(self, path: pathlib.Path) -> None:
     """Moves the committed store to its place."""
-    counts = json.loads((self.folder / 'meta.json').read_text())['counts']
-    for split, count in counts.items():
+    for split, count in self._meta()['counts'].items():
       self._image_files(split).finish(count)
     shutil.rmtree(self.folder / 'parts', ignore_errors=True)
     for left in self.folder.rglob('.*.tmp'):  # of writers that were killed
       left.unlink()
-    (self.folder / _DESCRIPTION).unlink(missing_ok=True)
     self.folder.rename(path)
 
   def _image_files(self, split: str):
@@ -208,13 +200,13 @@ class Job:
     with np.load(self._record_file(part), allow_pickle=False) as file:
       return dict(file)
 
-  def _is_described_by(self, name: str) -> bool:
-    """Whether the JSON file `name` in the folder describes this job."""
+  def _meta(self) -> dict[str, Any]:
+    """What meta.json says in the folder; nothing if it is not of this job."""
     try:
-      found = json.loads((self.folder / name).read_text())
+      found = json.loads((self.folder / 'meta.json').read_text())
     except (OSError, ValueError):
-      return False
-    return self.description.items() <= found.items()
+      return {}
+    return found if self.description.items() <= found.items() else {}
 
   def _check_disk_space(self) -> None:
     """Raises UserError unless what remains to be written fits the disk."""
