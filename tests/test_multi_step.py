@@ -10,7 +10,7 @@ import pytest
 from helpers.same_ends import final
 
 from alexnet_jax import config as configs
-from alexnet_jax.data import feed, order
+from alexnet_jax.data import order
 from alexnet_jax.errors import Diverged, Interrupted, UserError
 from alexnet_jax.model import nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -18,7 +18,7 @@ from alexnet_jax.model.layers import BatchNorm, Conv, Dense, Dropout, MaxPool, R
 from alexnet_jax.run.metrics import read_metrics
 from alexnet_jax.train import loop
 from alexnet_jax.train.devices import Devices
-from alexnet_jax.train.multi_step import calls
+from alexnet_jax.train.multi_step import calls, train_rows
 from alexnet_jax.train.throughput import Throughput
 
 EXAMPLES, BATCH, STEPS = 40, 16, 10  # four epochs whose ends lie within batches
@@ -219,9 +219,10 @@ def test_rows_are_those_of_the_feed(count):
   """Of each process, also where a batch straddles epochs."""
   for index in range(count):
     part = slice(index * 12 // count, (index + 1) * 12 // count)
-    share = {'batch_size': 12, 'process_index': index, 'process_count': count}
+    config = SimpleNamespace(batch_size=12, seed=2, steps_per_call=4)
+    process = SimpleNamespace(process_index=index, process_count=count)
     steps = [range(4), range(4, 5), range(5, 9)]
-    with feed.train_rows(45, seed=2, calls=steps, most=4, **share) as batches:
+    with train_rows(45, config, process, steps) as batches:
       for call, batch in zip(steps, batches, strict=True):
         assert batch['row'].dtype == batch['position'].dtype == np.int32
         assert batch['position'].tolist() == list(range(12))[part]

@@ -106,7 +106,7 @@ def train_batches(
     An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32
     (b,), `position` int32 (b,), the place in the global batch.
   """
-  mine = _part(batch_size, process_index, process_count)
+  mine = part_of_batch(batch_size, process_index, process_count)
   gather = Gather(split)
   positions = np.arange(mine.start, mine.stop, dtype=np.int32)
 
@@ -115,39 +115,6 @@ def train_batches(
     return {'image': gather(rows), 'label': split.labels[rows], 'position': positions.copy()}
 
   return Batches(gather, make, itertools.count(start_step))
-
-
-def train_rows(
-  n: int,
-  *,
-  seed: int,
-  calls: Iterable[range],
-  most: int,
-  batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Batches:
-  """The rows of the batches of `train_batches`, many steps at a time.
-
-  Args: as for `train_batches`, and
-    n: number of training rows.
-    calls: the steps of each call.
-    most: K, at least the steps of any call.
-
-  Returns:
-    An iterator of dicts, one for each call: `row` int32 (b, K), a column for each step, -1 in
-    those beyond the last; `position` int32 (b,) as of `train_batches`.
-  """
-  mine = _part(batch_size, process_index, process_count)
-  positions = np.arange(mine.start, mine.stop, dtype=np.int32)
-
-  def make(steps: range) -> Batch:
-    rows = np.full((len(positions), most), -1, np.int32)
-    for column, step in enumerate(steps):
-      rows[:, column] = order.rows(seed, step, batch_size, n)[mine]
-    return {'row': rows, 'position': positions.copy()}
-
-  return Batches(None, make, calls)
 
 
 def all_images(split: Split) -> np.ndarray:
@@ -169,7 +136,7 @@ def eval_batches(
     An iterator of dicts with `image` and `label` as of `train_batches`, and `row` int64 (b,);
     padding has black images, label 0 and row -1.
   """
-  mine = _part(batch_size, process_index, process_count)
+  mine = part_of_batch(batch_size, process_index, process_count)
   gather = Gather(split)
   places = np.arange(mine.start, mine.stop)
 
@@ -184,7 +151,8 @@ def eval_batches(
   return Batches(gather, make, range(-(-len(split) // batch_size)))
 
 
-def _part(batch_size: int, process_index: int, process_count: int) -> slice:
+def part_of_batch(batch_size: int, process_index: int, process_count: int) -> slice:
+  """The places of a process in each global batch."""
   if batch_size % process_count:
     raise ValueError(f'batch size {batch_size} is no multiple of {process_count} processes')
   size = batch_size // process_count

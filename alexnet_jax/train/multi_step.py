@@ -9,13 +9,14 @@ one loop body makes all steps of a run.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from alexnet_jax.data import feed
+from alexnet_jax.data import feed, order
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import si
@@ -68,20 +69,31 @@ def add_examples(program: Program, config, devices: Devices, split: Split) -> Pr
 
   def make_batches(start, end, is_due):
     ends, ranges = itertools.tee(calls(start, end, config.steps_per_call, is_due))
-    return (call.stop for call in ends), feed.train_rows(
-      len(split),
-      calls=ranges,
-      most=config.steps_per_call,
-      seed=config.seed,
-      batch_size=config.batch_size,
-      process_index=devices.process_index,
-      process_count=devices.process_count,
-    )
+    return (call.stop for call in ends), train_rows(len(split), config, devices, ranges)
 
   def train_step(state, batch):
     return program.train_step(state, batch | {'examples': examples})
 
   return dataclasses.replace(program, train_step=train_step, make_batches=make_batches)
+
+
+def train_rows(n: int, config, devices: Devices, calls: Iterable[range]) -> feed.Batches:
+  """The rows that `feed.train_batches` would read of `n`, for each call.
+
+  Returns:
+    An iterator of dicts: `row` int32 (b, K), a column for each step, -1 in those beyond the last;
+    `position` int32 (b,) as of `feed.train_batches`.
+  """
+  mine = feed.part_of_batch(config.batch_size, devices.process_index, devices.process_count)
+  positions = np.arange(mine.start, mine.stop, dtype=np.int32)
+
+  def make(steps: range) -> feed.Batch:
+    rows = np.full((len(positions), config.steps_per_call), -1, np.int32)
+    for column, step in enumerate(steps):
+      rows[:, column] = order.rows(config.seed, step, config.batch_size, n)[mine]
+    return {'row': rows, 'position': positions.copy()}
+
+  return feed.Batches(None, make, calls)
 
 
 def make_train_steps(train_step):
