@@ -90,16 +90,11 @@ def rows_of(folder):
   return comparison.compare_runs(find_finished_runs([folder])[0])
 
 
-def saved(workdir):
-  with np.load(workdir / 'predictions-last-1.npz', allow_pickle=False) as file:
-    return file['label'], file['probabilities']
-
-
 def wrong_again(workdir, k):
   """By sorting, which the report does not do."""
-  label, probabilities = saved(workdir)
-  best = np.argsort(-probabilities, axis=1, kind='stable')[:, :k]
-  return (best != label[:, None]).all(1)
+  with np.load(workdir / 'predictions-last-1.npz', allow_pickle=False) as file:
+    best = np.argsort(-file['probabilities'], axis=1, kind='stable')[:, :k]
+    return (best != file['label'][:, None]).all(1)
 
 
 def read_csv(folder):
@@ -274,14 +269,13 @@ def test_damaged_and_absent_runs_are_one_line(tmp_path, labels):
   path = tmp_path / 'a' / 'predictions-last-1.npz'
   good = path.read_bytes()
   np.savez(path, label=labels, probabilities=np.array([{}], object))  # a pickle
-  for content in (path.read_bytes(), good[:1000], b'', b'PK'):
+  pickled = path.read_bytes()
+  np.savez(path, label=labels + 9, probabilities=np.ones((len(labels), 10), np.float32))
+  for content in (pickled, path.read_bytes(), good[:1000], b'', b'PK'):
     path.write_bytes(content)
     with pytest.raises(UserError, match='predictions-last-1.npz is damaged') as error:
       find_finished_runs([tmp_path])
     assert '\n' not in str(error.value)
-  np.savez(path, label=labels + 9, probabilities=np.ones((len(labels), 10), np.float32))
-  with pytest.raises(UserError, match='is damaged'):
-    find_finished_runs([tmp_path])
 
 
 @pytest.mark.slow
