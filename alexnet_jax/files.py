@@ -5,11 +5,12 @@ middle of a write, sees the old content or the new, never a part.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,6 +81,23 @@ def write_npz(path: str | os.PathLike, **arrays: Any) -> None:
 
   with replacing(path) as file:
     np.savez(file, **arrays)
+
+
+def read_npz(path: Path, names: Iterable[str], advice: str) -> dict[str, Any]:
+  """The arrays of these names that `write_npz` wrote.
+
+  Raises:
+    UserError: the file is damaged; it ends with the advice.
+  """
+  import numpy as np
+
+  try:
+    # From memory, since np.load leaves a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
+      return {name: saved[name] for name in names}
+  except Exception as error:  # NumPy's readers raise nearly anything on damaged bytes
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    raise UserError(f'{path} is damaged ({reason}): {advice}') from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,9 +4,6 @@ import csv
 import json
 import math
 import os
-import re
-import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -124,22 +121,15 @@ def test_resumed_run_leaves_the_files_of_an_unbroken_one(tmp_path, tail, killed_
     assert (tmp_path / 'resumed' / name).read_bytes() == expected
 
 
-def test_whole_last_line_without_its_newline_stays(tmp_path):
-  assert read_metrics(tmp_path) == []
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1.0}')
-  writer = MetricWriter(tmp_path, start_step=1, tensorboard=False)
-  writer.write(2, {'a': 2})
-  writer.close()
-  assert read_metrics(tmp_path) == [{'step': 1, 'a': 1.0}, {'step': 2, 'a': 2.0}]
-
-
 def test_nothing_is_recorded_twice_at_a_step(tmp_path):
   """Saved at step 4 and killed in the evaluation after it: the evaluation is done again."""
+  assert read_metrics(tmp_path) == []
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1.0}')  # whole, but for the newline
   for _ in range(2):
     writer = MetricWriter(tmp_path, start_step=4, tensorboard=False)
-    writer.write(4, {'eval/loss': 1.0})
+    writer.write(4, {'eval/loss': 1})
     writer.close()
-  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 4, "eval/loss": 1.0}\n'
+  assert read_metrics(tmp_path) == [{'step': 1, 'a': 1.0}, {'step': 4, 'eval/loss': 1.0}]
 
 
 def test_damage_in_the_middle_is_told(tmp_path):
@@ -166,81 +156,28 @@ def test_csv_grows_with_new_names_and_is_whole_after_each_evaluation(tmp_path):
   assert _csv(tmp_path)[3] == ['3', '', '', '', '0.01']
 
 
-def test_kill_loses_no_line_that_was_written(tmp_path):
-  code = """
-import itertools, sys
-from alexnet_jax.run.metrics import MetricWriter
-writer = MetricWriter(sys.argv[1])
-for step in itertools.count(1):
-  writer.write(step, {'train/loss': 1.0})
-  print(step, flush=True)
-"""
-  run = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, text=True)
-  for _ in range(50):
-    run.stdout.readline()
-  run.send_signal(signal.SIGKILL)
-  told = 50 + len(re.findall(r'\d+\n', run.stdout.read()))
-  run.stdout.close()
-  run.wait()
-  steps = [record['step'] for record in read_metrics(tmp_path)]
-  assert steps == list(range(1, len(steps) + 1))
-  assert len(steps) >= told
-  (events,) = tmp_path.glob('events.*')
-  assert len(_read_events(events)) >= told
-
-
 # --- TensorBoard ---
 
 
-def _read_events(path):
-  """Whole events in a file, checksums verified with another implementation than ours."""
-  pytest.importorskip('tensorboardX')
-  from tensorboardX.proto.event_pb2 import Event
-  from tensorboardX.record_writer import masked_crc32c
-
-  data, events = path.read_bytes(), []
-  while len(data) >= 12:
-    (length,) = struct.unpack('<Q', data[:8])
-    if len(data) < length + 16:
-      break
-    body = data[12 : 12 + length]
-    assert struct.unpack('<I', data[8:12])[0] == masked_crc32c(data[:8])
-    assert struct.unpack('<I', data[12 + length : 16 + length])[0] == masked_crc32c(body)
-    events.append(Event.FromString(body))
-    data = data[16 + length :]
-  return events
-
-
-def test_events_can_be_read_back(tmp_path):
-  scalars = {'train/loss': 0.1, 'lärm': -math.inf, 'big': 1e300, 'nan': math.nan}
-  writer = MetricWriter(tmp_path)
-  writer.write(1, scalars)
-  writer.write(2**40, {'train/loss': 0.2})
-  writer.close()
-  (path,) = tmp_path.glob('events.out.tfevents.*')
-  version, first, second = _read_events(path)
-  assert version.file_version == 'brain.Event:2'
-  values = {value.tag: value.simple_value for value in first.summary.value}
-  expected = {'train/loss': float(np.float32(0.1)), 'lärm': -math.inf, 'big': math.inf}
-  assert math.isnan(values.pop('nan'))
-  assert values == expected
-  assert (first.step, second.step) == (1, 2**40)
-  assert 0 <= second.wall_time - first.wall_time < 60
-
-
-@pytest.mark.slow
-def test_tensorboard_shows_no_stale_points(tmp_path):
+def test_tensorboard_reads_what_was_written(tmp_path):
   pytest.importorskip('tensorboard', reason='reads the files with TensorBoard itself')
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-  for start in (0, 5):
+  scalars = {'lärm': -math.inf, 'big': 1e300, 'nan': math.nan, 'small': 0.1}
+  for start in (0, 5):  # the second takes back the steps from 6 on
     writer = MetricWriter(tmp_path, start_step=start)
     for step in range(start + 1, 10):
       writer.write(step, {'train/loss': step + start / 100})
+    writer.write(2**40, scalars)
     writer.close()
   board = EventAccumulator(str(tmp_path)).Reload()
   points = [(point.step, round(point.value, 4)) for point in board.Scalars('train/loss')]
   assert points == [(step, step + (0.05 if step > 5 else 0)) for step in range(1, 10)]
+  found = {name: board.Scalars(name) for name in scalars}
+  assert all([point.step for point in points] == [2**40] for points in found.values())
+  values = {name: points[0].value for name, points in found.items()}
+  assert math.isnan(values.pop('nan'))
+  assert values == {'lärm': -math.inf, 'big': math.inf, 'small': float(np.float32(0.1))}
 
 
 def test_writing_and_reading_import_no_other_framework(tmp_path):

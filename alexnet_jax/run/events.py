@@ -6,6 +6,7 @@ event.proto, summary.proto). Only scalars are needed, which is two dozen lines; 
 write them import PyTorch or TensorFlow into the training process wherever one is installed.
 """
 
+import ctypes
 import struct
 import time
 from collections.abc import Mapping
@@ -36,8 +37,9 @@ class EventWriter:
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Adds one point to each named curve; numbers are stored as float32."""
+    # ctypes makes infinity of what float32 cannot hold.
     values = (
-      _bytes_field(1, name.encode('utf-8')) + b'\x15' + struct.pack('<f', _float32(value))
+      _bytes_field(1, name.encode('utf-8')) + b'\x15' + bytes(ctypes.c_float(value))
       for name, value in scalars.items()
     )
     self._write(step, _SUMMARY, b''.join(_bytes_field(1, value) for value in values))
@@ -52,13 +54,6 @@ class EventWriter:
     length = struct.pack('<Q', len(event))
     self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
     self._file.flush()
-
-
-def _float32(value: float) -> float:
-  """`value`, or infinity where float32 cannot hold it (struct would raise)."""
-  if abs(value) > 3.4028234663852886e38:
-    return float('inf') if value > 0 else float('-inf')
-  return value
 
 
 def _varint(number: int) -> bytes:

@@ -13,42 +13,26 @@ from alexnet_jax.errors import DiskFailed, UserError
 
 
 class RunFolder:
-  """Names every file of a run; no other module spells one.
-
-  Attributes:
-    path: the folder, --workdir.
-    config: every field of the config; a folder with it holds a run.
-    environment: versions and hardware of the last start.
-    preprocessing: arrays and switches of `Preprocessing`.
-    changes: config changes since the run began, a JSON object a line.
-    lock: held by the process that trains.
-    log: what the console said.
-    output: what the process printed, of a run that a sweep started.
-    metrics, metrics_csv: scalars by step.
-    checkpoints: folder of `last/` and `best/`.
-    autotune: folder of the algorithms that a GPU chose by timing.
-    figures: folder of pictures.
-    results: of a finished run.
-  """
+  """Names every file of a run; no other module spells one."""
 
   def __init__(self, path: str | os.PathLike):
     self.path = Path(path)
-    self.config = self.path / 'config.json'
-    self.environment = self.path / 'env.json'
-    self.preprocessing = self.path / 'preprocessing.npz'
-    self.changes = self.path / 'changes.jsonl'
-    self.lock = self.path / '.lock'
-    self.log = self.path / 'train.log'
-    self.output = self.path / 'output.log'
-    self.metrics = self.path / 'metrics.jsonl'
+    self.config = self.path / 'config.json'  # every field; a folder with it holds a run
+    self.environment = self.path / 'env.json'  # versions and hardware of the last start
+    self.preprocessing = self.path / 'preprocessing.npz'  # fields of `Preprocessing`
+    self.changes = self.path / 'changes.jsonl'  # of the config since the run began, one a line
+    self.lock = self.path / '.lock'  # held by the process that trains
+    self.log = self.path / 'train.log'  # what the console said
+    self.output = self.path / 'output.log'  # what the process printed, of a run of a sweep
+    self.metrics = self.path / 'metrics.jsonl'  # scalars by step
     self.metrics_csv = self.path / 'metrics.csv'
-    self.checkpoints = self.path / 'checkpoints'
-    self.autotune = self.path / 'autotune'
-    self.figures = self.path / 'figures'
-    self.results = self.path / 'results.json'
+    self.checkpoints = self.path / 'checkpoints'  # folder of `last/` and `best/`
+    self.autotune = self.path / 'autotune'  # folder of the algorithms that a GPU chose by timing
+    self.figures = self.path / 'figures'  # folder of PNGs
+    self.results = self.path / 'results.json'  # of a finished run
 
   def figure(self, name: str) -> Path:
-    """A picture, such as 'learning_curves'."""
+    """An image, such as 'learning_curves'."""
     return self.figures / f'{name}.png'
 
   def predictions(self, checkpoint: str, views: int) -> Path:
