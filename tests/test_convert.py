@@ -98,6 +98,7 @@ def test_what_torchvision_files_cannot_hold(tmp_path):
     save(weights, tmp_path / 'folder.npz')
 
 
+CONFIG = f'--config={ROOT}/configs/digits.py'
 ALONE = """
 import sys, numpy as np
 from jax import export
@@ -147,23 +148,9 @@ def test_command(tmp_path):
     (('a.npz', 'b.onnx'), 'b.onnx has to end in .npz'),
     (('names', 'b.npz'), 'names cannot be loaded'),
     (('a.npz', 'b.npz', '--net=vgg'), '--net=vgg'),
+    (('a.npz', 'b.npz', CONFIG), f'{CONFIG}: this command takes none; leave it out'),
   ):
     assert message in error_line(run('alexnet_jax.convert', *arguments, folder=tmp_path))
-
-
-CONFIG = f'--config={ROOT}/configs/digits.py'
-
-
-@pytest.mark.parametrize(
-  'module, arguments, message',
-  [
-    ('convert', ['a.npz', 'b.npz', CONFIG], f'{CONFIG}: this command takes none; leave it out'),
-    ('predict', ['--weights=a.npz', 'a.png', '--ablation=no_lrn'], '--ablation=no_lrn: this'),
-    ('evaluate', ['--workdir=run', CONFIG], 'a run is evaluated with its own config; leave it out'),
-  ],
-)
-def test_a_config_that_would_do_nothing_is_refused(tmp_path, module, arguments, message):
-  assert message in error_line(run(f'alexnet_jax.{module}', *arguments, folder=tmp_path))
 
 
 @pytest.mark.slow
@@ -188,6 +175,7 @@ def test_evaluating_weights(tmp_path):
   np.testing.assert_allclose(probabilities, jax.nn.softmax(wanted), rtol=1e-4, atol=1e-6)
   for arguments, message in (
     (('--weights=a.npz',), '--config is missing'),
+    (('--workdir=run', CONFIG), 'a run is evaluated with its own config; leave it out'),
     (('--weights=a.npz', '--workdir=.', CONFIG), 'give one of --workdir'),
     (('--weights=a.npz', CONFIG, '--config.data.image_size=40'), 'wants pictures of 32 pixels'),
   ):

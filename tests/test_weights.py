@@ -1,7 +1,6 @@
 """Weights of others: every format computes what torch computes, and nothing in a file is run."""
 
 import collections
-import functools
 import gzip
 import io
 import json
@@ -43,25 +42,18 @@ def read(tmp_path):
   return load_bytes
 
 
-def photos(side, count=2):
-  """Smooth random pictures, so that response norms have something to do."""
+def smooth_images(side, count=2):
+  """Smooth random images, so that response norms have something to do."""
   rng = np.random.default_rng(5)
   coarse = rng.uniform(0, 255, (count, 12, 12, 3))
   return np.uint8(np.kron(coarse, np.ones((1, 22, 22, 1)))[:, :side, :side])
 
 
-def logits(weights: Pretrained, images):
+def assert_same_logits(weights: Pretrained, net, arrays, images):
   """Of the center views, as `evaluate` and all else computes them."""
   views = weights.preprocessing.test_view(images, CENTER)
-  return np.asarray(compiled(weights.table)(weights.variables, views))
-
-
-@functools.cache
-def compiled(table):
-  return jax.jit(AlexNet(table).apply)
-
-
-def assert_same(found, wanted):
+  found = jax.jit(AlexNet(weights.table).apply)(weights.variables, views)
+  wanted = files.logits(net, arrays, images)
   np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
@@ -106,7 +98,7 @@ def torchvision_files(arrays):
 
 def test_torchvision(small, read):
   pytest.importorskip('torch')
-  arrays, images = files.random_arrays('owt'), photos(224)
+  arrays = files.random_arrays('owt')
   wanted = None
   for form, data in torchvision_files(arrays):
     weights = read(data)
@@ -114,28 +106,28 @@ def test_torchvision(small, read):
     assert weights.classes == tuple(f'class {number}' for number in range(7))
     wanted = wanted or weights.variables
     jax.tree.map(np.testing.assert_array_equal, weights.variables, wanted)
-  assert_same(logits(weights, images), files.logits('owt', arrays, images))
+  assert_same_logits(weights, 'owt', arrays, smooth_images(224))
 
 
 @pytest.mark.parametrize('net', ['caffe', 'caffenet'])
 def test_caffe(small, read, net):
   pytest.importorskip('torch')
-  arrays, images = files.random_arrays(net), photos(227)
-  wanted = files.logits(net, arrays, images)
-  other = files.logits('caffenet' if net == 'caffe' else 'caffe', arrays, images)
-  assert np.abs(wanted - other).max() > 0.01 * np.abs(wanted).max(), 'the nets could be mixed up'
-  for v1 in (False, True):
-    weights = read(files.caffe_file(net, arrays, v1=v1))
-    assert (weights.net, weights.image_size, weights.resize) == (net, 256, 'warp')
-    assert_same(logits(weights, images), wanted)
+  arrays, images = files.random_arrays(net), smooth_images(227)
+  one, other = (files.logits(each, arrays, images) for each in ('caffe', 'caffenet'))
+  assert np.abs(one - other).max() > 0.01 * np.abs(one).max(), 'the nets could be mixed up'
+  weights = read(files.caffe_file(net, arrays))
+  assert (weights.net, weights.image_size, weights.resize) == (net, 256, 'warp')
+  assert_same_logits(weights, net, arrays, images)
   dictionary = files.caffe_tensorflow_layers(arrays)
   newer = {name: {'weights': kernel, 'biases': bias} for name, (kernel, bias) in dictionary.items()}
   fortran = {name: [np.asfortranarray(kernel), bias] for name, (kernel, bias) in dictionary.items()}
   old = files.python2_npy_file(dictionary)
   trusted = np.load(io.BytesIO(old), allow_pickle=True, encoding='latin1').item()
   np.testing.assert_array_equal(trusted['fc6'][0], dictionary['fc6'][0])
-  for data in (old, *map(files.npy_file, (dictionary, newer, fortran))):
-    assert_same(logits(read(data, net=net), images), wanted)
+  others = (old, *map(files.npy_file, (dictionary, newer, fortran)))
+  for data in (files.caffe_file(net, arrays, v1=True), *others):
+    variables = read(data, net=net).variables
+    jax.tree.map(np.testing.assert_array_equal, variables, weights.variables)
 
 
 def test_which_caffe_net(small, read):
@@ -153,11 +145,11 @@ def test_which_caffe_net(small, read):
 def test_published_sizes(read):
   """The real nets: 1,000 classes in ImageNet's order, and each layer in its place."""
   pytest.importorskip('torch')
-  arrays, images = files.random_arrays('owt', classes=1000, divisor=1), photos(224, 1)
+  arrays = files.random_arrays('owt', classes=1000, divisor=1)
   weights = read(files.torch_file(files.state_dict(arrays)))
   assert weights.classes == imagenet.published_classes()
   assert sum(leaf.size for leaf in jax.tree.leaves(weights.variables)) == 61_100_840
-  assert_same(logits(weights, images), files.logits('owt', arrays, images))
+  assert_same_logits(weights, 'owt', arrays, smooth_images(224, 1))
   arrays = files.random_arrays('caffe', classes=1000, divisor=1)
   weights = read(files.npy_file(files.caffe_tensorflow_layers(arrays)))
   assert sum(leaf.size for leaf in jax.tree.leaves(weights.variables)) == 60_965_224

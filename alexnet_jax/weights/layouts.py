@@ -6,6 +6,7 @@ here.  Groups are contiguous parts of the channels everywhere.  Sources:
 torchvision/models/alexnet.py; BVLC/caffe models/bvlc_alexnet and models/bvlc_reference_caffenet.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -43,29 +44,34 @@ _TORCHVISION_NAMES = {
   for kind, their_kind in (('kernel', 'weight'), ('bias', 'bias'))
 }
 _CAFFE_NAMES = {name: name.removeprefix('params/') for name in _TORCHVISION_NAMES}
-CAFFE_NETS = {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}
 _MAP = (6, 6)  # height and width of what the first dense layer, fc6, sees
 MAX_CLASSES = 1_000_000
 
 
-def _preprocessing(crop: int, mean, scale) -> Preprocessing:
-  return Preprocessing(
+def _published(source: str, net: str, resize: str, crop: int, mean, scale) -> Pretrained:
+  """A net of others without its weights."""
+  preprocessing = Preprocessing(
     crop=crop,
     mean=np.asarray(mean, np.float32),
     scale=np.asarray(scale, np.float32),
     color_basis=(np.array(COLOR_EIGENVECTORS_2012) * COLOR_STDEVS_2012).T.astype(np.float32),
   )
+  return Pretrained(source, net, {}, (), 256, resize, preprocessing)
 
 
-_TORCHVISION_INPUT = _preprocessing(224, TORCHVISION_MEAN, 1 / np.array(TORCHVISION_STD))
-# ilsvrc_2012_mean.npy averaged over the pixels, of 0-255 RGB (in Caffe's files: BGR).
-_CAFFE_INPUT = _preprocessing(227, (122.679, 116.669, 104.007), np.ones(3))
+# Shorter side to 256, center crop 224, [0, 1] standardized.
+_TORCHVISION = _published(
+  'torchvision alexnet', 'owt', 'crop', 224, TORCHVISION_MEAN, 1 / np.array(TORCHVISION_STD)
+)
+# Both sides to 256, center crop 227, 0-255 minus ilsvrc_2012_mean.npy averaged over the pixels.
+_CAFFE = {
+  net: _published(f'Caffe {name}', net, 'warp', 227, (122.679, 116.669, 104.007), np.ones(3))
+  for net, name in {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}.items()
+}
 
 
 def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
   """The net in a state dict of torchvision's alexnet.
-
-  Its input: shorter side to 256, center crop 224, [0, 1] standardized.
 
   Raises:
     ValueError: an array is missing, unknown, of another shape or not of finite floats.
@@ -77,59 +83,46 @@ def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
     raise ValueError(
       f"it has no array of torchvision's alexnet, such as features.0.weight, but {found}"
     )
-  source = f'torchvision alexnet, {file}'
-  return _pretrained(arrays, _TORCHVISION_NAMES, source, 'owt', 'crop', _TORCHVISION_INPUT)
+  return _with_arrays(_TORCHVISION, arrays, _TORCHVISION_NAMES, file)
 
 
 def from_caffe(arrays: Arrays, net: str, file: str) -> Pretrained:
-  """One of Caffe's nets, of arrays by '<layer>/kernel' and '<layer>/bias'.
-
-  Its input: both sides to 256, center crop 227, 0-255 BGR minus the mean color.
+  """'caffe' or 'caffenet' of arrays by '<layer>/kernel' and '<layer>/bias', whose input is BGR.
 
   Raises:
     ValueError: an array is missing, unknown, of another shape or not of finite floats.
   """
-  if net not in CAFFE_NETS:
-    raise ValueError(f'its layers are named as in Caffe: the net is one of {", ".join(CAFFE_NETS)}')
-  source = f'Caffe {CAFFE_NETS[net]}, {file}'
-  found = _pretrained(arrays, _CAFFE_NAMES, source, net, 'warp', _CAFFE_INPUT)
+  if net not in _CAFFE:
+    raise ValueError(f'its layers are named as in Caffe: the net is one of {", ".join(_CAFFE)}')
+  found = _with_arrays(_CAFFE[net], arrays, _CAFFE_NAMES, file)
   conv1 = found.variables['params']['conv1']
   conv1['kernel'] = np.ascontiguousarray(conv1['kernel'][:, :, ::-1])
   return found
 
 
-def _pretrained(
-  arrays: Arrays,
-  names: Mapping[str, str],
-  source: str,
-  net: str,
-  resize: str,
-  preprocessing: Preprocessing,
+def _with_arrays(
+  published: Pretrained, arrays: Arrays, names: Mapping[str, str], file: str
 ) -> Pretrained:
-  """Checks and converts arrays, whose names are the values of `names`."""
+  """The net with weights, checked and converted; their names are the values of `names`."""
   bias = names['params/fc8/bias']
   if bias not in arrays:
     raise ValueError(f'it lacks array {bias}')
   shape = arrays[bias].shape
   if len(shape) != 1 or not 2 <= shape[0] <= MAX_CLASSES:
     raise ValueError(f'{bias} is {_shape_text(shape)}, not one number for each class')
-  count = shape[0]
-  ours = shapes(NETS[net](count), preprocessing.crop)
+  count, net = shape[0], published.net
   wanted = {
     names[name]: shape[::-1] if len(shape) < 4 else (shape[3], shape[2], *shape[:2])
-    for name, shape in ours.items()
+    for name, shape in shapes(NETS[net](count), published.preprocessing.crop).items()
   }
   found = checked(arrays, wanted, net)
   params = {name: _to_ours(name, found[theirs]) for name, theirs in names.items()}
-  published = imagenet.published_classes() if count == 1000 else ()
-  return Pretrained(
-    source=source,
-    net=net,
+  wnids = imagenet.published_classes() if count == 1000 else ()
+  return dataclasses.replace(
+    published,
+    source=f'{published.source}, {file}',
     variables={**unflatten_dict(params, sep='/'), 'batch_stats': {}},
-    classes=published or tuple(f'class {number}' for number in range(count)),
-    image_size=256,
-    resize=resize,
-    preprocessing=preprocessing,
+    classes=wnids or tuple(f'class {number}' for number in range(count)),
   )
 
 
@@ -200,7 +193,7 @@ def torchvision_state(pretrained: Pretrained) -> dict[str, np.ndarray]:
       f"torchvision has no net {pretrained.net}{edits}, only owt: its files cannot hold this one's"
       ' layers'
     )
-  ours, theirs = pretrained.preprocessing, _TORCHVISION_INPUT
+  ours, theirs = pretrained.preprocessing, _TORCHVISION.preprocessing
   same = ours.crop == theirs.crop and all(
     np.shape(a) == np.shape(b) and np.allclose(a, b, 1e-5)
     for a, b in ((ours.mean, theirs.mean), (ours.scale, theirs.scale))

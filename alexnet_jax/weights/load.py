@@ -71,10 +71,9 @@ def load(
 
 
 def _bytes(path: Path) -> bytes:
-  if not path.exists():
-    raise UserError(f'{path} does not exist: give {KNOWN}')
   if not path.is_file():
-    raise UserError(f'{path} is neither a file nor a folder: give {KNOWN}')
+    what = 'is neither a file nor a folder' if path.exists() else 'does not exist'
+    raise UserError(f'{path} {what}: give {KNOWN}')
   try:
     if path.stat().st_size > MAX_BYTES:
       raise UserError(f'{path} has {path.stat().st_size:,} bytes: at most {MAX_BYTES:,} are read')
