@@ -6,13 +6,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers.same_ends import assert_same_ends
+from helpers.commands import ROOT, wait_until
+from helpers.same_ends import FLAGS, assert_same_ends
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith('SLURM')}
 ENVIRONMENT |= {
   'JAX_PLATFORMS': 'cpu',
@@ -20,15 +19,6 @@ ENVIRONMENT |= {
   'PYTHONPATH': str(ROOT),
   'http_proxy': 'http://127.0.0.1:9',  # as on many clusters; nothing is there
 }
-FLAGS = [
-  '--config=configs/digits.py',
-  '--config.epochs=10',
-  '--config.data.train_examples=300',
-  '--config.checkpoint.every_epochs=2',
-  '--config.eval.every_epochs=5',
-  '--config.log.every_steps=1',
-  '--config.log.tensorboard=False',
-]
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -78,26 +68,25 @@ class Job:
 
   def wait_for(self, pattern, starts=1):
     """Waits until the log of the last of so many starts has the pattern."""
-    end = time.monotonic() + 900
-    while True:
+
+    def found():
       parts = self.text().split('+ start ')[1:]
-      if len(parts) == starts and re.search(pattern, parts[-1]):
-        return
-      assert time.monotonic() < end, self.text()
-      time.sleep(0.1)
+      return len(parts) == starts and re.search(pattern, parts[-1])
+
+    wait_until(found, 900)
 
   def finish(self):
     """Waits for the end; returns the job's state."""
-    end = time.monotonic() + 900
-    while True:
-      shown = subprocess.run(
-        ['scontrol', 'show', 'job', self.number], capture_output=True, text=True, check=True
-      ).stdout
-      state = re.search(r'JobState=(\w+)', shown)[1]
-      if state not in ('PENDING', 'CONFIGURING', 'RUNNING', 'COMPLETING', 'REQUEUED'):
-        return state
-      assert time.monotonic() < end, (shown, self.text())
-      time.sleep(0.2)
+    command = ['scontrol', 'show', 'job', self.number]
+
+    def state():
+      shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+      return re.search(r'JobState=(\w+)', shown)[1]
+
+    wait_until(
+      lambda: state() not in ('PENDING', 'CONFIGURING', 'RUNNING', 'COMPLETING', 'REQUEUED'), 900
+    )
+    return state()
 
 
 def test_job_that_was_stopped_twice_ends_with_the_same_bits(tmp_path):

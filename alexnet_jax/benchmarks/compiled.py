@@ -23,7 +23,7 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.our_step import generated
 from alexnet_jax.benchmarks.race import Options, Result, say
-from alexnet_jax.benchmarks.worker import Contestant, start
+from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
@@ -73,7 +73,7 @@ def count_communication(name: str, config: ml_collections.ConfigDict, options: O
       continue
     config.model.shard_dense = sharded
     say(f'compiling: {mode}')
-    with start(_VIRTUAL, config=configs.to_json(config)) as worker:
+    with start_worker(_VIRTUAL, config=configs.to_json(config)) as worker:
       compiled[mode], machine = worker.call('count')
     formula[mode] = bytes_by_formula(table, shape, dtype, DEVICES, images, sharded)
   scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]

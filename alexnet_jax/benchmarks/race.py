@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.benchmarks.worker import Contestant, Unavailable, Worker, start
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, Worker, start_worker
 from alexnet_jax.benchmarks.workload import Sample
 from alexnet_jax.terminal import Console, aligned
 
@@ -77,7 +77,7 @@ def race(
   with contextlib.ExitStack() as stack:
     for name, contestant in contestants.items():
       try:
-        workers[name] = stack.enter_context(start(contestant, **arguments))
+        workers[name] = stack.enter_context(start_worker(contestant, **arguments))
       except Unavailable as reason:
         absent[name] = str(reason)
     found = take_turns(workers, options, measure)

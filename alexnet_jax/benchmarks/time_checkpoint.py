@@ -14,7 +14,7 @@ from flax.serialization import to_state_dict
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.our_step import OurStep
 from alexnet_jax.benchmarks.race import Options, Result, say, seconds_table
-from alexnet_jax.benchmarks.worker import Contestant, start
+from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.benchmarks.workload import timed
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.terminal import si
@@ -32,7 +32,7 @@ def measure_checkpoint(name: str, config: ml_collections.ConfigDict, options: Op
   plain = configs.to_json(config)
   with (
     tempfile.TemporaryDirectory(prefix='alexnet_jax-checkpoint-') as folder,
-    start(_OURS, config=plain, folder=Path(folder)) as worker,
+    start_worker(_OURS, config=plain, folder=Path(folder)) as worker,
   ):
     seconds = collections.defaultdict[str, list[float]](list)
     size, _ = worker.call('save_and_restore')  # the first compiles, and does not count

@@ -7,10 +7,9 @@ import math
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import worker
 from alexnet_jax.benchmarks.race import OURS, Options, Result, say, speed_table, take_turns
 from alexnet_jax.benchmarks.step_task import check_equal, lively_weights
-from alexnet_jax.benchmarks.worker import Contestant, Unavailable
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, start_worker
 from alexnet_jax.errors import UserError
 
 _OURS = Contestant(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
@@ -42,7 +41,7 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
   """
   plain = configs.to_json(config)
   with contextlib.ExitStack() as stack:
-    ours = stack.enter_context(worker.start(_OURS, config=plain))
+    ours = stack.enter_context(start_worker(_OURS, config=plain))
     task = ours.call('task')
     weights = lively_weights(task.weights, last=task.table[-1].name)
     peers = {
@@ -53,15 +52,15 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
     for peer, contestant in peers.items():
       arguments = {'config': plain} if contestant.workload == _OURS.workload else {'task': task}
       try:
-        started = stack.enter_context(worker.start(contestant, **arguments))
-        actual = started.call('loss_and_grads', weights)
+        worker = stack.enter_context(start_worker(contestant, **arguments))
+        actual = worker.call('loss_and_grads', weights)
       except Unavailable as reason:
         absent[peer] = str(reason)
         continue
       expected = expected or ours.call('loss_and_grads', weights)
       equality[peer] = check_equal(peer, expected, actual, task.tolerance)
       say(f'{contestant.title}: computes the same')
-      workers[peer] = started
+      workers[peer] = worker
     contestants = take_turns(workers, options)
     for peer, found in contestants.items():
       if not math.isfinite(found['loss']):

@@ -44,7 +44,7 @@ class Contestant:
 
 
 class Worker:
-  """The running process of a contestant; `start` makes one."""
+  """The running process of a contestant; `start_worker` makes one."""
 
   def __init__(self, contestant: Contestant, process: subprocess.Popen, connection: Connection):
     self.contestant = contestant
@@ -73,7 +73,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def start(contestant: Contestant, **arguments) -> Iterator[Worker]:
+def start_worker(contestant: Contestant, **arguments) -> Iterator[Worker]:
   """Starts a contestant, whose class takes `arguments`; raises as `Worker.call` does."""
   path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')])
   ours, theirs = multiprocessing.Pipe()

@@ -1,9 +1,19 @@
-"""What tests of launchers compare: the ends of two runs."""
+"""What tests of launchers run, and compare: the ends of two runs."""
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from alexnet_jax.run.checkpoint import Checkpoints
+
+FLAGS = [
+  '--config=configs/digits.py',
+  '--config.epochs=10',
+  '--config.data.train_examples=300',
+  '--config.checkpoint.every_epochs=0.4',
+  '--config.eval.every_epochs=5',
+  '--config.log.every_steps=1',
+  '--config.log.tensorboard=False',
+]
 
 
 def final(workdir) -> dict[str, np.ndarray]:
