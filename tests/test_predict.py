@@ -183,17 +183,6 @@ def test_many_images_come_back_in_order_around_broken_ones(tmp_path):
     np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
 
 
-def test_decoded_batches_are_those_of_the_store(tmp_path):
-  files = write_photos(tmp_path, 25)
-  batches = list(images.batches([*files, tmp_path / 'absent'], 32, 'warp', 20))
-  assert [len(batch) for batch in batches] == [20, 20, 11]
-  flat = [image for batch in batches for image in batch]
-  assert 'No such file' in str(flat[-1])
-  for file, pixels in zip(files, flat, strict=False):
-    expected = Image.open(file).resize((32, 32), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(pixels, np.asarray(expected))
-
-
 def test_unknown_layer_and_equal_views_are_refused():
   predictor = Predictor(digits_net())
   with pytest.raises(UserError, match="no layer 'pol3': did you mean pool3"):
@@ -258,7 +247,9 @@ def test_a_run_gives_its_averaged_weights(tmp_path):
   assert best.preprocessing.crop == 28 and best.preprocessing.random_crop is True
 
 
-def test_damaged_preprocessing_is_named(tmp_path):
+def test_runs_that_cannot_be_used_are_told(tmp_path):
+  with pytest.raises(UserError, match='holds no run'):
+    load_workdir(tmp_path)
   run = write_run(tmp_path / 'run', digits_config(), random_variables('digits', 7, 28))
   path = run / 'preprocessing.npz'
   whole = path.read_bytes()
@@ -269,6 +260,9 @@ def test_damaged_preprocessing_is_named(tmp_path):
     path.write_bytes(damage)
     with pytest.raises(UserError, match='preprocessing.npz is damaged'):
       load_workdir(run)
+  shutil.rmtree(run / 'checkpoints')
+  with pytest.raises(UserError, match='no checkpoint yet'):
+    load_workdir(run)
 
 
 def pickled():
@@ -277,15 +271,6 @@ def pickled():
   fields = (field.name for field in dataclasses.fields(preprocessing()))
   np.savez(buffer, **{name: np.array([print], dtype=object) for name in fields})
   return buffer.getvalue()
-
-
-def test_no_run_and_no_checkpoint_are_told(tmp_path):
-  with pytest.raises(UserError, match='holds no run'):
-    load_workdir(tmp_path)
-  run = write_run(tmp_path / 'run', digits_config(), random_variables('digits', 7, 28))
-  shutil.rmtree(run / 'checkpoints')
-  with pytest.raises(UserError, match='no checkpoint yet'):
-    load_workdir(run)
 
 
 # The command.

@@ -89,7 +89,7 @@ def evaluate_weights(
   views = views or config.eval.final_views
   if config.data.image_size != weights.image_size:
     raise UserError(
-      f'config.data.image_size={config.data.image_size}: {path} wants pictures of'
+      f'config.data.image_size={config.data.image_size}: {path} wants images of'
       f' {weights.image_size} pixels; use --config.data.image_size={weights.image_size}'
     )
   devices = Devices()
@@ -98,7 +98,7 @@ def evaluate_weights(
   check_same_classes(path, weights.classes, store)
   if config.data.resize != weights.resize:
     print(
-      f'note: the weights were made for pictures resized by {weights.resize!r}, these are resized'
+      f'note: the weights were made for images resized by {weights.resize!r}, these are resized'
       f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
     )
   experiment = make_experiment(config, store, AXIS, platform=devices.platform)

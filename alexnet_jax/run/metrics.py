@@ -44,7 +44,7 @@ class MetricWriter:
     self._workdir.mkdir(parents=True, exist_ok=True)
     path = RunFolder(workdir).metrics
     content = path.read_bytes() if path.exists() else b''
-    records = [r for r in _parse(content, path) if r['step'] <= start_step]
+    records = [record for record in read_metrics(workdir) if record['step'] <= start_step]
     kept = ''.join(files.json_text(record) + '\n' for record in records).encode('utf-8')
     if kept != content:
       files.write(path, kept)
@@ -120,13 +120,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     UserError: the file is damaged before its last line.
   """
   path = RunFolder(workdir).metrics
-  content = path.read_bytes() if path.exists() else b''
-  return _parse(content, path)
-
-
-def _parse(content: bytes, path: Path) -> list[dict]:
-  """The records in `content`; `path` is for the error."""
-  lines = content.splitlines()
+  lines = path.read_bytes().splitlines() if path.exists() else []
   records = []
   for number, line in enumerate(lines, start=1):
     try:
