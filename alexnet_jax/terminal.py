@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 class Console:
   """Messages and progress: with a bar on a terminal, plain lines elsewhere.
 
-  Use it in a `with` block, or `close` it: a terminal with a bar hides its cursor.
+  With a log or `progress` use it in a `with` block: a terminal with a bar hides its cursor.
   """
 
   def __init__(
@@ -75,17 +75,14 @@ class Console:
     finally:
       self._end_bar()
 
-  def close(self) -> None:
-    """Leaves the last line on the terminal and closes the log; may be called twice."""
-    self._end_bar()
-    if self._log:
-      self._log.close()
-
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_) -> None:
-    self.close()
+    """Leaves the last line on the terminal and closes the log."""
+    self._end_bar()
+    if self._log:
+      self._log.close()
 
   def _show(self, line: str, done: int, total: int) -> None:
     with self._hang_up():
