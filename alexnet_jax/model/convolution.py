@@ -1,5 +1,7 @@
 """Convolutions with shared filters (optionally in groups) and with a filter per position."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,8 +9,6 @@ from jax import lax
 from alexnet_jax.model.pooling import taps
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-
-_NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 
 def conv(
@@ -32,14 +32,16 @@ def conv(
   Returns:
     (N, 1 + (H + above + below - kh) // stride, likewise, O), of x's type.
   """
+  convolve = partial(
+    lax.conv_general_dilated,
+    window_strides=(stride, stride),
+    padding=padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
   if groups == 1:
-    return _conv(x, kernel, stride, padding)
+    return convolve(x, kernel)
   parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-  return jnp.concatenate([_conv(*part, stride, padding) for part in parts], -1)
-
-
-def _conv(x, kernel, stride, padding):
-  return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_NHWC)
+  return jnp.concatenate([convolve(*part) for part in parts], -1)
 
 
 def locally_connected(
