@@ -113,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
   except (ValueError, RecursionError) as error:
     raise UserError(
-      f'{path} is damaged ({error}): restore it from a copy, or move the folder away to start anew'
+      f'{path} is damaged ({error}): restore it from a copy, or move the folder away to start again'
     ) from None
 
 

@@ -55,7 +55,7 @@ def _layer(
       kind = _V1_TYPES.get(value, '') if isinstance(value, int) else _text(value).lower()
     elif field == blobs_field:
       blobs.append(_blob(value))
-  # Classifiers that were trained anew have names such as fc8_flickr.
+  # Retrained classifiers have names such as fc8_flickr.
   return 'fc8' if name.startswith('fc8') else name, kind, blobs
 
 
@@ -68,10 +68,8 @@ def _blob(message: bytes | int) -> np.ndarray:
         legacy[field - 1] = value
       case 5, bytes():
         floats.append(value)
-      case 5, int():  # not packed
-        floats.append(value.to_bytes(4, 'little'))
       case 7, bytes():
-        shape = [size for number, dim in _fields(value) if number == 1 for size in _sizes(dim)]
+        shape = [size for field, dims in _fields(value) if field == 1 for size in _numbers(dims)]
   if shape is None:
     # A matrix was (1, 1, outputs, inputs), a bias (1, 1, 1, outputs).
     while len(legacy) > 1 and legacy[0] == 1:
@@ -80,17 +78,15 @@ def _blob(message: bytes | int) -> np.ndarray:
   return np.frombuffer(b''.join(floats), '<f4').reshape(shape)
 
 
-def _sizes(dim: bytes | int) -> Iterator[int]:
-  """Yields the numbers of a field: one, or packed, seven bits a byte until a byte below 128."""
-  size, shift = 0, 0
-  for byte in () if isinstance(dim, int) else dim[:1000]:
-    size |= (byte & 127) << shift
+def _numbers(packed: bytes | int) -> Iterator[int]:
+  """Yields numbers of seven bits a byte, each until a byte below 128."""
+  number, shift = 0, 0
+  for byte in packed[:1000] if isinstance(packed, bytes) else b'':
+    number |= (byte & 127) << shift
     shift += 7
     if byte < 128:
-      yield size
-      size, shift = 0, 0
-  if isinstance(dim, int):
-    yield dim
+      yield number
+      number, shift = 0, 0
 
 
 def _fields(message: bytes | int) -> Iterator[tuple[int, bytes | int]]:

@@ -52,10 +52,9 @@ def read(data: bytes) -> Pretrained:
     raise ValueError(f'an array in it is damaged ({" ".join(str(error).split())[:80]})') from None
   try:
     metadata = json.loads(arrays.pop('metadata').tobytes())
-    if metadata['format'] != FORMAT:
-      raise ValueError(f'its format is {metadata["format"]!r:.40}, not {FORMAT!r}')
-    if metadata['version'] != VERSION:
-      raise ValueError(f'it is of version {metadata["version"]!r:.40}; this is version {VERSION}')
+    found = metadata['format'], metadata['version']
+    if found != (FORMAT, VERSION):
+      raise ValueError(f'its format and version are {found!r:.40}, not {(FORMAT, VERSION)}')
     return _assemble(metadata, arrays)
   except (AttributeError, KeyError, RecursionError, TypeError) as error:
     reason = f'{type(error).__name__}: {error}'

@@ -166,7 +166,7 @@ def caffe_file(net, arrays, *, v1=False, plain=False, classifier='fc8'):
     plain: leave out layers without weights, and the name of the net.
     classifier: name of the last layer.
   """
-  message = _caffe_messages()['NetParameter']()
+  message = _net_parameter()
   types = {'norm': ('LRN', 15), 'pool': ('Pooling', 17), 'relu': ('ReLU', 18)}
   types |= {'conv': ('Convolution', 4), 'fc': ('InnerProduct', 14), 'data': ('Data', 5)}
   first, second = ('norm', 'pool') if net == 'caffe' else ('pool', 'norm')
@@ -191,8 +191,8 @@ def caffe_file(net, arrays, *, v1=False, plain=False, classifier='fc8'):
   return message.SerializeToString()
 
 
-def _caffe_messages():
-  """Classes for the part of caffe.proto that weights are in."""
+def _net_parameter():
+  """An empty message of the part of caffe.proto that weights are in."""
   from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
   messages = {  # 'many' numbers are packed, as [packed = true] says there
@@ -221,10 +221,7 @@ def _caffe_messages():
         field.options.packed = bool(many)
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
-  return {
-    name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f'caffe.{name}'))
-    for name in messages
-  }
+  return message_factory.GetMessageClass(pool.FindMessageTypeByName('caffe.NetParameter'))()
 
 
 class Evil:
