@@ -153,11 +153,9 @@ def main():
   options = parser.parse_args()
   with tempfile.TemporaryDirectory(prefix='kills-') as folder:
     done, ended, lost = kill_again_and_again(pathlib.Path(folder), options.kills, options.seed)
-  print('\n| killed | times |\n|---|--:|')
-  for moment, times in done.most_common():
-    print(f'| {moment} | {times} |')
+  print(*(f'{times} times {moment}' for moment, times in done.most_common()), sep='\n')
   print(
-    f'\n{sum(done.values())} kills, {ended} runs, all equal to the undisturbed one in every bit;'
+    f'{sum(done.values())} kills, {ended} runs, all equal to the undisturbed one in every bit;'
     f' a kill cost {lost:.1f} s'
   )
 

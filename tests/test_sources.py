@@ -27,14 +27,6 @@ def refused(match, **changes):
   assert '\n' not in str(caught.value)
 
 
-# Any kind.
-
-
-def test_number_of_classes_must_agree():
-  assert len(open_source(data_config(source='digits', num_classes=10)).classes) == 10
-  refused('num_classes=7, but digits has 10', source='digits', num_classes=7)
-
-
 def test_data_directory(monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', '/elsewhere')
   assert data_directory(data_config(source='tfds')) == pathlib.Path('/elsewhere')

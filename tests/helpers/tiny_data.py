@@ -4,33 +4,18 @@ import io
 import tarfile
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
-DATA_CONFIG = {
-  'source': 'folder',
-  'name': '',
-  'dir': '',
-  'store': '',
-  'image_size': 16,
-  'resize': 'crop',
-  'train_split': 'train',
-  'eval_split': 'test',
-  'validation_fraction': 0.25,
-  'unreadable': 'error',
-  'num_classes': 0,
-  'train_examples': 0,
-  'synthetic_examples': 64,
-  'encoding': 'raw',
-  'jpeg_quality': 90,
-}
+from alexnet_jax import config
 
 
 def data_config(**changes):
-  return ConfigDict(
-    DATA_CONFIG
-    | {key: str(value) if key in ('dir', 'store') else value for key, value in changes.items()}
-  )
+  """`config.data` of a small image folder, with changes."""
+  data = config.default().data
+  data.update(source='folder', name='', eval_split='test', image_size=16, validation_fraction=0.25)
+  for key, value in changes.items():
+    data[key] = str(value) if key in ('dir', 'store') else value
+  return data
 
 
 def write_images(folder, count, *, seed=0, suffix='.png'):
