@@ -285,9 +285,6 @@ FIELDS: dict[str, Field] = {
   'log.tensorboard': _free(True, _any, 'write TensorBoard events'),
 }
 
-# Fields of config.optimizer whose keys are names of layers.
-_BY_LAYER = ('layer_weight_decay', 'layer_lr_factors')
-
 # With `weights`, these fields may be empty ('' or 0), and are then those of the weights.
 _OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
 LAST = 'last'  # in optimizer.layer_lr_factors: the layer that gives the logits
@@ -403,13 +400,10 @@ def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
     UserError: a field that is not known, of another type, or with a value that is not allowed.
   """
   config = default()
+  optimizer = config.optimizer
   try:
-    given = values.get('optimizer', {})
-    layers_of = {name: given.get(name, {}) for name in _BY_LAYER}
-    optimizer = {name: value for name, value in given.items() if name not in _BY_LAYER}
-    config.update({**values, 'optimizer': optimizer})
-    for name, by_layer in layers_of.items():
-      config.optimizer[name] = {layer: _tuples(value) for layer, value in by_layer.items()}
+    with optimizer.layer_weight_decay.unlocked(), optimizer.layer_lr_factors.unlocked():
+      config.update(_tuples(values))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:200]
     raise UserError(f'this config was written by another version ({reason})') from None
@@ -418,6 +412,8 @@ def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
 
 
 def _tuples(value):
+  if isinstance(value, dict):
+    return {name: _tuples(each) for name, each in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
