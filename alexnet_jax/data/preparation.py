@@ -43,7 +43,7 @@ def prepare_store(
   else:
     path = store_path(data_config)
     if path.exists():
-      prepared = open_existing(path, data_config, progress)
+      prepared = _open_existing(path, data_config, progress)
     else:
       prepared = _write(path, data_config, progress, workers)
   wanted, there = data_config.train_examples, len(prepared.train)
@@ -88,7 +88,7 @@ def sizes(data_config: Any, progress: Console | None) -> tuple[int, int, int]:
     UserError: the data set is absent, and its size is not known.
   """
   if data_config.source not in IN_MEMORY and (path := store_path(data_config)).exists():
-    found = open_existing(path, data_config, Console(quiet=True))
+    found = _open_existing(path, data_config, Console(quiet=True))
     return len(found.classes), len(found.train), len(found.eval)
   try:
     source = open_source(data_config)
@@ -205,7 +205,7 @@ def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int
   return written
 
 
-def open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> store.Store:
+def _open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> store.Store:
   """Opens an existing store and compares it with the config, and with the data set if it exists.
 
   Raises:

@@ -73,11 +73,10 @@ def check_ingredients(name: str, directory: pathlib.Path) -> tfds.core.DatasetBu
     missing = [file for file in expected if not file.is_file()]
     if missing or not manual.is_dir():
       paths = ', '.join(map(str, missing)) or str(manual)
-      names = ' and '.join(file.name for file in missing) or 'them'
       instructions = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
       raise UserError(
         f'{looked_for(builder)}, and to prepare it {paths} must be there. {instructions} '
-        f'Put {names} in {manual}, {INSTALL}, and rerun; or {WITHOUT}'
+        f'Put it there, {INSTALL}, and rerun; or {WITHOUT}'
       )
     for file, size in expected.items():
       found = file.stat().st_size
