@@ -114,18 +114,14 @@ def _zip_members(data: bytes) -> dict[str, bytes]:
   try:
     with zipfile.ZipFile(io.BytesIO(data)) as file:
       entries = file.infolist()
-      if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        names = [entry.filename for entry in entries]
-        raise ValueError(
-          f'it is compressed, which torch.save never does, and {describe_zip(names)}'
-        )
-      if sum(entry.file_size for entry in entries) > len(data):
-        raise ValueError('the archive claims to hold more than it has bytes')
-      return {entry.filename: file.read(entry) for entry in entries}
-  except ValueError:
-    raise
+      stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+      fits = sum(entry.file_size for entry in entries) <= len(data)
+      files = {entry.filename: file.read(entry) if stored and fits else b'' for entry in entries}
   except Exception as error:  # zipfile fails in many ways on damaged bytes
     raise ValueError(f'its zip archive is damaged ({" ".join(str(error).split())[:80]})') from None
+  if not (stored and fits):
+    raise ValueError(f'it is compressed, which torch.save never does, and {describe_zip(files)}')
+  return files
 
 
 def _read_classes(path: Path, count: int) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ FORMS = {
   '.safetensors': lambda pretrained: safetensors.write(layouts.torchvision_state(pretrained)),
   '.stablehlo': stablehlo.write,
 }
-ANY_NET = '.npz or .stablehlo'
 
 
 def check_suffix(path: Path) -> None:
@@ -33,7 +32,7 @@ def save(pretrained: Pretrained, path: Path) -> int:
     data = FORMS[path.suffix](pretrained)
     files.write(path, data)
   except ValueError as error:
-    raise UserError(f'{path} cannot be written: {error}; {ANY_NET} hold any net') from None
+    raise UserError(f'{path} cannot be written: {error}; .npz or .stablehlo hold any net') from None
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}') from None
   return len(data)
