@@ -9,7 +9,7 @@ from PIL import Image
 
 from alexnet_jax.results.confusion import confusion_matrix
 from alexnet_jax.results.figures import filter_grid, learning_curves
-from alexnet_jax.train import loop, summary
+from alexnet_jax.train import finish, loop
 from alexnet_jax.weights.load import load
 
 
@@ -122,13 +122,13 @@ def test_figures_come_last(tmp_path, monkeypatch):
     assert {'results.json', 'predictions-last-1.npz'} <= {file.name for file in workdir.iterdir()}
     raise RuntimeError('two\nlines')
 
-  monkeypatch.setattr(summary, 'confusion_matrix', fail)
+  monkeypatch.setattr(finish, 'confusion_matrix', fail)
   config = runpy.run_path('configs/digits.py')['get_config']()
   config.epochs = 0.2
   loop.train(config, workdir, command='test')
   log = (workdir / 'train.log').read_text().splitlines()
   (warning,) = [line for line in log if 'warning' in line]
-  assert warning.endswith('confusion.png is not drawn: RuntimeError: two lines')
+  assert warning.endswith('not all figures are drawn: RuntimeError: two lines')
   weights = load(workdir, checkpoint='last')
   # On a gray pixel v the convolution gives v times this, since all channels are scaled alike.
   kernel = weights.variables['params']['conv1']['kernel'].sum(2, keepdims=True)

@@ -23,7 +23,7 @@ from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.predictor import Predictor
 from alexnet_jax.train.experiment import make_experiment
-from alexnet_jax.train.schedules import make_rates
+from alexnet_jax.train.schedules import Calendar, make_rates
 from alexnet_jax.weights import initial
 from alexnet_jax.weights.run_folder import load_workdir
 
@@ -132,7 +132,7 @@ def test_factors_hold_from_the_first_step():
   config.optimizer.layer_lr_factors = {'fc5': ((0.0, 10.0), (2.0, 5.0)), 'conv1': ((0.0, 0.0),)}
   config.optimizer.schedule.kind = 'constant'
   configs.validate(config)
-  rates = make_rates(config, lambda epoch: int(epoch * 4), 100)
+  rates = make_rates(config, Calendar(4, 1, 25))
   params = {'conv1': {'kernel': 0, 'bias': 0}, 'fc5': {'kernel': 0}, 'fc4': {'kernel': 0}}
   for step, factor in ((0, 10), (7, 10), (8, 5)):
     tree = rates.per_parameter(params, np.int32(step), 1.0)

@@ -11,7 +11,7 @@ from helpers.commands import get_config
 
 from alexnet_jax import config as configs
 from alexnet_jax.train import schedules
-from alexnet_jax.train.optimizer import adam, krizhevsky_momentum, weight_decay_tree
+from alexnet_jax.train.optimizer import adam, krizhevsky_momentum, lars, weight_decay_tree
 from alexnet_jax.train.schedules import Calendar
 
 SHAPES = {'conv1': {'kernel': (3, 4), 'bias': (4,)}, 'fc2': {'kernel': (4, 2), 'bias': (2,)}}
@@ -65,20 +65,41 @@ def dropping(step):
 # The 2012 rule.
 
 
-def test_2012_rule_in_float64():
-  """v <- .9 v - wc rate w - rate gradient; w <- w + v, over drops of the rate."""
+@pytest.mark.parametrize('trust', [None, 0.5], ids=['2012', 'lars'])
+def test_2012_rule_in_float64(trust):
+  """v <- .9 v - wc rate w - rate gradient; w <- w + v, over drops of the rate.
+
+  With LARS the rate is at most .1 trust |w| / |gradient|: clipped at first, not at the end.
+  """
   decay = weight_decay_tree(SHAPES, 0.05, {'fc2': 0.5}, biases=False)
-  found = run(krizhevsky_momentum(0.9, decay), dropping, 15)
-  decays = {'conv1': 0.05, 'fc2': 0.5}
+  rule = lars(0.9, decay, trust) if trust else krizhevsky_momentum(0.9, decay)
+  found = run(rule, dropping, 15)
+  decays, clipped = {'conv1': 0.05, 'fc2': 0.5}, []
   for layer, name in LEAVES:
     w = random_tree(1000)[layer][name].astype(np.float64)
     v = np.zeros_like(w)
     for step in range(15):
-      rate = dropping(step)[layer][name]
+      rate, gradient = dropping(step)[layer][name], random_tree(step)[layer][name]
+      if trust:
+        most = 0.1 * trust * np.linalg.norm(w) / np.linalg.norm(gradient)
+        clipped.append(most < rate)
+        rate = min(rate, most)
       wc = decays[layer] if name == 'kernel' else 0
-      v = 0.9 * v - wc * rate * w - rate * random_tree(step)[layer][name]
+      v = 0.9 * v - wc * rate * w - rate * gradient
       w = w + v
       np.testing.assert_allclose(found[step][layer][name], w, rtol=1e-5, atol=1e-6)
+  assert not trust or set(clipped) == {True, False}
+
+
+@pytest.mark.parametrize('rate, moved', [(0.5, 0.5), (32.0, 1.0), (0.0, 0.0)])
+def test_lars_of_a_parameter_that_is_zero(rate, moved):
+  """NVIDIA's `GetLocalRate` starts from 1 and leaves it where a norm is 0; then min(rate, it)."""
+  rule = lars(0.9, {'bias': 0.0}, 0.001)
+  zeros, ones = {'bias': jnp.zeros(3)}, {'bias': jnp.ones(3)}
+  updates, _ = rule.update(ones, rule.init(zeros), zeros, rates={'bias': rate})
+  np.testing.assert_allclose(updates['bias'], -moved)
+  updates, _ = rule.update(zeros, rule.init(ones), ones, rates={'bias': rate})
+  np.testing.assert_array_equal(updates['bias'], 0)
 
 
 def optax_history(transformation, steps):
@@ -190,44 +211,26 @@ def values(curve, steps):
   return [float(curve(jnp.int32(step))) for step in steps]
 
 
-def test_dexp_falls_in_equal_quarters():
-  curve = schedules.exponential(1000, levels=4, target_factor=250)
-  at = [0, 249, 250, 499, 500, 749, 750, 999]
-  expected = np.repeat([0.01, 0.001587, 0.000252, 0.00004], 2)
-  np.testing.assert_allclose(0.01 * np.array(values(curve, at)), expected, rtol=1e-3)
-  bias = schedules.exponential(1000, levels=2, target_factor=10)
-  np.testing.assert_allclose(
-    0.02 * np.array(values(bias, [0, 499, 500, 999])), [0.02, 0.02, 0.002, 0.002], rtol=1e-6
-  )
-  assert values(schedules.exponential(1000, 1, 250), [0, 999]) == [1, 1]
+def curve_of(kind, total_steps, **fields):
+  schedule = configs.default().optimizer.schedule
+  schedule.update({'kind': kind, **fields})
+  return schedules.make_curve(schedule, Calendar(1, 1, total_steps))
 
 
-@pytest.mark.parametrize(
-  'curve, at, expected',
-  [
-    (schedules.steps([10, 20], 0.1), [0, 9, 10, 19, 20, 10**9], [1, 1, 0.1, 0.1, 0.01, 0.01]),
-    (schedules.steps([], 0.1), [0, 1000], [1, 1]),
-    (
-      schedules.with_warmup(schedules.steps([6], 0.1), 4),
-      range(8),
-      [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1],
-    ),
-    (schedules.with_warmup(schedules.steps([6], 0.1), 0), [0, 5, 6], [1, 1, 0.1]),
-  ],
-)
-def test_steps_and_linear_warmup(curve, at, expected):
-  np.testing.assert_allclose(values(curve, at), expected, rtol=1e-6)
+def test_linear_warmup():
+  curve = schedules.with_warmup(curve_of('step', 8, milestones=(6.0,), factor=0.1), 4)
+  np.testing.assert_allclose(values(curve, range(8)), [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1])
 
 
 def test_cosine_agrees_with_optax():
-  curve, peer = schedules.cosine(200), optax.cosine_decay_schedule(1.0, 200)
+  curve, peer = curve_of('cosine', 200), optax.cosine_decay_schedule(1.0, 200)
   at = [0, 1, 50, 100, 150, 199, 200, 300]
   np.testing.assert_allclose(values(curve, at), [float(peer(step)) for step in at], atol=1e-6)
 
 
 def test_warmup_from_a_rate_to_a_power():
   """`GetLearningRate` of NVIDIA's sgd_solver.cpp: rampup_lr 1, base_lr 10, then poly."""
-  curve = schedules.with_warmup(schedules.polynomial(15_600, 2), 600, start=0.1, power=2)
+  curve = schedules.with_warmup(curve_of('polynomial', 15_600, power=2.0), 600, start=0.1, power=2)
   at = np.array([0, 1, 300, 599, 600, 601, 15_599])
   expected = np.where(at < 600, 1 + 9 * (at / 600) ** 2, 10 * (1 - at / 15_600) ** 2)
   np.testing.assert_allclose(10 * np.array(values(curve, at)), expected, rtol=1e-5, atol=1e-6)
@@ -256,7 +259,7 @@ def imagenet_rates(variant, **changes):
   config = get_config(f'imagenet:{variant}')
   config.optimizer.update(changes)
   calendar = Calendar(1_281_167, config.batch_size, config.epochs)
-  rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
+  rates = schedules.make_rates(config, calendar)
 
   def at(step, scale=1.0):
     tree = rates.per_parameter(PARAMS, jnp.int32(step), jnp.float32(scale))
@@ -325,12 +328,12 @@ def test_local_nets_lower_the_rate_of_kernels_alone(variant):
   Not so layer-params-18pct.cfg: "Reduce all learning rates".
   """
   config = get_config(f'cifar10:{variant}')
-  rates = schedules.make_rates(config, int, 520)
+  rates = schedules.make_rates(config, Calendar(1, 1, 520))
   for step, kernel in ((0, 1e-3), (499, 1e-3), (500, 1e-4), (509, 1e-4), (510, 1e-5), (519, 1e-5)):
     found = rates.per_parameter(PARAMS, jnp.int32(step), 1.0)['conv1']
     assert float(found['kernel']) == pytest.approx(kernel, rel=1e-5)
     assert float(found['bias']) == pytest.approx(0.002, rel=1e-5)
-  rates = schedules.make_rates(get_config('cifar10:18pct'), int, 140)
+  rates = schedules.make_rates(get_config('cifar10:18pct'), Calendar(1, 1, 140))
   found = rates.per_parameter(PARAMS, jnp.int32(130), 1.0)['conv1']
   assert [*map(float, found.values())] == pytest.approx([1e-5, 2e-5], rel=1e-5)
 
@@ -345,7 +348,7 @@ def test_factors_act_on_kernel_and_bias_unless_one_is_named():
     'fc8': ((0.0, 10.0),),
   }
   configs.validate(config)
-  rates = schedules.make_rates(config, int, 90)
+  rates = schedules.make_rates(config, Calendar(1, 1, 90))
 
   def of(layer, step):
     found = rates.per_parameter(PARAMS, jnp.int32(step), 1.0)[layer]
@@ -359,6 +362,8 @@ def test_factors_act_on_kernel_and_bias_unless_one_is_named():
 
 
 def test_rates_of_the_papers_text():
+  at, calendar = imagenet_rates('paper', base_batch_size=64)
+  np.testing.assert_allclose(list(at(0).values()), 0.02, rtol=1e-6)
   at, calendar = imagenet_rates('paper')
   # "We used an equal learning rate for all layers".
   np.testing.assert_allclose(list(at(0).values()), 0.01, rtol=1e-6)

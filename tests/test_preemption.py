@@ -15,7 +15,7 @@ from alexnet_jax.errors import DiskFailed, Interrupted, UserError
 from alexnet_jax.model import nets
 from alexnet_jax.model.layers import Conv, Dense, Relu
 from alexnet_jax.run.metrics import MetricWriter, read_metrics
-from alexnet_jax.train import loop
+from alexnet_jax.train import finish, loop
 from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.preemption import StopSignal
@@ -32,7 +32,7 @@ def quick_runs():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(nets.NETS, 'digits', tiny)
     patch.setattr(loop, 'Devices', Devices.single)
-    patch.setattr(loop, 'draw_figures', lambda *arguments: [])
+    patch.setattr(finish, '_draw_figures', lambda *arguments: None)
     yield
 
 

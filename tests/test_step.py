@@ -141,7 +141,7 @@ def test_the_same_states_and_batches_give_the_same_bits(runs, kind):
 def test_a_step_is_the_loss_gradient_and_update_of_its_views():
   """Against the formulas, put together here, for a net without dropout."""
   table = tuple(row for row in PLAIN if not isinstance(row, layers.Dropout))
-  recipe = recipe_of(table, color_noise=lambda step: jnp.float32(0))
+  recipe = recipe_of(table, color_noise=lambda step: jnp.float32(0), label_smoothing=0.1)
   recipe = dataclasses.replace(
     recipe,
     preprocessing=dataclasses.replace(recipe.preprocessing, random_crop=False, random_flip=False),
@@ -152,8 +152,9 @@ def test_a_step_is_the_loss_gradient_and_update_of_its_views():
 
   def loss_of(params):
     logits = AlexNet(table).apply({'params': params}, views)
-    log_sums = jnp.log(jnp.exp(logits).sum(1))
-    return jnp.mean(log_sums - logits[jnp.arange(BATCH), batch['label']]), logits
+    log_shares = logits - jnp.log(jnp.exp(logits).sum(1, keepdims=True))
+    own = log_shares[jnp.arange(BATCH), batch['label']]
+    return -jnp.mean(0.9 * own + 0.1 * log_shares.mean(1)), logits
 
   (loss, logits), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(start.params)
   step = jax.jit(make_train_step(recipe, make_compute_gradients(AlexNet(table), recipe)))
@@ -186,7 +187,7 @@ def test_a_step_that_is_not_finite_is_not_applied():
   def noise(step):
     return jnp.where((step == 1) | (step == 2), jnp.nan, 0.1)
 
-  on, recipe = devices(2), recipe_of(NORMALIZED, color_noise=noise, ema_decay=0.9)
+  on, recipe = devices(2), recipe_of(NORMALIZED, color_noise=noise, ema_decay=0.3)
   step = on.pmap(step_of(NORMALIZED, recipe), in_axes=(None, 0), out_axes=None, donate_argnums=0)
   state = on.replicate(initial_state(NORMALIZED, recipe))
   states, skipped = [], []
@@ -206,6 +207,12 @@ def test_a_step_that_is_not_finite_is_not_applied():
     states[3].params['conv1']['kernel'], states[0].params['conv1']['kernel']
   )
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[4]))
+  # The average that is evaluated: slow from the first applied step on, and sooner at the start.
+  average = initial_state(NORMALIZED, recipe).params['conv1']['kernel']
+  for i in (0, 3, 4):
+    decay = min(0.3, (1 + i) / (10 + i))
+    average = decay * average + (1 - decay) * states[i].params['conv1']['kernel']
+    np.testing.assert_allclose(states[i].eval_params['conv1']['kernel'], average, rtol=1e-5)
 
 
 # What fits on the devices.

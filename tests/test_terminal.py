@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax.terminal import Console, did_you_mean, duration, si
-from alexnet_jax.train.console import TrainingConsole
-from alexnet_jax.train.summary import summary
+from alexnet_jax.terminal import Console, Pace, did_you_mean, duration, si
+from alexnet_jax.train.finish import results_table
+from alexnet_jax.train.schedules import Calendar
+from alexnet_jax.train.throughput import progress_line
 
 
 class Terminal(io.StringIO):
@@ -29,55 +30,54 @@ def wide(monkeypatch):
 
 
 def test_plain_lines(tmp_path):
-  stream, seconds = io.StringIO(), iter([0.0, 60.0, 118.8])
-  log = tmp_path / 'train.log'
-  clock = seconds.__next__
-  with TrainingConsole(112500, 90, log=log, stream=stream, clock=clock) as console:
+  stream, log = io.StringIO(), tmp_path / 'train.log'
+  with Console(log=log, stream=stream) as console:
     console.message('process 0/1, 1 of 1 devices, [cpu]')
-    facts = {'images_per_second': 8140.4, 'data_wait': 0.0041}
-    console.update(15000, epoch=12.0, loss=3.3, **facts)
-    console.evaluation({'eval/top1_error': 0.5119, 'eval/top5_error': 0.2694, 'eval/loss': 2.2})
-    console.update(15500, epoch=12.4, loss=3.2141, **facts)
-    console.update(16000, epoch=12.8, loss=0.08449)
-  lines = [
-    'process 0/1, 1 of 1 devices, [cpu]',
-    'epoch 12.0/90  step 15,000/112,500  loss 3.30  8,140 img/s  (data 0.4%)',
-    'epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9  8,140 img/s  (data 0.4%)  '
-    + 'ETA 3h14m',  # 97,000 steps at 500 a minute
-    'epoch 12.8/90  step 16,000/112,500  loss 0.084  val 51.2/26.9  ETA 3h11m',
-  ]
+    console.progress('epoch 12.0/90', 15000, 112500)
+  lines = ['process 0/1, 1 of 1 devices, [cpu]', 'epoch 12.0/90']
   assert stream.getvalue().splitlines() == lines
   logged = log.read_text().splitlines()
   assert [line[21:] for line in logged] == lines
   assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', line) for line in logged)
 
 
-def test_time_left_forgets_what_was_before_a_suspension_and_two_classes_have_no_top5():
-  stream, seconds = io.StringIO(), iter([0.0, 9999.0, 10009.0])
-  console = TrainingConsole(100, 1, stream=stream, clock=seconds.__next__)
-  console.update(10, epoch=0.1, loss=math.nan, images_per_second=3.21)
-  console.evaluation({'eval/top1_error': 0.25})
-  console.restart_pace()
-  console.update(20, epoch=0.2, loss=1)
-  console.update(30, epoch=0.3, loss=1)
-  assert stream.getvalue().splitlines() == [
-    'epoch 0.1/1  step 10/100  loss nan  3.2 img/s',
-    'epoch 0.2/1  step 20/100  loss 1.00  val 25.0',
-    'epoch 0.3/1  step 30/100  loss 1.00  val 25.0  ETA 1m10s',
-  ]
+def test_progress_of_a_run():
+  ninety, half = Calendar(160_000, 128, 90), Calendar(2560, 128, 0.5)
+  errors = {'top1_error': 0.5119, 'top5_error': 0.2694, 'loss': 2.2}
+  speed = {'images_per_second': 8140.4, 'data_wait': 0.0041}
+  line = progress_line(ninety, 15000, 3.3, errors={}, speed=speed, rate=None)
+  assert line == 'epoch 12.0/90  step 15,000/112,500  loss 3.30  8,140 img/s  (data 0.4%)'
+  line = progress_line(ninety, 15500, 3.2141, errors=errors, speed=speed, rate=500 / 60)
+  assert line == (
+    'epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9  8,140 img/s  (data 0.4%)'
+    '  ETA 3h14m'
+  )
+  line = progress_line(ninety, 16000, 0.08449, errors=errors, speed={}, rate=None)
+  assert line == 'epoch 12.8/90  step 16,000/112,500  loss 0.084  val 51.2/26.9'
+  speed = {'images_per_second': 3.21, 'data_wait': 0.0}  # two classes have no top-5 error
+  line = progress_line(half, 1, math.nan, errors={'top1_error': 0.25}, speed=speed, rate=None)
+  assert line == 'epoch 0.1/0.5  step 1/10  loss nan  val 25.0  3.2 img/s  (data 0.0%)'
+
+
+def test_the_pace_forgets_what_was_before_a_suspension():
+  pace = Pace(iter([0.0, 9999.0, 10009.0]).__next__)
+  assert pace.rate(10) is None
+  pace.restart()
+  assert pace.rate(20) is None
+  assert pace.rate(30) == 1.0
 
 
 def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, wide):
   stream = Terminal()
-  with TrainingConsole(200, 90, log=tmp_path / 'log', stream=stream) as console:
-    console.update(50, epoch=22.5, loss=2.5)
+  with Console(log=tmp_path / 'log', stream=stream) as console:
+    console.progress('epoch 22.5/90', 50, 200)
     console.message('a [link] stays')
-    console.update(100, epoch=45.0, loss=2.5, images_per_second=10.0)
+    console.progress('epoch 45.0/90  10 img/s', 100, 200)
   assert 'a [link] stays' in shown(stream)
-  assert '━ epoch 45.0/90  step 100/200  loss 2.50  10 img/s  ETA' in shown(stream)
+  assert '━ epoch 45.0/90  10 img/s' in shown(stream)
   assert stream.getvalue().count('\x1b[?25h') == 1, 'the cursor is shown again'
   log = (tmp_path / 'log').read_text()
-  assert '  epoch 45.0/90  step 100/200  loss 2.50  10 img/s' in log and '\x1b' not in log
+  assert '  epoch 45.0/90  10 img/s' in log and '\x1b' not in log
 
 
 def test_count_on_a_terminal(wide):
@@ -94,13 +94,13 @@ def test_a_terminal_that_hangs_up_does_not_end_the_run(tmp_path):
     def write(self, text):
       raise OSError(5, 'Input/output error')
 
-  with TrainingConsole(10, 1, log=tmp_path / 'log', stream=Gone()) as console:
-    console.update(1, epoch=0.1, loss=1.0)
+  with Console(log=tmp_path / 'log', stream=Gone()) as console:
+    console.progress('step 1', 1, 10)
     console.message('still here')
   assert (tmp_path / 'log').read_text().count('\n') == 2
 
 
-def test_summary():
+def test_results_table():
   results = {
     'eval/top1_error': 0.40721,
     'eval/top5_error': 0.1815,
@@ -113,7 +113,7 @@ def test_summary():
     'other': 1,
   }
   paths = ['workdir     runs/digits', 'figures     runs/digits/figures']
-  assert summary(results, Path('runs/digits')).splitlines() == [
+  assert results_table(results, Path('runs/digits')).splitlines() == [
     '            top-1 error  top-5 error  top-1 accuracy  top-5 accuracy    loss',
     'eval             40.72%       18.15%          59.28%          81.85%  1.7431',
     'ten views        39.04%            -          60.96%               -       -',
@@ -123,7 +123,7 @@ def test_summary():
     'time        3h12m',
     *paths,
   ]
-  assert summary({'epoch': 2}, Path('runs/digits')).splitlines() == ['epoch       2', *paths]
+  assert results_table({'epoch': 2}, Path('runs/digits')).splitlines() == ['epoch       2', *paths]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.model.preprocessing import CENTER_VIEW
 from alexnet_jax.runtime import cpu
-from alexnet_jax.train import schedules
 from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
+from alexnet_jax.train.schedules import Rates
 from alexnet_jax.weights.initial import weights_of
 
 # Far more examples than a benchmark sees: the schedules stay at their beginning.
@@ -79,7 +79,7 @@ class OurStep(Workload):
         experiment.recipe.preprocessing, random_crop=False, random_flip=False
       ),
       color_noise=lambda step: jnp.float32(0),
-      rates=schedules.Rates(1.0, 1.0, schedules.constant(), schedules.constant(), {}),
+      rates=Rates(1.0, 1.0),
       optimizer=krizhevsky_momentum(0.0, zeros),
     )
     model = experiment.model.clone(table=without_dropout(experiment.table))

@@ -133,7 +133,7 @@ def make_experiment(
     seed=config.seed,
     preprocessing=make_preprocessing(config, store, weights),
     color_noise=make_color_noise(config.input, calendar),
-    rates=schedules.make_rates(config, calendar.step_of, calendar.total_steps),
+    rates=schedules.make_rates(config, calendar),
     optimizer=make_optimizer(config, shapes),
     label_smoothing=config.label_smoothing,
     ema_decay=config.ema_decay,

@@ -8,7 +8,6 @@ import flax
 import ml_collections
 import numpy as np
 
-from alexnet_jax import files
 from alexnet_jax.config import to_json
 from alexnet_jax.data import feed
 from alexnet_jax.data.preparation import prepare_store
@@ -20,8 +19,8 @@ from alexnet_jax.run.claim import check_workdir, claim_workdir
 from alexnet_jax.run.folder import RunFolder, disk_failures, lock_workdir, read_results
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.runtime.jax_setup import resume_note
+from alexnet_jax.terminal import Console
 from alexnet_jax.train import modes, processes
-from alexnet_jax.train.console import TrainingConsole
 from alexnet_jax.train.devices import (
   AXIS,
   Devices,
@@ -31,12 +30,10 @@ from alexnet_jax.train.devices import (
   to_host,
 )
 from alexnet_jax.train.experiment import Experiment, make_experiment
+from alexnet_jax.train.finish import finish, results_table
 from alexnet_jax.train.milestones import Milestones
 from alexnet_jax.train.step import Program, TrainState, make_compute_gradients, make_train_step
-from alexnet_jax.train.summary import class_table, draw_figures, finish, summary
 from alexnet_jax.train.throughput import Throughput
-
-_SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
 
 
 def train(
@@ -73,7 +70,7 @@ def train(
   results = None if changes else read_results(workdir)
   if processes.from_first(np.array(results is not None)):
     if results:
-      print(f'{workdir} is finished:\n{summary(results, workdir)}')
+      print(f'{workdir} is finished:\n{results_table(results, workdir)}')
     processes.shutdown_together('finished')
     return results or {}
 
@@ -97,9 +94,7 @@ def train(
     stack.callback(checkpoints.close)
     start, evaluated, state = resume(checkpoints, experiment)
     log = folder.log if primary else None
-    console = stack.enter_context(
-      TrainingConsole(calendar.total_steps, config.epochs, log=log, quiet=not primary)
-    )
+    console = stack.enter_context(Console(log=log, quiet=not primary))
     console.message(resume_note(devices.platform, config.deterministic))
     for note in modes.notes(experiment, devices):
       console.message(note)
@@ -123,15 +118,8 @@ def train(
       predictions = milestones.final_predictions(state)
     results = {}
     if primary:  # the workdir of another process may be on a disk of its own, without metrics
-      results = finish(experiment, store, state, predictions, workdir)
-      results |= {'command': command, **environment(devices)}
-      files.write_json(folder.results, results)
-      for failure in draw_figures(experiment, store, state, predictions, workdir):
-        console.message(f'warning: {failure}')
-      if 'classes' in results:
-        worst = [tuple(row.values()) for row in results['classes'][:_SHOWN_CLASSES]]
-        console.message(class_table(worst) + '\n')
-      console.message(summary(results, workdir))
+      facts = {'command': command, **environment(devices)}
+      results = finish(experiment, store, state, predictions, workdir, facts, console)
     processes.shutdown_together('the end of the run')
   return results
 

@@ -13,14 +13,14 @@ from alexnet_jax.results import scores
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities
+from alexnet_jax.terminal import Console, Pace
 from alexnet_jax.train import guards, processes
-from alexnet_jax.train.console import TrainingConsole
 from alexnet_jax.train.devices import Devices, to_host
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.preemption import StopSignal
 from alexnet_jax.train.step import TrainState
-from alexnet_jax.train.throughput import Throughput
+from alexnet_jax.train.throughput import Throughput, progress_line
 
 
 class Milestones:
@@ -33,7 +33,7 @@ class Milestones:
     devices: Devices,
     checkpoints: Checkpoints,
     workdir: Path,
-    console: TrainingConsole,
+    console: Console,
     start: int,
   ):
     self.experiment = experiment
@@ -45,6 +45,8 @@ class Milestones:
     config, calendar = experiment.config, experiment.calendar
     self.evaluator = Evaluator(experiment, store.eval, devices)
     self.predictions: SplitProbabilities | None = None
+    self.errors: dict[str, float] = {}  # of the last evaluation
+    self.pace = Pace()
     self.primary = devices.process_index == 0
     self.stop = StopSignal(quiet=not self.primary)
     self._any_process = processes.Agreement(devices)
@@ -124,20 +126,24 @@ class Milestones:
     Raises:
       Diverged: see `guards.check_finite`.
     """
-    config, epoch = self.experiment.config, self.experiment.calendar.epoch_of(step)
+    config, calendar = self.experiment.config, self.experiment.calendar
     report = throughput.take()
     scalars = {f'train/{n}': report.means[n] for n in ('loss', 'top1_error', 'gradient_norm')}
     scalars['learning_rate'] = report.means['learning_rate']
-    scalars['epoch'] = epoch
+    scalars['epoch'] = calendar.epoch_of(step)
     scalars['seconds'] = self.seconds_before + throughput.total_seconds
     speed = {}
     if self.stop.was_suspended():
-      self.console.restart_pace()
+      self.pace.restart()
     elif step > self.start + 1:  # the first step includes compilation
       images = report.steps * config.batch_size
       speed = {'images_per_second': images / report.seconds, 'data_wait': report.data_wait}
     self.metrics.write(step, scalars | speed)
-    self.console.update(step, epoch=epoch, loss=report.means['loss'], **speed)
+    rate = self.pace.rate(step)  # counts from the first call, after compilation
+    line = progress_line(
+      calendar, step, report.means['loss'], errors=self.errors, speed=speed, rate=rate
+    )
+    self.console.progress(line, step, calendar.total_steps)
     guards.check_finite(report.nonfinite_steps, step, config)
     if not self.warned_flat and step >= config.guard.flat_steps:
       self.warned_flat = True
@@ -150,10 +156,9 @@ class Milestones:
     predictions = self._predict(state, config.views)
     if step == calendar.total_steps and config.views == config.final_views:
       self.predictions = predictions  # which `final_predictions` need not repeat
-    errors = scores.errors(predictions.probabilities, predictions.label)
+    errors = self.errors = scores.errors(predictions.probabilities, predictions.label)
     scalars = {f'eval/{name}': value for name, value in errors.items()}
     self.metrics.write(step, {'epoch': calendar.epoch_of(step), **scalars})
-    self.console.evaluation(scalars)
     self.console.message(
       f'epoch {calendar.epoch_of(step):.2f}: '
       + ', '.join(f'{n} {v:.4f}' for n, v in scalars.items())

@@ -49,7 +49,7 @@ def lines(
 
 def _rates(config, calendar: Calendar) -> str:
   """The learning rate of the kernels, its changes, and those of biases and single layers."""
-  rates = schedules.make_rates(config, calendar.step_of, calendar.total_steps)
+  rates = schedules.make_rates(config, calendar)
   schedule, text = config.optimizer.schedule, f'{rates.learning_rate:g}'
   if config.optimizer.base_batch_size:
     text += (
@@ -61,19 +61,10 @@ def _rates(config, calendar: Calendar) -> str:
     text += f' from {config.optimizer.warmup_start:g}' * (config.optimizer.warmup_start > 0)
   if schedule.kind in ('cosine', 'plateau', 'polynomial'):
     text += f', {schedule.kind}'
-  else:
-    changes = {
-      'step': [calendar.step_of(epoch) for epoch in schedule.milestones],
-      'exponential': [
-        math.ceil(calendar.total_steps * i / schedule.levels) for i in range(1, schedule.levels)
-      ],
-    }.get(schedule.kind, [])
-    for step in changes:
-      if step < calendar.total_steps:
-        text += (
-          f', {float(rates.kernel_rate(step)):.3g} from epoch {calendar.epoch_of(step):.4g}'
-          f' (step {step:,})'
-        )
+  for step in schedules.drops(schedule, calendar)[0]:
+    if step < calendar.total_steps:
+      rate, epoch = float(rates.kernel_rate(step)), calendar.epoch_of(step)
+      text += f', {rate:.3g} from epoch {epoch:.4g} (step {step:,})'
   if config.optimizer.bias_lr_multiplier != 1:
     text += f'; biases {config.optimizer.bias_lr_multiplier:g} times that at first'
   for name, factors in config.optimizer.layer_lr_factors.items():

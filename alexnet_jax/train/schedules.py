@@ -50,39 +50,15 @@ class Calendar:
 Curve = Callable[[jax.Array], jax.Array]
 
 
-def constant() -> Curve:
-  return lambda step: jnp.float32(1)
+def constant(step: jax.Array) -> jax.Array:
+  del step
+  return jnp.float32(1)
 
 
 def piecewise(boundaries: list[int], values: list[float]) -> Curve:
   """values[0] before boundaries[0], values[i] from boundaries[i - 1] on."""
   edges, table = np.asarray(boundaries, np.int32), np.asarray(values, np.float32)
   return lambda step: jnp.asarray(table)[jnp.sum(step >= jnp.asarray(edges))]
-
-
-def steps(boundaries: list[int], factor: float) -> Curve:
-  """Multiplied by `factor` at each boundary (paper section 5: divided by 10 three times)."""
-  return piecewise(boundaries, [factor**i for i in range(len(boundaries) + 1)])
-
-
-def exponential(total_steps: int, levels: int, target_factor: float) -> Curve:
-  """`dexp[base; tgtFactor; numSteps]` of cuda-convnet2 (#170): equal shares, equal ratios.
-
-  The rate falls from 1 to 1 / target_factor in `levels` equal parts of the run.
-  """
-  ratio = target_factor ** (-1 / max(levels - 1, 1))
-  boundaries = [math.ceil(total_steps * i / levels) for i in range(1, levels)]
-  return piecewise(boundaries, [ratio**i for i in range(levels)])
-
-
-def cosine(total_steps: int) -> Curve:
-  """Half a cosine from 1 to 0 (Loshchilov & Hutter, arXiv 1608.03983)."""
-  return lambda step: 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / total_steps, 1)))
-
-
-def polynomial(total_steps: int, power: float) -> Curve:
-  """The share of the run that is left, to a power (Caffe's `poly` policy)."""
-  return lambda step: jnp.maximum(1 - step / total_steps, 0) ** power
 
 
 def with_warmup(curve: Curve, warmup_steps: int, start: float = 0.0, power: float = 1.0) -> Curve:
@@ -108,26 +84,36 @@ def with_warmup(curve: Curve, warmup_steps: int, start: float = 0.0, power: floa
   return warmed
 
 
-def make_curve(schedule, step_of: Callable[[float], int], total_steps: int) -> Curve:
-  """The curve that a config's `optimizer.schedule` (or `bias_schedule`) describes.
+def drops(schedule, calendar: Calendar) -> tuple[list[int], float]:
+  """The steps at which a config's schedule multiplies the rate, and the factor.
 
-  Args:
-    schedule: fields kind, milestones (epochs), factor, levels, target_factor, power.
-    step_of: epoch -> first step at or after it.
-    total_steps: length of the run in steps.
+  `step` drops at its milestones (paper section 5: by ten, three times). `exponential` is
+  `dexp[base; tgtFactor; numSteps]` of cuda-convnet2 (#170): `levels` equal shares of the run with
+  equal ratios, from 1 to 1 / target_factor.
   """
   match schedule.kind:
-    case 'constant' | 'plateau':  # a plateau's factor is part of the state: see `Plateau`
-      return constant()
     case 'step':
-      return steps([step_of(epoch) for epoch in schedule.milestones], schedule.factor)
+      return [calendar.step_of(epoch) for epoch in schedule.milestones], schedule.factor
     case 'exponential':
-      return exponential(total_steps, schedule.levels, schedule.target_factor)
-    case 'cosine':
-      return cosine(total_steps)
-    case 'polynomial':
-      return polynomial(total_steps, schedule.power)
-  raise ValueError(f'unknown schedule kind {schedule.kind!r}')
+      total, levels = calendar.total_steps, schedule.levels
+      ratio = schedule.target_factor ** (-1 / max(levels - 1, 1))
+      return [math.ceil(total * i / levels) for i in range(1, levels)], ratio
+  return [], 1.0
+
+
+def make_curve(schedule, calendar: Calendar) -> Curve:
+  """The curve that a config's `optimizer.schedule` (or `bias_schedule`) describes.
+
+  That of `plateau` is constant: its factor is part of the state, see `Plateau`.
+  """
+  total = calendar.total_steps
+  match schedule.kind:
+    case 'cosine':  # half of one, from 1 to 0 (Loshchilov & Hutter, arXiv 1608.03983)
+      return lambda step: 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / total, 1)))
+    case 'polynomial':  # the share of the run that is left, to a power (Caffe's `poly` policy)
+      return lambda step: jnp.maximum(1 - step / total, 0) ** schedule.power
+  boundaries, factor = drops(schedule, calendar)
+  return piecewise(boundaries, [factor**i for i in range(len(boundaries) + 1)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +130,9 @@ class Rates:
 
   learning_rate: float
   bias_lr_multiplier: float
-  kernel: Curve
-  bias: Curve
-  layers: dict[str, Curve]
+  kernel: Curve = constant
+  bias: Curve = constant
+  layers: dict[str, Curve] = dataclasses.field(default_factory=dict)
   plateau_of_biases: bool = True
 
   def kernel_rate(self, step: jax.Array) -> jax.Array:
@@ -203,29 +189,30 @@ class Plateau:
     return {**state, 'scale': np.float32(state['scale'] * self.factor), 'waited': np.int32(0)}
 
 
-def make_rates(config, step_of: Callable[[float], int], total_steps: int) -> Rates:
-  """The rates that config.optimizer describes; see `make_curve` for the arguments."""
+def make_rates(config, calendar: Calendar) -> Rates:
+  """The rates that config.optimizer describes."""
   optimizer = config.optimizer
-  warmup_steps = step_of(optimizer.warmup_epochs)
   scale = config.batch_size / (optimizer.base_batch_size or config.batch_size)
   learning_rate = optimizer.learning_rate * scale
 
   def curve(schedule) -> Curve:
-    after = make_curve(schedule, step_of, total_steps)
-    start = optimizer.warmup_start / learning_rate
-    return with_warmup(after, warmup_steps, start, optimizer.warmup_power)
+    return with_warmup(
+      make_curve(schedule, calendar),
+      calendar.step_of(optimizer.warmup_epochs),
+      optimizer.warmup_start / learning_rate,
+      optimizer.warmup_power,
+    )
 
   def layer_curve(changes) -> Curve:
-    return piecewise([step_of(epoch) for epoch, _ in changes], [1.0, *(f for _, f in changes)])
+    edges = [calendar.step_of(epoch) for epoch, _ in changes]
+    return piecewise(edges, [1.0, *(factor for _, factor in changes)])
 
-  bias_schedule = optimizer.bias_schedule
-  if bias_schedule.kind == 'same':
-    bias_schedule = optimizer.schedule
+  same = optimizer.bias_schedule.kind == 'same'
   return Rates(
     learning_rate=learning_rate,
     bias_lr_multiplier=optimizer.bias_lr_multiplier,
     kernel=curve(optimizer.schedule),
-    bias=curve(bias_schedule),
+    bias=curve(optimizer.schedule if same else optimizer.bias_schedule),
     layers={name: layer_curve(changes) for name, changes in optimizer.layer_lr_factors.items()},
-    plateau_of_biases=optimizer.bias_schedule.kind == 'same',
+    plateau_of_biases=same,
   )

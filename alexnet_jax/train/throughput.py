@@ -1,12 +1,15 @@
-"""Mean metrics and speed of the steps between two console lines."""
+"""Mean metrics and speed of the steps between two console lines, and such a line."""
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from alexnet_jax.data.feed import Batches
+from alexnet_jax.terminal import duration
+from alexnet_jax.train.schedules import Calendar
 
 
 class Report(NamedTuple):
@@ -60,3 +63,45 @@ class Throughput:
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
     means['learning_rate'] = float(metrics['learning_rate'][-1])
     return Report(means, int(skipped[-1]), len(skipped), seconds, wait / seconds)
+
+
+def progress_line(
+  calendar: Calendar,
+  step: int,
+  loss: float,
+  *,
+  errors: Mapping[str, float],
+  speed: Mapping[str, float],
+  rate: float | None,
+) -> str:
+  """Where a run is, in one line, here broken in two:
+
+  `epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9`
+  `  8,140 img/s  (data 0.4%)  ETA 3h12m`
+
+  Args:
+    calendar: of the run.
+    step: steps done.
+    loss: the training loss now.
+    errors: `top1_error` and, with more than five classes, `top5_error` of the last evaluation of
+      this process, shares in [0, 1]; {} before the first.
+    speed: `images_per_second` now, without pauses, and `data_wait`, the share of the time in [0, 1]
+      that the devices waited for images; {} if not known.
+    rate: steps a second, pauses included; None if not known.
+  """
+  facts = [
+    f'epoch {calendar.epoch_of(step):.1f}/{calendar.epochs:g}',
+    f'step {step:,}/{calendar.total_steps:,}',
+    # Three digits that count, without jumping about: 6.91, 0.084.
+    f'loss {loss:.3f}' if abs(loss) < 1 else f'loss {loss:.2f}',
+  ]
+  if errors:
+    shown = [errors[name] for name in ('top1_error', 'top5_error') if name in errors]
+    facts.append('val ' + '/'.join(f'{100 * error:.1f}' for error in shown))
+  if speed:
+    images = speed['images_per_second']
+    facts.append(f'{images:,.{0 if images >= 10 else 1}f} img/s')
+    facts.append(f'(data {speed["data_wait"]:.1%})')
+  if rate:
+    facts.append(f'ETA {duration((calendar.total_steps - step) / rate)}')
+  return '  '.join(facts)

@@ -8,9 +8,9 @@ import numpy as np
 
 from alexnet_jax.model import layers
 from alexnet_jax.model.preprocessing import Preprocessing
-from alexnet_jax.train import schedules
 from alexnet_jax.train.devices import Devices, to_host
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
+from alexnet_jax.train.schedules import Rates
 from alexnet_jax.train.step import Recipe, init_state
 
 BATCH, SIDE, CROP, CLASSES = 32, 14, 12, 7
@@ -37,7 +37,7 @@ def recipe_of(table, scale=1.0, **changes):
     'seed': 3,
     'preprocessing': preprocessing,
     'color_noise': lambda step: jnp.float32(0.1),
-    'rates': schedules.Rates(0.01, 2.0, schedules.constant(), schedules.constant(), {}),
+    'rates': Rates(0.01, 2.0),
     'optimizer': krizhevsky_momentum(0.9, decay_of(table)),
   }
   return Recipe(**settings | changes)

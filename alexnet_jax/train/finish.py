@@ -1,10 +1,10 @@
 """The end of a run: its predictions, its results and its figures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.data.store import Store
 from alexnet_jax.model import layers, nets
 from alexnet_jax.results import figures, scores
@@ -17,11 +17,12 @@ from alexnet_jax.run.predictions import (
   results_prefix,
   write_predictions,
 )
-from alexnet_jax.terminal import aligned, duration
+from alexnet_jax.terminal import Console, aligned, duration
 from alexnet_jax.train.devices import to_host
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.step import TrainState
 
+_SHOWN_CLASSES = 20  # lines of the table of classes; results.json has all
 _GRAY = 1e-3  # gray levels: of images without color, the variation across gray is rounding
 
 
@@ -31,8 +32,10 @@ def finish(
   state: TrainState,
   predictions: SplitProbabilities,
   workdir: Path,
+  facts: dict,
+  console: Console,
 ) -> dict:
-  """Writes the predictions, and returns the results for results.json.
+  """Writes the predictions, results.json and the figures, and shows the results.
 
   Args:
     experiment: the run.
@@ -40,24 +43,29 @@ def finish(
     state: the last one.
     predictions: of that state, with the final views.
     workdir: folder of the run, with its metrics.
+    facts: more for results.json.
+    console: where the results are shown.
+
+  Returns:
+    The content of results.json.
   """
-  config = experiment.config
+  config, names = experiment.config, store.class_names
   views = config.eval.final_views
-  write_predictions(RunFolder(workdir).predictions('last', views), predictions)
+  folder = RunFolder(workdir)
+  write_predictions(folder.predictions('last', views), predictions)
   records = read_metrics(workdir)
   last = [r for r in records if 'eval/top1_error' in r][-1]
   results = {name: value for name, value in last.items() if name.startswith('eval/')}
   if views != config.eval.views:
-    name = results_prefix(views)
     final = scores.errors(predictions.probabilities, predictions.label)
-    results.update({f'{name}/{key}': value for key, value in final.items()})
-  names = store.class_names
+    results |= {f'{results_prefix(views)}/{key}': value for key, value in final.items()}
+  worst = []
   if len(names) <= MOST_CLASSES:
-    rows = scores.worst_classes(predictions.probabilities, predictions.label, names, len(names))
+    worst = scores.worst_classes(predictions.probabilities, predictions.label, names, len(names))
     keys = ('class', 'images', 'top1_error', 'mostly_taken_for')
-    results['classes'] = [dict(zip(keys, row, strict=True)) for row in rows]
+    results['classes'] = [dict(zip(keys, row, strict=True)) for row in worst]
   speeds = [r['images_per_second'] for r in records if 'images_per_second' in r]
-  return results | {
+  results |= {
     'views': config.eval.views,
     'evaluated_images': len(store.eval.labels),
     'epoch': experiment.calendar.epoch_of(int(state.step)),
@@ -66,10 +74,24 @@ def finish(
     'seconds': max((r.get('seconds', 0.0) for r in records), default=0.0),
     'images_per_second': float(np.median(speeds)) if speeds else None,
     'parameters': layers.count_parameters(experiment.table, experiment.view_shape),
+    **facts,
   }
+  files.write_json(folder.results, results)
+  try:
+    _draw_figures(experiment, store, state, predictions, folder)
+  except Exception as error:  # Matplotlib fails in many ways, and so do disks; the run does not
+    reason = ' '.join(str(error).split())[:200]
+    console.message(f'warning: not all figures are drawn: {type(error).__name__}: {reason}')
+  if worst:
+    heading = ('class', 'images', 'top-1 error', 'mostly taken for')
+    cells = [(name, f'{n:,}', f'{error:.2%}', other) for name, n, error, other in worst]
+    table = aligned([heading, *cells[:_SHOWN_CLASSES]], left=(0, 3))
+    console.message('\n'.join(table) + '\n')
+  console.message(results_table(results, workdir))
+  return results
 
 
-def summary(results: dict, workdir: Path) -> str:
+def results_table(results: dict, workdir: Path) -> str:
   """The content of results.json, as far as it is there, as a table for people."""
   rows: list[tuple[str, ...]] = [
     ('', 'top-1 error', 'top-5 error', 'top-1 accuracy', 'top-5 accuracy', 'loss')
@@ -92,65 +114,26 @@ def summary(results: dict, workdir: Path) -> str:
   return '\n'.join([*lines, f'workdir     {workdir}', f'figures     {RunFolder(workdir).figures}'])
 
 
-def class_table(rows: Sequence[tuple[str, int, float, str]]) -> str:
-  """Formats `scores.worst_classes` as a table."""
-  heading = ('class', 'images', 'top-1 error', 'mostly taken for')
-  cells = [(name, f'{count:,}', f'{error:.2%}', other) for name, count, error, other in rows]
-  return '\n'.join(aligned([heading, *cells], left=(0, 3)))
-
-
-def draw_figures(
+def _draw_figures(
   experiment: Experiment,
   store: Store,
   state: TrainState,
   predictions: SplitProbabilities,
-  workdir: Path,
-) -> list[str]:
-  """Draws the figures of a run; arguments as of `finish`.
-
-  Returns:
-    A line for each figure that failed: a run does not fail because of them.
-  """
-  name, failures = workdir.name, []
+  folder: RunFolder,
+) -> None:
   net, first = nets.title(experiment.config.model), experiment.table[0].name
-
-  def learning_curves(path: Path) -> None:
-    figures.learning_curves(read_metrics(workdir), path, title=f'{name}: {net}')
-
-  def first_layer_kernels(path: Path) -> None:
-    # The towers of 2012: conv1 itself sees all colors, the grouping begins with conv2.
-    groups = [row.groups for row in experiment.table if isinstance(row, layers.Conv)]
-    kernel, note = _first_kernel(experiment, store, to_host(state.params)[first]['kernel'])
-    title = f'{name}: kernels of {first}{note}'
-    figures.filter_grid(kernel, path, towers=max(groups, default=1), title=title)
-
-  def confusion(path: Path) -> None:
-    counts = scores.confusion(predictions.probabilities, predictions.label)
-    title = f'{name}: {VIEW_NAMES[experiment.config.eval.final_views]}'
-    confusion_matrix(counts, store.class_names, path, title)
-
-  drawn = [learning_curves, first_layer_kernels]
+  run = folder.path.name
+  path = folder.figure('learning_curves')
+  figures.learning_curves(read_metrics(folder.path), path, title=f'{run}: {net}')
+  kernel, title = to_host(state.params)[first]['kernel'], f'{run}: kernels of {first}'
+  if store.color_stdevs[1] < _GRAY:
+    # The channels have the same gradient; their differences stay the noise of the first step.
+    kernel = (kernel * experiment.recipe.preprocessing.scale[:, None]).sum(2, keepdims=True)
+    title += ' on gray images'
+  # The towers of 2012: conv1 itself sees all colors, the grouping begins with conv2.
+  towers = max((row.groups for row in experiment.table if isinstance(row, layers.Conv)), default=1)
+  figures.filter_grid(kernel, folder.figure('first_layer_kernels'), towers=towers, title=title)
   if len(store.class_names) <= MOST_CLASSES:
-    drawn.append(confusion)
-  for draw in drawn:
-    path = RunFolder(workdir).figure(draw.__name__)
-    try:
-      draw(path)
-    except Exception as error:  # Matplotlib fails in many ways, and so do disks
-      reason = ' '.join(str(error).split())[:200]
-      failures.append(f'{path} is not drawn: {type(error).__name__}: {reason}')
-  return failures
-
-
-def _first_kernel(experiment: Experiment, store: Store, kernel: np.ndarray):
-  """The first layer's kernel to draw, and an addition to the title.
-
-  On gray images the three channels of a kernel get the same gradient: their differences stay the
-  noise of the first step, and the response is that of their sum.
-  """
-  settings = experiment.config.input
-  gray = store.color_stdevs[1] < _GRAY and experiment.weights is None
-  if not gray or (settings.color_noise and settings.color_statistics == '2012'):
-    return kernel, ''
-  scale = experiment.recipe.preprocessing.scale  # of the channels, before the kernel
-  return (kernel * scale[:, None]).sum(2, keepdims=True), ' on gray images'
+    counts = scores.confusion(predictions.probabilities, predictions.label)
+    title = f'{run}: {VIEW_NAMES[experiment.config.eval.final_views]}'
+    confusion_matrix(counts, store.class_names, folder.figure('confusion'), title)
