@@ -26,6 +26,7 @@ from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.weights.initial import weights_of
 from alexnet_jax.weights.load import load
+from alexnet_jax.weights.run_folder import read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,7 @@ def evaluate_run(
   check_batch_size('eval.batch_size', config.eval.batch_size, devices)
   store = prepare_store(config.data)
   experiment = make_experiment(config, store, AXIS, weights_of(config, workdir), devices.platform)
-  state, step = experiment.restored(workdir, checkpoint)
-  variables = {'params': state.eval_params, 'batch_stats': state.batch_stats}
+  step, variables, _ = read_checkpoint(workdir, checkpoint)
   predictions = _predict(workdir, experiment, store, devices, views, variables)
   epoch = experiment.calendar.epoch_of(step)
   name = f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})'

@@ -7,7 +7,6 @@ everything returned that way must have been averaged over `AXIS`.
 
 import collections
 import contextlib
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -94,14 +93,6 @@ class Devices:
     """(local_count, ...): a copy of a host array for every device, along a device axis."""
     value = np.asarray(value)
     return jax.device_put(np.broadcast_to(value, (self.local_count, *value.shape)), self._split)
-
-  def any_process(self, flag: bool) -> jax.Array:
-    """Whether `flag` is set in any process, without waiting for the answer."""
-    return self._any(self.per_device(np.int32(flag)))
-
-  @functools.cached_property
-  def _any(self):
-    return self.pmap(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
 
   def pmap(self, function, *, out_axes, cache: bool = True, **options):
     """`jax.pmap` over these devices, with the axis name `AXIS`.

@@ -1,9 +1,7 @@
 """Everything that a run computes with, built from its config and its data."""
 
 import dataclasses
-from pathlib import Path
 
-import flax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -14,8 +12,6 @@ from alexnet_jax.model import layers, onednn, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.nets import table_of
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.train import schedules, transfer
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.schedules import Calendar
@@ -59,28 +55,6 @@ class Experiment:
       variables = transfer.start_from(self.weights, variables, self.new_layer)
     plateau = self.plateau.initial() if self.plateau else {}
     return init_state(variables, self.recipe, plateau)
-
-  def restored(self, workdir: Path, kind: str) -> tuple[TrainState, int]:
-    """Reads the newest intact state of a run, and changes nothing in its folder.
-
-    Args:
-      workdir: folder of the run.
-      kind: 'last' or 'best'.
-
-    Returns:
-      The state on the host, and its step.
-
-    Raises:
-      UserError: there is no checkpoint, or it is damaged or of another net.
-    """
-    checkpoints = Checkpoints(RunFolder(workdir).checkpoints, primary=False)
-    state = self.initial_state()
-    found = checkpoints.restore(flax.serialization.to_state_dict(state), kind=kind)
-    checkpoints.close()
-    if not found:
-      raise UserError(f'{workdir} has no {kind} checkpoint yet: let the run reach its first one')
-    step, tree, _ = found
-    return flax.serialization.from_state_dict(state, tree), step
 
 
 def make_experiment(

@@ -76,7 +76,7 @@ def train(
 
   # Data, net, recipe.
   store = prepare_store(config.data)
-  processes.check_same(config=to_json(config), store=store.meta)
+  processes.check_agreement(config=to_json(config), store=store.meta)
   modes.check(config, store.train, devices)
   experiment = make_experiment(config, store, AXIS, weights, devices.platform)
   calendar = experiment.calendar

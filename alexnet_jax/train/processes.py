@@ -13,9 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.train.devices import Devices
+from alexnet_jax.train.devices import AXIS, Devices
 
-BARRIER_SECONDS = 600
+_BARRIER_SECONDS = 600
 
 
 def from_first(tree: Any) -> Any:
@@ -39,7 +39,7 @@ def gather(array: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def check_same(**things: Any) -> None:
+def check_agreement(**things: Any) -> None:
   """Raises UserError on each process where one of these JSON values differs from process 0's."""
   mine = [zlib.crc32(json.dumps(thing, sort_keys=True).encode()) for thing in things.values()]
   first = from_first(np.array(mine, np.uint32))
@@ -51,29 +51,26 @@ def check_same(**things: Any) -> None:
       )
 
 
-def barrier(label: str, seconds: float = BARRIER_SECONDS) -> None:
-  """Waits until every process has called this with the same label; raises TimeoutError if not."""
+def shutdown_together(label: str) -> None:
+  """Waits for all processes and leaves the job; nothing collective works afterwards.
+
+  Otherwise the others would take the exit of process 0 for a failure.
+
+  Raises:
+    TimeoutError: not all of them have called this with the same label.
+  """
   if jax.process_count() == 1:
     return
   from orbax.checkpoint import multihost  # slow to import, and one process alone does without
 
   try:
-    multihost.get_barrier_sync_fn()(key=label, timeout_ms=int(1000 * seconds))
+    multihost.get_barrier_sync_fn()(key=label, timeout_ms=1000 * _BARRIER_SECONDS)
   except Exception as error:
     raise TimeoutError(
-      f'not all processes reached {label!r} within {seconds:g} s: one has died or hangs'
+      f'not all processes reached {label!r} within {_BARRIER_SECONDS} s: one has died or hangs'
       f' ({" ".join(str(error).split())[:200]})'
     ) from error
-
-
-def shutdown_together(label: str) -> None:
-  """Waits for all processes and leaves the job; nothing collective works afterwards.
-
-  Otherwise the others would take the exit of process 0 for a failure.
-  """
-  if jax.process_count() > 1:
-    barrier(label)
-    jax.distributed.shutdown()
+  jax.distributed.shutdown()
 
 
 class Agreement:
@@ -86,11 +83,12 @@ class Agreement:
 
   def __init__(self, devices: Devices):
     self._devices = devices
+    self._any = devices.pmap(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
     self._asked: collections.deque[jax.Array] = collections.deque()
 
   def __call__(self, wanted: bool) -> bool:
     """Tells whether this process wants to stop; returns whether any did."""
     if self._devices.process_count == 1:
       return wanted
-    self._asked.append(self._devices.any_process(wanted))
+    self._asked.append(self._any(self._devices.per_device(np.int32(wanted))))
     return len(self._asked) > self.LAG and bool(self._asked.popleft())

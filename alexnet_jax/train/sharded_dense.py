@@ -137,10 +137,6 @@ class DenseSharding:
       return state
     return self._shard(state, self._devices.per_device(0))
 
-  def gather_state(self, state):
-    """The inverse of `shard_state`; every process has to call it."""
-    return self._gather(state)
-
   @functools.cached_property
   def _shard(self):
     def part(leaf):
@@ -153,7 +149,9 @@ class DenseSharding:
     )
 
   @functools.cached_property
-  def _gather(self):
+  def gather_state(self):
+    """The inverse of `shard_state`; every process has to call it."""
+
     def all_columns(leaf):
       return lax.all_gather(leaf, AXIS, axis=leaf.ndim - 1, tiled=True)
 

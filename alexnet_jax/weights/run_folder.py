@@ -29,26 +29,38 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
   workdir = expand(workdir, 'workdir')
   folder = RunFolder(workdir)
   config = read_run_config(workdir)
-  checkpoints = Checkpoints(folder.checkpoints, primary=False)
-  try:
-    kind = checkpoint if checkpoints.steps(checkpoint) else 'last'
-    found = checkpoints.newest(kind)
-  finally:
-    checkpoints.close()
-  if found is None:
-    raise UserError(f'{workdir} has no checkpoint yet: let the run reach its first one')
-  step, leaves, meta = found
-  state = flax.traverse_util.unflatten_dict(leaves, sep='/')
+  has_best = any((folder.checkpoints / 'best').glob('[0-9]*'))
+  kind = 'best' if checkpoint == 'best' and has_best else 'last'
+  step, variables, meta = read_checkpoint(workdir, kind)
   return Pretrained(
     source=f'{workdir} ({config.model.net}, {kind} checkpoint, step {step:,})',
     net=config.model.net,
-    variables={
-      'params': state.get('ema') or state['params'],
-      'batch_stats': state.get('batch_stats', {}),
-    },
+    variables=variables,
     classes=tuple(meta['class_names']),
     image_size=config.data.image_size,
     resize=config.data.resize,
     preprocessing=read_preprocessing(folder.preprocessing),
     ablations=tuple(config.model.ablations),
   )
+
+
+def read_checkpoint(workdir: Path, kind: str) -> tuple[int, dict, dict]:
+  """Reads the newest intact checkpoint, 'last' or 'best', and changes nothing in the folder.
+
+  Returns:
+    Its step, {'params', 'batch_stats'} to evaluate, and what was saved with it.
+
+  Raises:
+    UserError: there is none, or all are damaged.
+  """
+  checkpoints = Checkpoints(RunFolder(workdir).checkpoints, primary=False)
+  try:
+    found = checkpoints.newest(kind)
+  finally:
+    checkpoints.close()
+  if found is None:
+    raise UserError(f'{workdir} has no {kind} checkpoint yet: let the run reach its first one')
+  step, leaves, meta = found
+  state = flax.traverse_util.unflatten_dict(leaves, sep='/')
+  params = state.get('ema') or state['params']
+  return step, {'params': params, 'batch_stats': state.get('batch_stats', {})}, meta
