@@ -136,17 +136,12 @@ def _bar(console, total: int):
 class Pace:
   """The mean speed since the first call, pauses included."""
 
-  def __init__(self, clock: Callable[[], float] = time.monotonic):
-    self._clock = clock
-    self.restart()
-
-  def restart(self) -> None:
-    """Forgets what was done so far, after a time in which the process was suspended."""
+  def __init__(self) -> None:
     self._first: tuple[float, int] | None = None
 
   def rate(self, done: int) -> float | None:
     """How many a second; None as long as it cannot be told."""
-    now = self._clock()
+    now = time.monotonic()
     began, first = self._first = self._first or (now, done)
     return (done - first) / (now - began) if done > first and now > began else None
 

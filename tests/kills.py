@@ -41,7 +41,7 @@ MOMENTS = {
   'saved, not yet named': ('alexnet_jax.run.checkpoint', '_publish', 'before'),
   'named, old ones not yet deleted': ('alexnet_jax.run.checkpoint', '_publish', 'after'),
   'deleting an old step': ('shutil', 'rmtree', 'halfway'),
-  'evaluating': ('alexnet_jax.train.evaluation', 'Evaluator._check_count', 'before'),
+  'evaluating': ('alexnet_jax.train.processes', 'gather', 'before'),
   'drawing figures': ('alexnet_jax.results.figures', 'filter_grid', 'before'),
   'replacing a file': ('os', 'replace', 'before'),
 }

@@ -23,7 +23,6 @@ from alexnet_jax.data.store import Split, Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.predictor import Predictor
 from alexnet_jax.train.experiment import make_experiment
-from alexnet_jax.train.schedules import Calendar, make_rates
 from alexnet_jax.weights import initial
 from alexnet_jax.weights.run_folder import load_workdir
 
@@ -125,28 +124,6 @@ def test_open_fields_are_filled_in(monkeypatch):
   config.weights, config.data.resize, config.input.crop = 'x', 'crop', 24
   initial.complete(config)
   assert (config.data.resize, config.input.crop) == ('crop', 24)  # what is said stays
-
-
-def test_factors_hold_from_the_first_step():
-  config = digits_config()
-  config.optimizer.layer_lr_factors = {'fc5': ((0.0, 10.0), (2.0, 5.0)), 'conv1': ((0.0, 0.0),)}
-  config.optimizer.schedule.kind = 'constant'
-  configs.validate(config)
-  rates = make_rates(config, Calendar(4, 1, 25))
-  params = {'conv1': {'kernel': 0, 'bias': 0}, 'fc5': {'kernel': 0}, 'fc4': {'kernel': 0}}
-  for step, factor in ((0, 10), (7, 10), (8, 5)):
-    tree = rates.per_parameter(params, np.int32(step), 1.0)
-    assert tree['fc4']['kernel'] == pytest.approx(0.01)
-    assert tree['fc5']['kernel'] == pytest.approx(0.01 * factor)
-    assert tree['conv1']['kernel'] == tree['conv1']['bias'] == 0
-
-
-@pytest.mark.parametrize('changes', [((0.0, 1.0), (0.0, 2.0)), ((-1.0, 1.0),), ((0.0, -1.0),)])
-def test_wrong_factors_are_refused(changes):
-  config = digits_config()
-  config.optimizer.layer_lr_factors = {'fc5': changes}
-  with pytest.raises(UserError, match='layer_lr_factors=.*fc5'):
-    configs.validate(config)
 
 
 def test_weights_as_normalization_need_weights():

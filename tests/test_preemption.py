@@ -121,13 +121,6 @@ def test_what_is_ignored_stays_ignored():
     signal.signal(signal.SIGHUP, previous)
 
 
-def test_going_on_after_a_suspension_is_noticed_once():
-  with StopSignal() as stop:
-    assert not stop.was_suspended()
-    os.kill(os.getpid(), signal.SIGCONT)
-    assert stop.was_suspended() and not stop.was_suspended()
-
-
 def test_the_last_state_is_evaluated_once(tmp_path, monkeypatch):
   views, evaluate = [], Evaluator.predictions
   monkeypatch.setattr(

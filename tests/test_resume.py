@@ -9,10 +9,7 @@ import pytest
 from helpers import commands
 from helpers.same_ends import assert_same_ends, final
 
-from alexnet_jax import config as configs
-from alexnet_jax.errors import UserError
 from alexnet_jax.run.metrics import read_metrics
-from alexnet_jax.train import loop
 
 pytestmark = pytest.mark.slow
 
@@ -141,11 +138,3 @@ assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules
 """
   command = [sys.executable, '-c', script, tmp_path / 'run']
   subprocess.run(command, env=commands.ENVIRONMENT, cwd=commands.ROOT, check=True, timeout=200)
-
-
-def test_batch_that_does_not_divide_is_refused(tmp_path):
-  config = configs.default()
-  config.batch_size = 12
-  with pytest.raises(UserError, match=r'=12 is not divisible by 8 devices.*=8 or 16'):
-    loop.train(config, tmp_path / 'run', command='test')
-  assert not (tmp_path / 'run').exists()

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,9 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train import optimizer
-from alexnet_jax.train.devices import AXIS, pmean, to_host
-from alexnet_jax.train.grad_accum import accumulate
+from alexnet_jax.train.devices import AXIS, to_host
+from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.sharded_dense import DenseSharding, check_sharded, sharded_layers
-from alexnet_jax.train.step import Program, make_compute_gradients, make_train_step
 
 STEPS = 4
 
@@ -58,30 +58,19 @@ def make_recipe(**changes):
   return recipe_of(TABLE, 0.05, ema_decay=0.5, **{'optimizer': OPTIMIZERS['momentum'], **changes})
 
 
-def sharded_step(on, recipe, dtype=jnp.float32, micro_batches=1):
-  """The program of `modes.add_modes`, without batches."""
-  sharding = DenseSharding(on, initial_state(TABLE, recipe), sharded_layers(TABLE, on.global_count))
-  recipe = sharding.recipe(recipe)
-  model = sharding.model(AlexNet(TABLE, dtype, axis_name=AXIS))
-  compute_gradients = make_compute_gradients(model, recipe)
-  if micro_batches > 1:
-    compute_gradients = accumulate(compute_gradients, micro_batches)
-  step = make_train_step(recipe, compute_gradients, sharding.pmean, sharding.global_norm)
-  axes = sharding.state_axes
-  step = on.pmap(step, in_axes=(axes, 0), out_axes=(axes, None), donate_argnums=0)
-  return sharding.program(Program(step, None))
-
-
-def plain_step(on, recipe, dtype=jnp.float32):
-  compute_gradients = make_compute_gradients(AlexNet(TABLE, dtype, axis_name=AXIS), recipe)
-  step = make_train_step(recipe, compute_gradients, pmean)
-  return Program(on.pmap(step, in_axes=(None, 0), out_axes=None, donate_argnums=0), None)
+def program_of(on, sharded, recipe, dtype=jnp.float32, micro_batches=1):
+  """The program of a run on these devices."""
+  config = configs.default()
+  config.model.shard_dense, config.grad_accum_steps = sharded, micro_batches
+  model = AlexNet(TABLE, dtype, axis_name=AXIS)
+  experiment = SimpleNamespace(config=config, table=TABLE, model=model, recipe=recipe)
+  return make_program(experiment, on, None, initial_state(TABLE, recipe))
 
 
 def take_steps(count, sharded, recipe, dtype=jnp.float32, **more):
   """The last state and the metrics of every step, with dense layers sharded or not."""
   on = devices(count)
-  program = (sharded_step if sharded else plain_step)(on, recipe, dtype, **more)
+  program = program_of(on, sharded, recipe, dtype, **more)
   state, metrics = on.replicate(initial_state(TABLE, recipe)), []
   for i in range(STEPS):
     state, found = program.train_step(state, on.put_batch(batch_of(i)))
@@ -129,7 +118,7 @@ def test_what_is_not_finite_on_one_device_stops_all():
   fc2['bias'][0] = 1e25
   fc3['kernel'][0] = 0  # so that nothing behind sees it
   fc4['kernel'][1:] = 0  # and only column 0, on device 0, has a gradient
-  program = sharded_step(on, recipe)
+  program = program_of(on, True, recipe)
   after, metrics = program.train_step(on.replicate(state), on.put_batch(batch_of(0)))
   assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['gradient_norm'])
   assert float(metrics['nonfinite_steps']) == 1
@@ -186,8 +175,8 @@ def test_a_net_that_does_not_divide_is_refused():
 def test_the_compiled_program_sends_what_the_formula_says():
   """Two ways to the same numbers, on 8 devices with 4 images each."""
   on, recipe = devices(8), make_recipe()
-  for sharded, make_step in ((False, plain_step), (True, sharded_step)):
-    step = make_step(on, recipe).train_step
+  for sharded in (False, True):
+    step = program_of(on, sharded, recipe).train_step
     program = step.compiled(initial_state(TABLE, recipe), on.put_batch(batch_of(0)))
     expected = compiled.bytes_by_formula(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
     assert compiled.bytes_in_program(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)

@@ -22,7 +22,6 @@ from helpers.tiny_training import (
 from jax.sharding import Mesh, PartitionSpec
 
 from alexnet_jax import config as configs
-from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
@@ -317,22 +316,3 @@ def test_every_image_is_counted_once(devices_count, images_count, batch_size, vi
   probabilities = numpy_probabilities(images, params, stats, views)
   np.testing.assert_array_equal(predictions.label, labels)
   np.testing.assert_allclose(predictions.probabilities, probabilities, atol=1e-6)
-
-
-def test_an_image_that_is_missed_is_noticed(monkeypatch):
-  class Short(list):
-    def __enter__(self):
-      pass
-
-    def __exit__(self, *exception):
-      pass
-
-  def short(*args, **kwargs):
-    with eval_batches(*args, **kwargs) as batches:
-      return Short(list(batches)[:-1])
-
-  images, labels, params, stats = evaluation_data(9)
-  evaluate = evaluator(1, images, labels, 4)
-  monkeypatch.setattr(evaluation, 'eval_batches', short)
-  with pytest.raises(AssertionError, match='8 images of 9'):
-    evaluate.predictions(params, stats, 1)

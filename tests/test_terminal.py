@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax.terminal import Console, Pace, did_you_mean, duration, si
+from alexnet_jax.terminal import Console, did_you_mean, duration, si
 from alexnet_jax.train.finish import results_table
 from alexnet_jax.train.schedules import Calendar
 from alexnet_jax.train.throughput import progress_line
@@ -57,14 +57,6 @@ def test_progress_of_a_run():
   speed = {'images_per_second': 3.21, 'data_wait': 0.0}  # two classes have no top-5 error
   line = progress_line(half, 1, math.nan, errors={'top1_error': 0.25}, speed=speed, rate=None)
   assert line == 'epoch 0.1/0.5  step 1/10  loss nan  val 25.0  3.2 img/s  (data 0.0%)'
-
-
-def test_the_pace_forgets_what_was_before_a_suspension():
-  pace = Pace(iter([0.0, 9999.0, 10009.0]).__next__)
-  assert pace.rate(10) is None
-  pace.restart()
-  assert pace.rate(20) is None
-  assert pace.rate(30) == 1.0
 
 
 def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, wide):

@@ -67,10 +67,7 @@ class Evaluator:
         advance(int((parts[-1][0] >= 0).sum()) * self._devices.process_count)
     gathered = [processes.gather(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)]
     row, label, probabilities = (array[gathered[0] >= 0] for array in gathered)  # -1: padding
-    self._check_count(len(np.unique(row)))
+    if len(np.unique(row)) != len(self._split.labels):
+      raise AssertionError(f'evaluated {len(np.unique(row))} images of {len(self._split.labels)}')
     order = np.argsort(row)
     return SplitProbabilities(label[order], probabilities[order])
-
-  def _check_count(self, count: int) -> None:
-    if count != len(self._split.labels):
-      raise AssertionError(f'evaluated {count} images of {len(self._split.labels)}')

@@ -133,9 +133,7 @@ class Milestones:
     scalars['epoch'] = calendar.epoch_of(step)
     scalars['seconds'] = self.seconds_before + throughput.total_seconds
     speed = {}
-    if self.stop.was_suspended():
-      self.pace.restart()
-    elif step > self.start + 1:  # the first step includes compilation
+    if step > self.start + 1:  # the first step includes compilation
       images = report.steps * config.batch_size
       speed = {'images_per_second': images / report.seconds, 'data_wait': report.data_wait}
     self.metrics.write(step, scalars | speed)

@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import ml_collections
 
 from alexnet_jax.data import preparation
@@ -63,7 +64,7 @@ def _rates(config, calendar: Calendar) -> str:
     text += f', {schedule.kind}'
   for step in schedules.drops(schedule, calendar)[0]:
     if step < calendar.total_steps:
-      rate, epoch = float(rates.kernel_rate(step)), calendar.epoch_of(step)
+      rate, epoch = float(rates.kernel_rate(jnp.int32(step))), calendar.epoch_of(step)
       text += f', {rate:.3g} from epoch {epoch:.4g} (step {step:,})'
   if config.optimizer.bias_lr_multiplier != 1:
     text += f'; biases {config.optimizer.bias_lr_multiplier:g} times that at first'

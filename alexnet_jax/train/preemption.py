@@ -24,22 +24,15 @@ class StopSignal:
     """
     self.requested = ''
     self._quiet = quiet
-    self._suspended = False
 
   def __enter__(self) -> 'StopSignal':
     heard = [n for n in self._SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     self._previous = {number: signal.signal(number, self._note) for number in heard}
-    self._previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._note_suspension)
     return self
 
   def __exit__(self, *_) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-
-  def was_suspended(self) -> bool:
-    """Whether the process was stopped, as by Ctrl-Z, and went on since the last such question."""
-    suspended, self._suspended = self._suspended, False
-    return suspended
 
   def _note(self, number, frame):
     del frame
@@ -51,7 +44,3 @@ class StopSignal:
       with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, f'\n{name}: stopping once the state is saved; Ctrl-C leaves at once\n'.encode())
     self.requested = self.requested or signal.Signals(number).name
-
-  def _note_suspension(self, number, frame):
-    del number, frame
-    self._suspended = True
