@@ -17,7 +17,7 @@ from alexnet_jax.model.normalization import local_response_norm, spatial_respons
 from alexnet_jax.model.pooling import avg_pool, max_pool
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.train.grad_accum import accumulate
-from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
+from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.schedules import Calendar, make_rates
 from alexnet_jax.train.step import Recipe, init_state, make_compute_gradients, make_train_step
 
@@ -67,9 +67,7 @@ def step_of(table, crop, grad_accum_steps):
     preprocessing=Preprocessing(crop, np.zeros(3), np.ones(3), np.eye(3)),
     color_noise=lambda step: jnp.float32(0.1),
     rates=make_rates(configs.default(), Calendar(1, 1, 90)),
-    optimizer=krizhevsky_momentum(
-      0.9, weight_decay_tree(variables['params'], 0.0005, {}, biases=False)
-    ),
+    optimizer=make_optimizer(configs.default().optimizer, variables['params']),
     label_smoothing=0.1,
     ema_decay=0.999,
   )

@@ -260,7 +260,7 @@ def watched(config):
   run.final_predictions(mock.Mock())
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]
   means = dict.fromkeys(('top1_error', 'gradient_norm', 'learning_rate'), 0.0)
-  throughput = mock.Mock(total_seconds=1.0)
+  throughput = mock.Mock()
   throughput.take.return_value = Report({**means, 'loss': np.log(10)}, 5, 5, 1.0, 0.0)
   run.stop = mock.Mock()
   console.reset_mock()

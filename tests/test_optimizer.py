@@ -62,6 +62,13 @@ def dropping(step):
   }
 
 
+def decays_of(params, weight_decay, layers, biases):
+  optimizer = configs.default().optimizer
+  optimizer.weight_decay, optimizer.decay_biases = weight_decay, biases
+  optimizer.layer_weight_decay = layers
+  return weight_decay_tree(params, optimizer)
+
+
 # The 2012 rule.
 
 
@@ -71,7 +78,7 @@ def test_2012_rule_in_float64(trust):
 
   With LARS the rate is at most .1 trust |w| / |gradient|: clipped at first, not at the end.
   """
-  decay = weight_decay_tree(SHAPES, 0.05, {'fc2': 0.5}, biases=False)
+  decay = decays_of(SHAPES, 0.05, {'fc2': 0.5}, False)
   rule = lars(0.9, decay, trust) if trust else krizhevsky_momentum(0.9, decay)
   found = run(rule, dropping, 15)
   decays, clipped = {'conv1': 0.05, 'fc2': 0.5}, []
@@ -154,12 +161,12 @@ def test_a_frozen_layer_is_skipped_and_goes_on_with_its_old_velocity():
 
 def test_what_decays():
   params = {**SHAPES, 'bn1': {'scale': (4,), 'bias': (4,)}}
-  assert weight_decay_tree(params, 0.0005, {'fc2': 3.0}, biases=False) == {
+  assert decays_of(params, 0.0005, {'fc2': 3.0}, False) == {
     'conv1': {'kernel': 0.0005, 'bias': 0.0},
     'fc2': {'kernel': 3.0, 'bias': 0.0},
     'bn1': {'scale': 0.0, 'bias': 0.0},
   }
-  assert weight_decay_tree(params, 0.0005, {'fc2': 3.0}, biases=True) == {
+  assert decays_of(params, 0.0005, {'fc2': 3.0}, True) == {
     'conv1': {'kernel': 0.0005, 'bias': 0.0005},
     'fc2': {'kernel': 3.0, 'bias': 3.0},
     'bn1': {'scale': 0.0005, 'bias': 0.0005},

@@ -247,10 +247,10 @@ def test_batches_that_fit(case):
     ((8, 60, 1, 0), 'batch_size=60 is not divisible by 8 devices.*batch_size=56 or 64'),
     ((8, 4, 1, 0), 'batch_size=4 is not divisible by 8 devices.*batch_size=8$'),
     ((8, 64, 3, 0), 'batch_size=64 is not divisible by 8 devices x 3 micro-batches.*=48 or 72'),
-    ((8, 64, 1, 3), 'ghost_batch=3 does not divide the 8 images.*ghost_batch=8'),
-    ((8, 64, 1, 16), 'ghost_batch=16 does not divide the 8 images.*ghost_batch=8'),
-    ((2, 64, 4, 4), 'ghost_batch=4 is not the 8 images of a micro-batch.*ghost_batch=8'),
-    ((2, 64, 4, 16), 'ghost_batch=16 is not the 8 images of a micro-batch.*ghost_batch=8'),
+    ((8, 64, 1, 3), 'ghost_batch=3 does not fit the 8 images.*ghost_batch=8'),
+    ((8, 64, 1, 16), 'ghost_batch=16 does not fit the 8 images.*ghost_batch=8'),
+    ((2, 64, 4, 4), 'ghost_batch=4 does not fit the 8 images.*ghost_batch=8'),
+    ((2, 64, 4, 16), 'ghost_batch=16 does not fit the 8 images.*ghost_batch=8'),
   ],
 )
 def test_batches_that_do_not_fit(case, message):

@@ -61,9 +61,7 @@ class OurStep(Workload):
       labels=self._labels,
       weights=weights,
       rates=jax.tree.map(float, rates),
-      decays=weight_decay_tree(
-        weights, optimizer.weight_decay, dict(optimizer.layer_weight_decay), optimizer.decay_biases
-      ),
+      decays=weight_decay_tree(weights, optimizer),
     )
 
   def loss_and_grads(self, weights: dict) -> LossAndGrads:

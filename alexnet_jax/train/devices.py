@@ -165,10 +165,9 @@ def check_training_batch(config, devices: Devices, *, begun: bool = False) -> No
     )
   check_batch_size('batch_size', config.batch_size, devices, micro_batches)
   images //= devices.global_count
-  accumulates = micro_batches > 1
-  if ghost_batch and (images != ghost_batch if accumulates else images % ghost_batch):
+  fits = ghost_batch == images or (micro_batches == 1 and images % (ghost_batch or 1) == 0)
+  if ghost_batch and not fits:
     raise UserError(
-      f'model.ghost_batch={ghost_batch} {"is not" if accumulates else "does not divide"} the'
-      f' {images} images of a {"micro-" * accumulates}batch on a device:'
-      f' use --config.model.ghost_batch={images}'
+      f'model.ghost_batch={ghost_batch} does not fit the {images} images of a (micro-)batch on a'
+      f' device: use --config.model.ghost_batch={images}'
     )

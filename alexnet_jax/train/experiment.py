@@ -108,7 +108,7 @@ def make_experiment(
     preprocessing=make_preprocessing(config, store, weights),
     color_noise=make_color_noise(config.input, calendar),
     rates=schedules.make_rates(config, calendar),
-    optimizer=make_optimizer(config, shapes),
+    optimizer=make_optimizer(config.optimizer, shapes),
     label_smoothing=config.label_smoothing,
     ema_decay=config.ema_decay,
   )

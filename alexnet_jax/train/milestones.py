@@ -1,6 +1,7 @@
 """What happens at the milestones of a run: logging, evaluation, saving, and stopping."""
 
 import math
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,7 +61,8 @@ class Milestones:
     history = read_metrics(workdir)
     errors = [record['eval/top1_error'] for record in history if 'eval/top1_error' in record]
     self.best_error = min(errors, default=math.inf)
-    self.seconds_before = max((record.get('seconds', 0.0) for record in history), default=0.0)
+    before = max((record.get('seconds', 0.0) for record in history), default=0.0)
+    self.began = time.monotonic() - before  # if it had never been stopped
     self.warned_flat = start > config.guard.flat_steps
 
   def is_due(self, step: int) -> bool:
@@ -131,7 +133,7 @@ class Milestones:
     scalars = {f'train/{n}': report.means[n] for n in ('loss', 'top1_error', 'gradient_norm')}
     scalars['learning_rate'] = report.means['learning_rate']
     scalars['epoch'] = calendar.epoch_of(step)
-    scalars['seconds'] = self.seconds_before + throughput.total_seconds
+    scalars['seconds'] = time.monotonic() - self.began
     speed = {}
     if step > self.start + 1:  # the first step includes compilation
       images = report.steps * config.batch_size

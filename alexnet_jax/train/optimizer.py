@@ -98,34 +98,31 @@ def squares(tree: dict) -> dict:
   return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), tree)
 
 
-def weight_decay_tree(params: dict, weight_decay: float, layers: dict, biases: bool) -> dict:
+def weight_decay_tree(params: dict, optimizer) -> dict:
   """Decay factors in the shape of `params`, {layer: {parameter: factor}}.
 
   Args:
     params: the net's parameters.
-    weight_decay: factor of the kernels.
-    layers: factors of single layers that replace it.
-    biases: whether biases (and batch-norm scales) decay too; in 2012 they did not (layer.cu).
+    optimizer: config.optimizer: `weight_decay` of the kernels, `layer_weight_decay` in its place in
+      single layers, and `decay_biases`: whether biases (and batch-norm scales) decay too; in 2012
+      they did not (layer.cu).
   """
   return {
     layer: {
-      name: layers.get(layer, weight_decay) if name == 'kernel' or biases else 0.0
+      name: optimizer.layer_weight_decay.get(layer, optimizer.weight_decay)
+      if name == 'kernel' or optimizer.decay_biases
+      else 0.0
       for name in leaves
     }
     for layer, leaves in params.items()
   }
 
 
-def make_optimizer(config, params: dict) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(optimizer, params: dict) -> optax.GradientTransformationExtraArgs:
   """The transformation that config.optimizer describes, for these parameters."""
-  optimizer = config.optimizer
-  decay = weight_decay_tree(
-    params, optimizer.weight_decay, optimizer.layer_weight_decay, optimizer.decay_biases
-  )
+  decay = weight_decay_tree(params, optimizer)
   if optimizer.name == 'adam':
     return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
   if optimizer.name == 'lars':
     return lars(optimizer.momentum, decay, optimizer.trust_coefficient)
-  if optimizer.name == 'momentum':
-    return krizhevsky_momentum(optimizer.momentum, decay)
-  raise ValueError(f'unknown optimizer {optimizer.name!r}')
+  return krizhevsky_momentum(optimizer.momentum, decay)

@@ -29,7 +29,6 @@ class Throughput:
     """Takes the feed, whose `wait_seconds` are reported, and the number of steps taken before."""
     self._batches = batches
     self._step = start
-    self._began = time.monotonic()
     self._pending: list[tuple[dict[str, jax.Array], int]] = []
     self.restart()
 
@@ -37,11 +36,6 @@ class Throughput:
     """Restarts the clock, after a pause that is not training."""
     self._start = time.monotonic()
     self._wait = self._batches.wait_seconds
-
-  @property
-  def total_seconds(self) -> float:
-    """Seconds since the beginning, pauses included."""
-    return time.monotonic() - self._began
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Adds the metrics of the steps up to `step`: scalars, or arrays that begin with theirs."""

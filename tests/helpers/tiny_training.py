@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax import config as configs
 from alexnet_jax.model import layers
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.train.devices import Devices, to_host
@@ -23,7 +24,9 @@ def devices(count):
 def decay_of(table, biases=False):
   shapes = {row.name: row.parameters(x) for row, x, _ in layers.walk(table, (CROP, CROP, 3))}
   shapes = {name: found for name, found in shapes.items() if found}
-  return weight_decay_tree(shapes, 0.01, {}, biases=biases)
+  optimizer = configs.default().optimizer
+  optimizer.weight_decay, optimizer.decay_biases = 0.01, biases
+  return weight_decay_tree(shapes, optimizer)
 
 
 def recipe_of(table, scale=1.0, **changes):
