@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.commands import error_line, run
-from PIL import Image
+from helpers.tiny_data import write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -93,10 +93,6 @@ def test_ensemble_averages_probabilities(digits, tmp_path):
   assert ensemble['top1_error'] == pytest.approx((mixed.argmax(1) != label).mean())
   refused = run(*command, '--views=1', '--ensemble_weights=3')
   assert '2 non-negative numbers' in error_line(refused)
-
-
-def test_a_run_twice_is_no_ensemble(digits):
-  workdir, _ = digits
   again = workdir.parent / '.' / workdir.name / '..' / workdir.name
   refused = run('alexnet_jax.evaluate', f'--ensemble={workdir},{again}')
   assert 'more than once' in error_line(refused)
@@ -114,15 +110,7 @@ def test_evaluate_where_nothing_can_be_written(digits, tmp_path):
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """Two classes that color tells apart."""
-  folder = tmp_path_factory.mktemp('photos') / 'photos'
-  random = np.random.default_rng(0)
-  for name, color in (('red', (200, 60, 60)), ('blue', (60, 60, 200))):
-    (folder / name).mkdir(parents=True)
-    for i in range(20):
-      pixels = np.clip(random.normal(color, 40, (70, 90, 3)), 0, 255).astype(np.uint8)
-      Image.fromarray(pixels).save(folder / name / f'{i}.jpg')
-  return folder
+  return write_photos(tmp_path_factory.mktemp('photos') / 'photos', 20)
 
 
 def folder_run(photos, workdir, *flags):
@@ -152,24 +140,17 @@ def test_folder_of_images_trains(photos, tmp_path):
   assert (photos.parent / 'photos-stores' / 'photos-32-crop' / 'meta.json').exists()
 
 
-def test_broken_photo_is_named(photos, tmp_path):
-  bad = photos / 'red' / 'broken.jpg'
-  bad.write_bytes((photos / 'red' / '0.jpg').read_bytes()[:300])
+def test_a_broken_photo_and_an_empty_class_are_named(photos, tmp_path):
+  broken, empty = photos / 'red' / 'broken.jpg', photos / 'green'
+  broken.write_bytes((photos / 'red' / '0.png').read_bytes()[:300])
   try:
     store = f'--config.data.store={tmp_path / "store"}'
-    line = error_line(folder_run(photos, tmp_path / 'run', store))
-    assert 'broken.jpg' in line
+    assert 'broken.jpg' in error_line(folder_run(photos, tmp_path / 'run', store))
+    empty.mkdir()
+    assert 'green' in error_line(folder_run(photos, tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
   finally:
-    bad.unlink()
-
-
-def test_empty_class_folder_is_named(photos, tmp_path):
-  empty = photos / 'green'
-  empty.mkdir()
-  try:
-    assert 'green' in error_line(folder_run(photos, tmp_path / 'run'))
-  finally:
+    broken.unlink()
     empty.rmdir()
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import error_line, get_config, run
+from helpers.tiny_data import write_photos
 from helpers.trained import (
   CLASSES,
   digits_config,
@@ -140,15 +141,9 @@ def test_weights_as_normalization_need_weights():
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """Two classes that color tells apart."""
   folder = tmp_path_factory.mktemp('data') / 'photos'
-  random = np.random.default_rng(0)
-  for name, color in (('blue', (60, 60, 200)), ('red', (200, 60, 60))):
-    for part, count in (('train', 24), ('validation', 6)):
-      (folder / part / name).mkdir(parents=True)
-      for i in range(count):
-        pixels = np.clip(random.normal(color, 40, (40, 50, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / part / name / f'{i}.png')
+  write_photos(folder / 'train', 24)
+  write_photos(folder / 'validation', 6)
   return folder
 
 

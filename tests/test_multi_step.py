@@ -2,7 +2,6 @@
 
 import os
 import signal
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -193,16 +192,6 @@ def test_images_that_do_not_fit_are_refused(tmp_path, monkeypatch):
   assert not (tmp_path / 'run').exists()
   monkeypatch.setattr(Devices, 'memory_bytes', lambda self: 12 * 12 * 3 * EXAMPLES)
   train(tmp_path / 'run', 2, 1, epochs=0.1)
-
-
-def test_the_device_with_the_least_memory_counts(monkeypatch):
-  devices = Devices.single()
-  stand_ins = [SimpleNamespace(memory_stats=lambda n=n: n) for n in ({'bytes_limit': 7}, None)]
-  stand_ins.append(SimpleNamespace(memory_stats=lambda: {'bytes_limit': 5, 'bytes_in_use': 1}))
-  monkeypatch.setattr(devices, '_replicated', SimpleNamespace(device_set=stand_ins))
-  assert devices.memory_bytes() == 5
-  monkeypatch.setattr(devices, '_replicated', SimpleNamespace(device_set=stand_ins[1:2]))
-  assert devices.memory_bytes() is None
 
 
 @pytest.mark.parametrize('most', [1, 3, 100])

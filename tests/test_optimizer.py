@@ -235,14 +235,6 @@ def test_cosine_agrees_with_optax():
   np.testing.assert_allclose(values(curve, at), [float(peer(step)) for step in at], atol=1e-6)
 
 
-def test_warmup_from_a_rate_to_a_power():
-  """`GetLearningRate` of NVIDIA's sgd_solver.cpp: rampup_lr 1, base_lr 10, then poly."""
-  curve = schedules.with_warmup(curve_of('polynomial', 15_600, power=2.0), 600, start=0.1, power=2)
-  at = np.array([0, 1, 300, 599, 600, 601, 15_599])
-  expected = np.where(at < 600, 1 + 9 * (at / 600) ** 2, 10 * (1 - at / 15_600) ** 2)
-  np.testing.assert_allclose(10 * np.array(values(curve, at)), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_plateau_divides_after_its_patience():
   rule = schedules.Plateau(factor=0.1, patience=2)
   state, scales = rule.initial(), []

@@ -77,7 +77,7 @@ class OurStep(Workload):
         experiment.recipe.preprocessing, random_crop=False, random_flip=False
       ),
       color_noise=lambda step: jnp.float32(0),
-      rates=Rates(1.0, 1.0),
+      rates=Rates(lambda step: jnp.float32(1), lambda step: jnp.float32(1)),
       optimizer=krizhevsky_momentum(0.0, zeros),
     )
     model = experiment.model.clone(table=without_dropout(experiment.table))

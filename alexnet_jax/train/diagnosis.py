@@ -31,6 +31,7 @@ from alexnet_jax.terminal import aligned
 from alexnet_jax.train.devices import AXIS, Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.loop import make_program
+from alexnet_jax.train.schedules import initial_rate
 from alexnet_jax.train.step import TrainState
 
 # A batch is learned when every image is classified correctly and the loss is below this share of
@@ -81,7 +82,7 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
   results = {'config': name, 'net': net, 'classes': classes, 'images': source}
   results |= {'layers': [row._asdict() for row in rows], 'logit_signal': signal}
   if options.overfit_steps:
-    rate = experiment.recipe.rates.learning_rate
+    rate = experiment.config.optimizer.learning_rate
     # In nats: the least loss of a net that does not look at the image.
     entropy = float(stats.entropy(np.bincount(labels)))
     print(
@@ -297,11 +298,8 @@ def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classe
   a step: the rate falls in proportion to the classes that the batch can hold. A rate that needs
   warm-up falls in proportion to the images (Goyal et al., arXiv 1706.02677).
   """
-  optimizer = config.optimizer
-  rate = (
-    optimizer.learning_rate * config.batch_size / (optimizer.base_batch_size or config.batch_size)
-  )
-  if optimizer.warmup_epochs:
+  rate = initial_rate(config)
+  if config.optimizer.warmup_epochs:
     return rate * batch_size / config.batch_size
   return rate * min(batch_size, classes) / min(config.batch_size, classes)
 

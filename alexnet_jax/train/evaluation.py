@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data.feed import eval_batches
 from alexnet_jax.data.store import Split
-from alexnet_jax.model import preprocessing
+from alexnet_jax.model.preprocessing import VIEWS
 from alexnet_jax.run.predictions import SplitProbabilities
 from alexnet_jax.train import processes
 from alexnet_jax.train.devices import Devices, to_host
 from alexnet_jax.train.experiment import Experiment
-from alexnet_jax.train.step import make_view_probabilities
 
 
 class Evaluator:
@@ -26,11 +26,17 @@ class Evaluator:
     self._split = split
     self._devices = devices
     self._batch_size = experiment.config.eval.batch_size
+    model, preprocessing = experiment.model, experiment.recipe.preprocessing
+
+    def view_probabilities(params, batch_stats, images, view):
+      views = preprocessing.test_view(images, view)
+      return jax.nn.softmax(model.apply({'params': params, 'batch_stats': batch_stats}, views))
+
     self._view_probabilities = devices.pmap(
-      make_view_probabilities(experiment.model, experiment.recipe.preprocessing),
+      view_probabilities,
       in_axes=(None, None, 0, None),
       out_axes=0,
-      cache=not experiment.model.onednn,
+      cache=not model.onednn,
     )
 
   def predictions(
@@ -44,13 +50,13 @@ class Evaluator:
 
     Args:
       params, batch_stats: of the net, replicated.
-      views: number of views, a key of `preprocessing.VIEWS`.
+      views: number of views, a key of `VIEWS`.
       advance: called after each batch with its number of images.
 
     Returns:
       Labels and probabilities, in the order of the split's rows.
     """
-    places = jnp.asarray(preprocessing.VIEWS[views], jnp.float32)
+    places = jnp.asarray(VIEWS[views], jnp.float32)
     batches = eval_batches(
       self._split,
       batch_size=self._batch_size,

@@ -51,7 +51,7 @@ def lines(
 def _rates(config, calendar: Calendar) -> str:
   """The learning rate of the kernels, its changes, and those of biases and single layers."""
   rates = schedules.make_rates(config, calendar)
-  schedule, text = config.optimizer.schedule, f'{rates.learning_rate:g}'
+  schedule, text = config.optimizer.schedule, f'{schedules.initial_rate(config):g}'
   if config.optimizer.base_batch_size:
     text += (
       f' ({config.optimizer.learning_rate:g} for batches of'
@@ -64,7 +64,7 @@ def _rates(config, calendar: Calendar) -> str:
     text += f', {schedule.kind}'
   for step in schedules.drops(schedule, calendar)[0]:
     if step < calendar.total_steps:
-      rate, epoch = float(rates.kernel_rate(jnp.int32(step))), calendar.epoch_of(step)
+      rate, epoch = float(rates.kernel(jnp.int32(step))), calendar.epoch_of(step)
       text += f', {rate:.3g} from epoch {epoch:.4g} (step {step:,})'
   if config.optimizer.bias_lr_multiplier != 1:
     text += f'; biases {config.optimizer.bias_lr_multiplier:g} times that at first'

@@ -50,11 +50,6 @@ class Calendar:
 Curve = Callable[[jax.Array], jax.Array]
 
 
-def constant(step: jax.Array) -> jax.Array:
-  del step
-  return jnp.float32(1)
-
-
 def piecewise(boundaries: list[int], values: list[float]) -> Curve:
   """values[0] before boundaries[0], values[i] from boundaries[i - 1] on."""
   edges, table = np.asarray(boundaries, np.int32), np.asarray(values, np.float32)
@@ -121,31 +116,23 @@ class Rates:
   """The learning rate of every parameter at a step.
 
   Attributes:
-    learning_rate: initial rate of the kernels.
-    kernel, bias: curves of kernels and of biases; `bias_lr_multiplier` scales the latter.
+    kernel, bias: step -> rate of kernels and of biases that no layer factor touches.
     layers: extra factors: of 'conv1' on all parameters of that layer, of 'conv1/kernel' on one.
       Those of a parameter and of its layer multiply; 0 freezes.
     plateau_of_biases: whether the scale of a plateau schedule acts on biases too.
   """
 
-  learning_rate: float
-  bias_lr_multiplier: float
-  kernel: Curve = constant
-  bias: Curve = constant
+  kernel: Curve
+  bias: Curve
   layers: dict[str, Curve] = dataclasses.field(default_factory=dict)
   plateau_of_biases: bool = True
-
-  def kernel_rate(self, step: jax.Array) -> jax.Array:
-    """The rate of kernels that no layer factor touches, float32 scalar."""
-    return self.learning_rate * self.kernel(step)
 
   def per_parameter(self, params: dict, step: jax.Array, scale: jax.Array) -> dict:
     """Float32 scalars in the shape of `params`, {layer: {parameter: rate}}.
 
     `scale` is that of a plateau schedule.
     """
-    kernel_rate = scale * self.kernel_rate(step)
-    bias_rate = self.learning_rate * self.bias_lr_multiplier * self.bias(step)
+    kernel_rate, bias_rate = scale * self.kernel(step), self.bias(step)
     if self.plateau_of_biases:
       bias_rate = scale * bias_rate
 
@@ -189,30 +176,35 @@ class Plateau:
     return {**state, 'scale': np.float32(state['scale'] * self.factor), 'waited': np.int32(0)}
 
 
+def initial_rate(config) -> float:
+  """The rate of kernels before any schedule: `learning_rate`, scaled from `base_batch_size`."""
+  optimizer = config.optimizer
+  base = optimizer.base_batch_size or config.batch_size
+  return optimizer.learning_rate * (config.batch_size / base)
+
+
 def make_rates(config, calendar: Calendar) -> Rates:
   """The rates that config.optimizer describes."""
-  optimizer = config.optimizer
-  scale = config.batch_size / (optimizer.base_batch_size or config.batch_size)
-  learning_rate = optimizer.learning_rate * scale
+  optimizer, first = config.optimizer, initial_rate(config)
 
-  def curve(schedule) -> Curve:
-    return with_warmup(
+  def curve(schedule, rate: float) -> Curve:
+    factor = with_warmup(
       make_curve(schedule, calendar),
       calendar.step_of(optimizer.warmup_epochs),
-      optimizer.warmup_start / learning_rate,
+      optimizer.warmup_start / first,
       optimizer.warmup_power,
     )
+    return lambda step: rate * factor(step)
 
   def layer_curve(changes) -> Curve:
     edges = [calendar.step_of(epoch) for epoch, _ in changes]
     return piecewise(edges, [1.0, *(factor for _, factor in changes)])
 
   same = optimizer.bias_schedule.kind == 'same'
+  bias_schedule = optimizer.schedule if same else optimizer.bias_schedule
   return Rates(
-    learning_rate=learning_rate,
-    bias_lr_multiplier=optimizer.bias_lr_multiplier,
-    kernel=curve(optimizer.schedule),
-    bias=curve(optimizer.schedule if same else optimizer.bias_schedule),
+    kernel=curve(optimizer.schedule, first),
+    bias=curve(bias_schedule, first * optimizer.bias_lr_multiplier),
     layers={name: layer_curve(changes) for name, changes in optimizer.layer_lr_factors.items()},
     plateau_of_biases=same,
   )

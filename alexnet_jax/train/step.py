@@ -1,7 +1,6 @@
-"""The training step and the prediction step, as pure functions of what one device holds.
+"""The training step, as a pure function of what one device holds.
 
   train_step(state, batch) -> (state, metrics)
-  view_probabilities(params, batch_stats, images, view) -> probabilities
 
 Crops, flips, color noise and dropout are functions of (seed, step, position in the global batch).
 """
@@ -185,7 +184,7 @@ def make_train_step(
       'loss': loss,
       'top1_error': error,
       'gradient_norm': norm,
-      'learning_rate': recipe.rates.kernel_rate(state.step) * scale,
+      'learning_rate': recipe.rates.kernel(state.step) * scale,
       'nonfinite_steps': new_state.nonfinite_steps.astype(jnp.float32),
     }
     return new_state, metrics
@@ -200,13 +199,3 @@ def _moving_average(state: TrainState, params: dict, finite: jax.Array, max_deca
   decay = jnp.minimum(max_decay, (1 + state.step) / (10 + state.step))
   decay = jnp.where(finite, decay, 1)
   return jax.tree.map(lambda average, w: decay * average + (1 - decay) * w, state.ema, params)
-
-
-def make_view_probabilities(model: AlexNet, preprocessing: Preprocessing):
-  """(params, batch_stats, images, view) -> softmax probabilities float32 (b, classes)."""
-
-  def view_probabilities(params, batch_stats, images, view):
-    views = preprocessing.test_view(images, view)
-    return jax.nn.softmax(model.apply({'params': params, 'batch_stats': batch_stats}, views))
-
-  return view_probabilities

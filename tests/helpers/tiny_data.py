@@ -27,6 +27,17 @@ def write_images(folder, count, *, seed=0, suffix='.png'):
     Image.fromarray(pixels).save(folder / f'{number:03}{suffix}')
 
 
+def write_photos(folder, count):
+  """Writes `count` images of each of two classes that color tells apart; returns the folder."""
+  random = np.random.default_rng(count)
+  for name, color in (('blue', (60, 60, 200)), ('red', (200, 60, 60))):
+    (folder / name).mkdir(parents=True)
+    for i in range(count):
+      pixels = np.clip(random.normal(color, 40, (40, 50, 3)), 0, 255).astype(np.uint8)
+      Image.fromarray(pixels).save(folder / name / f'{i}.png')
+  return folder
+
+
 def write_folder(root, *, train=20, held_out=7, classes=('ant', 'bee', 'cat')):
   """Writes an image folder with train/ and validation/; returns it."""
   for seed, name in enumerate(classes):

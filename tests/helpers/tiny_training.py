@@ -40,7 +40,7 @@ def recipe_of(table, scale=1.0, **changes):
     'seed': 3,
     'preprocessing': preprocessing,
     'color_noise': lambda step: jnp.float32(0.1),
-    'rates': Rates(0.01, 2.0),
+    'rates': Rates(lambda step: jnp.float32(0.01), lambda step: jnp.float32(0.02), {}),
     'optimizer': krizhevsky_momentum(0.9, decay_of(table)),
   }
   return Recipe(**settings | changes)
