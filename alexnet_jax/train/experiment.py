@@ -8,11 +8,10 @@ import numpy as np
 
 from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers, onednn, preprocessing
+from alexnet_jax.model import layers, nets, onednn, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import table_of
 from alexnet_jax.model.pretrained import Pretrained
-from alexnet_jax.train import schedules, transfer
+from alexnet_jax.train import schedules
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.schedules import Calendar
 from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
@@ -52,7 +51,14 @@ class Experiment:
     """The state before the first step, a function of config.seed and the weights."""
     variables = init_variables(self.model, self.config.seed, self.config.input.crop)
     if self.weights is not None:
-      variables = transfer.start_from(self.weights, variables, self.new_layer)
+      trained = self.weights.variables
+      variables = {
+        collection: {
+          layer: leaves if layer == self.new_layer else trained[collection][layer]
+          for layer, leaves in by_layer.items()
+        }
+        for collection, by_layer in variables.items()
+      }
     plateau = self.plateau.initial() if self.plateau else {}
     return init_state(variables, self.recipe, plateau)
 
@@ -81,7 +87,7 @@ def make_experiment(
   if config.weights and weights is None:
     raise ValueError(f'config.weights={config.weights}: pass weights=weights_of(config)')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)
-  table = table_of(config, len(store.classes))
+  table = nets.table_of(config, len(store.classes))
   model = AlexNet(
     table,
     jnp.dtype(config.model.compute_dtype),
@@ -96,7 +102,7 @@ def make_experiment(
   }
   new_layer = None
   if weights is not None:
-    transfer.check_fit(weights, config, shapes, new_layer=table[-1].name)
+    _check_fit(weights, config, shapes, new_layer=table[-1].name)
     same = weights.classes in (store.classes, store.class_names)
     new_layer = None if same else table[-1].name
   schedule = config.optimizer.schedule
@@ -115,6 +121,32 @@ def make_experiment(
   return Experiment(
     config, store.classes, table, model, recipe, calendar, plateau, weights, new_layer
   )
+
+
+def _check_fit(weights: Pretrained, config, shapes: dict, new_layer: str) -> None:
+  """Raises UserError unless the weights fit the config's net in all layers but `new_layer`.
+
+  Args:
+    weights: the trained net.
+    config: the run's.
+    shapes: {layer: {parameter: shape}} of the run's net.
+    new_layer: the layer that depends on the number of classes.
+  """
+  if (weights.net, weights.ablations) != (config.model.net, tuple(config.model.ablations)):
+    raise UserError(
+      f'config.weights={config.weights} holds net {nets.title(weights)}, which does not'
+      f' fit config.model.net={nets.title(config.model)}: use --config.model.net={weights.net} with'
+      ' the same ablations, or other weights'
+    )
+  for layer, parameters in shapes.items():
+    for name, shape in parameters.items():
+      found = weights.variables['params'][layer][name].shape
+      if layer != new_layer and found != tuple(shape):
+        raise UserError(
+          f'config.weights={config.weights} has {layer}/{name} of shape {found}, this run'
+          f' {tuple(shape)}: use the view they were trained with,'
+          f' --config.input.crop={weights.preprocessing.crop}'
+        )
 
 
 def make_color_noise(settings, calendar: Calendar):
@@ -152,7 +184,14 @@ def make_preprocessing(
       scale = 1 / np.array(preprocessing.TORCHVISION_STD)
     case 'weights':
       assert weights is not None  # as config.validate requires
-      mean, scale = transfer.normalization(weights, settings.crop)
+      mean, scale = weights.preprocessing.mean, weights.preprocessing.scale
+      if mean.ndim == 3 and settings.crop > len(mean):
+        raise UserError(
+          f'config.input.crop={settings.crop}: the mean image of the weights has {len(mean)} pixels'
+          ' on a side; use at most that'
+        )
+      if mean.ndim == 3:
+        mean = preprocessing.central(mean, settings.crop)
   if settings.normalization == 'standardize':
     covariance = store.color_eigenvectors * store.color_stdevs**2 @ store.color_eigenvectors.T
     scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-6))

@@ -103,7 +103,9 @@ def train(
     if start:
       console.message(f'resuming from step {start:,} (epoch {calendar.epoch_of(start):.2f})')
     elif weights is not None:
-      console.message(starting_point(experiment, weights))
+      layer, count = experiment.new_layer, f'{len(experiment.classes):,} classes'
+      new = f'; {layer} is new, for {count} in place of {len(weights.classes):,} others'
+      console.message(f'starting from {weights.source}{new if layer else ", with its classes"}')
 
     if start < calendar.total_steps:
       console.message('compiling the training step')
@@ -225,14 +227,4 @@ def _check_same_data(meta: dict, experiment: Experiment) -> None:
     return
   raise UserError(
     f'the data has {change} than when this run began: restore it, or choose another --workdir'
-  )
-
-
-def starting_point(experiment: Experiment, weights: Pretrained) -> str:
-  """What the run starts from, for people."""
-  if not experiment.new_layer:
-    return f'starting from {weights.source}, with its classes'
-  return (
-    f'starting from {weights.source}; {experiment.new_layer} is new, for'
-    f' {len(experiment.classes):,} classes in place of {len(weights.classes):,} others'
   )

@@ -9,13 +9,13 @@ import flax
 
 from alexnet_jax.config import to_json
 from alexnet_jax.data.store import Store
-from alexnet_jax.errors import Interrupted
+from alexnet_jax.errors import Diverged, Interrupted
 from alexnet_jax.results import scores
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities
 from alexnet_jax.terminal import Console, Pace
-from alexnet_jax.train import guards, processes
+from alexnet_jax.train import processes
 from alexnet_jax.train.devices import Devices, to_host
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment
@@ -126,7 +126,7 @@ class Milestones:
     """Writes the metrics since the last line, and checks them.
 
     Raises:
-      Diverged: see `guards.check_finite`.
+      Diverged: see `check_finite`.
     """
     config, calendar = self.experiment.config, self.experiment.calendar
     report = throughput.take()
@@ -144,10 +144,10 @@ class Milestones:
       calendar, step, report.means['loss'], errors=self.errors, speed=speed, rate=rate
     )
     self.console.progress(line, step, calendar.total_steps)
-    guards.check_finite(report.nonfinite_steps, step, config)
+    check_finite(report.nonfinite_steps, step, config)
     if not self.warned_flat and step >= config.guard.flat_steps:
       self.warned_flat = True
-      if warning := guards.flat_loss(report.means['loss'], len(self.experiment.classes), step):
+      if warning := flat_loss(report.means['loss'], len(self.experiment.classes), step):
         self.console.message(warning)
 
   def evaluation(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -197,3 +197,28 @@ class Milestones:
 
 class _Stopping(Exception):
   """Breaks off an evaluation because the run was asked to stop."""
+
+
+def check_finite(nonfinite_steps: int, step: int, config) -> None:
+  """Raises Diverged after config.guard.max_nonfinite_steps consecutive non-finite steps."""
+  if nonfinite_steps >= config.guard.max_nonfinite_steps:
+    raise Diverged(
+      f'{nonfinite_steps} steps in a row up to step {step:,} had a loss or gradient that is not'
+      ' finite; none was applied. Check that labels and input.normalization fit the net, try'
+      ' --config.model.compute_dtype=float32, or go back to the last saved step with a lower'
+      ' rate: the same command with --config.optimizer.learning_rate='
+      f'{config.optimizer.learning_rate / 2:g} --allow_change=optimizer.learning_rate'
+    )
+
+
+def flat_loss(loss: float, classes: int, step: int) -> str:
+  """A warning if the loss is within 1 % of ln(classes), that of guessing, else ''."""
+  chance = math.log(classes)
+  if abs(loss - chance) >= 0.01 * chance:
+    return ''
+  return (
+    f'warning: the loss is still {loss:.3f}, that of guessing (ln {classes} = {chance:.3f}), after'
+    f' {step:,} steps. Usual causes: initial weights too small (the "paper", "caffe" and "caffenet"'
+    ' nets stay flat for long), inputs scaled to [0, 1] or unit variance where the net expects'
+    ' 0-255, biases of 1 with small weights, shuffled labels'
+  )

@@ -29,6 +29,10 @@ def lines(
   in_memory = config.data.source in preparation.IN_MEMORY
   stored = raw if in_memory or config.data.encoding == 'raw' else raw / 10
   resident = examples * config.data.image_size**2 * 3  # on every device, see multi_step.py
+  # All layers' outputs of a (micro-)batch, which the backward pass needs.
+  width = 2 if config.model.compute_dtype == 'bfloat16' else 4
+  units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, shape))
+  activations = units * width * config.batch_size // config.grad_accum_steps
   images = f' and {si(resident, "B")} for the training images' * (config.steps_per_call > 1)
   return [
     f'net           {nets.title(config.model)}: {parameters:,} parameters, {macs:,} MACs an image,'
@@ -40,7 +44,7 @@ def lines(
     f'learning rate {_rates(config, calendar)}',
     f'memory        about {si(4 * parameters + state, "B")} for weights, gradients and optimizer'
     f'{images} on each device,'
-    f' and about {si(_activations(config, table, shape), "B")} of activations over all devices',
+    f' and about {si(activations, "B")} of activations over all devices',
     f'disk          {si(stored, "B")} of prepared images'
     f'{" in memory only" * in_memory},'
     f' {si(state, "B")} a checkpoint, up to {config.checkpoint.max_to_keep + 2} of them',
@@ -73,13 +77,6 @@ def _rates(config, calendar: Calendar) -> str:
       f'times {factor:g} from epoch {epoch:g}' for epoch, factor in factors
     )
   return text
-
-
-def _activations(config, table: layers.Table, shape: layers.Shape) -> int:
-  """Bytes of all layers' outputs of a (micro-)batch, which the backward pass needs."""
-  width = 2 if config.model.compute_dtype == 'bfloat16' else 4
-  units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, shape))
-  return units * width * config.batch_size // config.grad_accum_steps
 
 
 def show(config: ml_collections.ConfigDict, *, dry_run: bool = False) -> None:
