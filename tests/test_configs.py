@@ -217,7 +217,7 @@ def observed(config, path):
     return
   yield 'no weights'
   experiment = make_experiment(config, store_of(config), None, platform='cpu')
-  yield experiment.plateau, modes.notes(experiment, Devices())
+  yield experiment.plateau, modes.check(experiment, store_of(config).train, Devices())
   step, state, batch = train_step_of(config, experiment)
   program = jax.make_jaxpr(step)(state, batch)
   yield re.sub('0x[0-9a-f]+', '', str(program)), [np.asarray(x).tobytes() for x in program.consts]

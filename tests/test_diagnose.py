@@ -65,18 +65,18 @@ def test_statistics_are_those_of_numpy(config, monkeypatch):
   expected['fc2'] = x @ params['fc2']['kernel'] + params['fc2']['bias']
 
   found = diagnosis.activations(experiment, state, images)
-  assert [row.name for row in found] == list(expected)
-  assert [row.kind for row in found] == ['', 'Dense', 'Relu', 'BatchNorm', 'Dense']
+  assert [row['name'] for row in found] == list(expected)
+  assert [row['kind'] for row in found] == ['', 'Dense', 'Relu', 'BatchNorm', 'Dense']
   for row in found:
-    x = expected[row.name]
-    assert row.shape == x.shape[1:]
+    x = expected[row['name']]
+    assert row['shape'] == x.shape[1:]
     units = x.reshape(7, -1)
     signal = np.mean([np.sqrt(np.mean((unit - unit.mean()) ** 2)) for unit in units.T])
-    assert row.mean == pytest.approx(x.mean(), rel=1e-4, abs=1e-5 * x.std())
-    assert row.std == pytest.approx(x.std(), rel=1e-4)
-    assert row.signal == pytest.approx(signal, rel=1e-4)
-    assert row.active == (pytest.approx((x > 0).mean()) if row.name == 'relu1' else None)
-  assert 0 < found[2].active < 1
+    assert row['mean'] == pytest.approx(x.mean(), rel=1e-4, abs=1e-5 * x.std())
+    assert row['std'] == pytest.approx(x.std(), rel=1e-4)
+    assert row['signal'] == pytest.approx(signal, rel=1e-4)
+    assert row['active'] == (pytest.approx((x > 0).mean()) if row['name'] == 'relu1' else None)
+  assert 0 < found[2]['active'] < 1
 
 
 def test_interpretation_follows_the_signal():

@@ -26,10 +26,10 @@ from alexnet_jax.benchmarks import compiled
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.train import optimizer
+from alexnet_jax.train import modes, optimizer
 from alexnet_jax.train.devices import AXIS, to_host
 from alexnet_jax.train.loop import make_program
-from alexnet_jax.train.sharded_dense import DenseSharding, check_sharded, sharded_layers
+from alexnet_jax.train.sharded_dense import DenseSharding, sharded_layers
 
 STEPS = 4
 
@@ -140,33 +140,27 @@ def test_gathering_is_the_inverse_of_sharding():
   jax.tree.map(np.testing.assert_array_equal, to_host(gathered), state)
 
 
-# What can be sharded.
-
-
-def check(count, net, classes):
-  config = configs.default()
-  config.model.net, config.data.num_classes, config.model.shard_dense = net, classes, True
-  check_sharded(config, devices(count))
-
-
 @pytest.mark.parametrize(
-  'count, net, classes',
+  'count, net, classes, sharded',
   [
-    (8, 'krizhevsky2012', 1000),
-    (8, 'digits', 10),  # fc4 divides, fc5 does not
-    (1, 'cifar_18pct', 10),
-    (2, 'cifar_18pct', 10),
-    (8, 'cifar_18pct', 0),  # the number of classes may divide
+    (8, 'krizhevsky2012', 1000, 'fc6, fc7, fc8'),
+    (8, 'digits', 10, 'fc4'),  # fc5 does not divide
+    (1, 'cifar_18pct', 10, None),
+    (2, 'cifar_18pct', 10, 'fc10'),
+    (8, 'cifar_18pct', 10, UserError),
   ],
 )
-def test_nets_that_can_be_sharded(count, net, classes):
-  check(count, net, classes)
-
-
-def test_a_net_that_does_not_divide_is_refused():
-  with pytest.raises(UserError, match='8 devices divide .* no dense layer .*10.*=False') as error:
-    check(8, 'cifar_18pct', 10)
-  assert '\n' not in str(error.value)
+def test_what_can_be_sharded(count, net, classes, sharded):
+  config = configs.default()
+  config.model.net, config.model.shard_dense = net, True
+  experiment = SimpleNamespace(config=config, table=nets.NETS[net](classes))
+  if sharded == UserError:
+    with pytest.raises(UserError, match='8 devices divide .* no dense .*10.*=False') as error:
+      modes.check(experiment, None, devices(count))
+    assert '\n' not in str(error.value)
+  else:
+    notes = [f'dense layers sharded over {count} devices: {sharded}'] * bool(sharded)
+    assert modes.check(experiment, None, devices(count)) == notes
 
 
 # Bytes sent.

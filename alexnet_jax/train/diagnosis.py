@@ -45,18 +45,6 @@ _SIGNAL_2012 = 0.164
 _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 
-class Activations(NamedTuple):
-  """Statistics of a layer's output on a batch."""
-
-  name: str
-  kind: str  # class of the row of the table
-  shape: layers.Shape  # for one image
-  mean: float  # over all units and images, as std
-  std: float
-  active: float | None  # share of outputs above 0; of ReLU only
-  signal: float  # standard deviation of a unit across images, averaged over the units
-
-
 class Step(NamedTuple):
   """Loss and error of the batch after `step` updates."""
 
@@ -77,10 +65,10 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
   experiment = one_batch_experiment(config, store, len(images), weights)
   state = experiment.initial_state()
   rows = activations(experiment, state, images)
-  signal = rows[-1].signal
+  signal = rows[-1]['signal']
   print(f'{_layer_table(rows)}\n\n{interpretation(signal, classes)}', flush=True)
   results = {'config': name, 'net': net, 'classes': classes, 'images': source}
-  results |= {'layers': [row._asdict() for row in rows], 'logit_signal': signal}
+  results |= {'layers': rows, 'logit_signal': signal}
   if options.overfit_steps:
     rate = experiment.config.optimizer.learning_rate
     # In nats: the least loss of a net that does not look at the image.
@@ -177,11 +165,16 @@ def read_photos(folder: Path, count: int, data, upright: bool) -> np.ndarray:
 # At initialization.
 
 
-def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Activations]:
+def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[dict]:
   """Statistics of every layer, from the input to the logits.
 
   Of the central view of images, uint8 (n, S, S, 3). Dropout is left out, and batch normalization
   takes the moments of these images, as in training.
+
+  Returns:
+    name and kind of each layer; shape of its output for an image; mean and std over all units and
+    images; active, the share of outputs above 0, of ReLU only; and signal, the standard deviation
+    of a unit across images, averaged over the units.
   """
   table = tuple(row for row in experiment.table if not isinstance(row, layers.Dropout))
   # With XLA's own convolutions: oneDNN's would be compiled at every start, for a single call.
@@ -204,26 +197,26 @@ def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -
   for row in (layers.Row('input'), *table):
     x = np.asarray(found[row.name], np.float32)
     rows.append(
-      Activations(
-        name=row.name,
-        kind='' if type(row) is layers.Row else type(row).__name__,
-        shape=x.shape[1:],
-        mean=float(x.mean(dtype=np.float64)),
-        std=float(x.std(dtype=np.float64)),
-        active=float((x > 0).mean()) if isinstance(row, layers.Relu) else None,
-        signal=float(x.std(axis=0, dtype=np.float64).mean()),
-      )
+      {
+        'name': row.name,
+        'kind': '' if type(row) is layers.Row else type(row).__name__,
+        'shape': x.shape[1:],
+        'mean': float(x.mean(dtype=np.float64)),
+        'std': float(x.std(dtype=np.float64)),
+        'active': float((x > 0).mean()) if isinstance(row, layers.Relu) else None,
+        'signal': float(x.std(axis=0, dtype=np.float64).mean()),
+      }
     )
   return rows
 
 
-def _layer_table(rows: list[Activations]) -> str:
+def _layer_table(rows: list[dict]) -> str:
   lines = [('layer', 'kind', 'output', 'mean', 'std', 'active', 'signal')]
   for row in rows:
-    shape = 'x'.join(map(str, row.shape))
-    active = '' if row.active is None else f'{row.active:.2f}'
-    numbers = (f'{row.mean:.4g}', f'{row.std:.4g}', active, f'{row.signal:.4g}')
-    lines.append((row.name, row.kind, shape, *numbers))
+    shape = 'x'.join(map(str, row['shape']))
+    active = '' if row['active'] is None else f'{row["active"]:.2f}'
+    mean, std, signal = (f'{row[name]:.4g}' for name in ('mean', 'std', 'signal'))
+    lines.append((row['name'], row['kind'], shape, mean, std, active, signal))
   return '\n'.join(aligned(lines, left=(0, 1)))
 
 

@@ -77,8 +77,8 @@ def train(
   # Data, net, recipe.
   store = prepare_store(config.data)
   processes.check_agreement(config=to_json(config), store=store.meta)
-  modes.check(config, store.train, devices)
   experiment = make_experiment(config, store, AXIS, weights, devices.platform)
+  notes = modes.check(experiment, store.train, devices)
   calendar = experiment.calendar
 
   with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def train(
     log = folder.log if primary else None
     console = stack.enter_context(Console(log=log, quiet=not primary))
     console.message(resume_note(devices.platform, config.deterministic))
-    for note in modes.notes(experiment, devices):
+    for note in notes:
       console.message(note)
     for path, (old, new) in changes.items():
       console.message(f'changed since the run began: {path}: {old} -> {new}')

@@ -8,11 +8,13 @@ Each mode is a file of its own that replaces a part of the plain program of `loo
 import dataclasses
 
 from alexnet_jax.data.store import Split
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers
 from alexnet_jax.train import multi_step
 from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.experiment import Experiment
 from alexnet_jax.train.grad_accum import accumulate
-from alexnet_jax.train.sharded_dense import DenseSharding, check_sharded, sharded_layers
+from alexnet_jax.train.sharded_dense import DenseSharding, sharded_layers
 from alexnet_jax.train.step import Program, TrainState, make_compute_gradients, make_train_step
 
 
@@ -21,12 +23,28 @@ def any_mode(config) -> bool:
   return config.model.shard_dense or config.grad_accum_steps > 1 or config.steps_per_call > 1
 
 
-def check(config, split: Split, devices: Devices) -> None:
-  """Raises UserError if a mode that the config asks for is impossible with these devices."""
-  if config.model.shard_dense:
-    check_sharded(config, devices)
+def check(experiment: Experiment, split: Split, devices: Devices) -> list[str]:
+  """Returns what the console says about the modes that a config asks for.
+
+  Raises:
+    UserError: one of them is impossible with these devices.
+  """
+  config, count, notes = experiment.config, devices.global_count, []
   if config.steps_per_call > 1:
     multi_step.check_memory(config, split, devices)
+    if devices.platform == 'cpu':
+      notes.append(multi_step.SLOW_LOOPS.format(config.steps_per_call))
+  if config.model.shard_dense and count > 1:
+    names = sharded_layers(experiment.table, count)
+    if not names:
+      dense = [row for row in experiment.table if isinstance(row, layers.Dense)]
+      found = ', '.join(f'{row.name} {row.features:,}' for row in dense) or 'there is none'
+      raise UserError(
+        f'model.shard_dense=True: {count} devices divide the outputs of no dense layer ({found}):'
+        ' use --config.model.shard_dense=False'
+      )
+    notes.append(f'dense layers sharded over {count} devices: {", ".join(names)}')
+  return notes
 
 
 def add_modes(
@@ -34,7 +52,9 @@ def add_modes(
 ) -> Program:
   """Adds the modes that the config asks for to a plain program; arguments as `make_program`'s."""
   config = experiment.config
-  sharding = DenseSharding(devices, state, _sharded_layers(experiment, devices))
+  shard = config.model.shard_dense
+  names = sharded_layers(experiment.table, devices.global_count) if shard else ()
+  sharding = DenseSharding(devices, state, names)
   recipe = sharding.recipe(experiment.recipe)
   compute_gradients = make_compute_gradients(sharding.model(experiment.model), recipe)
   if config.grad_accum_steps > 1:
@@ -54,19 +74,3 @@ def add_modes(
     assert split is not None
     return multi_step.add_examples(program, config, devices, split)
   return program
-
-
-def notes(experiment: Experiment, devices: Devices) -> list[str]:
-  """What the console says about the modes of a run."""
-  config, lines = experiment.config, []
-  if config.steps_per_call > 1 and devices.platform == 'cpu':
-    lines.append(multi_step.SLOW_LOOPS.format(config.steps_per_call))
-  if names := _sharded_layers(experiment, devices):
-    lines.append(f'dense layers sharded over {devices.global_count} devices: {", ".join(names)}')
-  return lines
-
-
-def _sharded_layers(experiment: Experiment, devices: Devices) -> tuple[str, ...]:
-  if not experiment.config.model.shard_dense:
-    return ()
-  return sharded_layers(experiment.table, devices.global_count)

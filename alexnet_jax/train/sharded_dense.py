@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers, nets
+from alexnet_jax.model import layers
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.train import optimizer
 from alexnet_jax.train.devices import AXIS, Devices, pmean
@@ -27,21 +26,6 @@ def sharded_layers(table: layers.Table, devices: int) -> tuple[str, ...]:
   """Names of the dense layers whose number of outputs divides over so many devices."""
   dense = [row for row in table if isinstance(row, layers.Dense)] if devices > 1 else []
   return tuple(row.name for row in dense if not row.features % devices)
-
-
-def check_sharded(config, devices: Devices) -> None:
-  """Raises UserError if no dense layer can be sharded over several devices."""
-  count = devices.global_count
-  if count == 1:
-    return
-  # If the number of classes is not known yet, the last layer may or may not be shardable.
-  table = nets.table_of(config, config.data.num_classes or count)
-  if not sharded_layers(table, count):
-    dense = [f'{row.name} {row.features:,}' for row in table if isinstance(row, layers.Dense)]
-    raise UserError(
-      f'model.shard_dense=True: {count} devices divide the outputs of no dense layer'
-      f' ({", ".join(dense) or "there is none"}): use --config.model.shard_dense=False'
-    )
 
 
 class ShardedAlexNet(AlexNet):
