@@ -37,7 +37,7 @@ def main() -> None:
   from alexnet_jax.run.folder import RunFolder
 
   training = not _DRY_RUN.value
-  several = set_up_jax(
+  set_up_jax(
     _DISTRIBUTED.value if training else 'off',
     autotune=RunFolder(workdir).autotune if config.deterministic and training else None,
   )
@@ -49,7 +49,7 @@ def main() -> None:
     print(f'config.deterministic does nothing: a {devices.platform} always is', file=sys.stderr)
   if config.model.shard_dense and devices.global_count == 1:
     print('config.model.shard_dense does nothing on one device', file=sys.stderr)
-  if not several or devices.process_index == 0:
+  if devices.process_index == 0:
     from alexnet_jax.train import plan
 
     plan.show(config, dry_run=_DRY_RUN.value)

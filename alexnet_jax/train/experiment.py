@@ -174,7 +174,9 @@ def make_preprocessing(
   mean, scale = np.zeros(3), np.ones(3)
   match settings.normalization:
     case 'mean_image':
-      mean = _mean_view(store.mean_image, settings)
+      # The central crop of the mean image, which is first resized like the images.
+      mean = preprocessing.enlarge(jnp.asarray(store.mean_image)[None], settings.resize_to)
+      mean = preprocessing.central(np.asarray(mean[0]), settings.crop)
     case 'mean_pixel' | 'standardize':
       mean = store.mean_image.mean((0, 1), dtype=np.float64)
     case 'mean_scalar':  # one number, of all pixels and channels
@@ -210,9 +212,3 @@ def make_preprocessing(
     random_flip=settings.random_flip,
     upright=store.upright,
   )
-
-
-def _mean_view(mean_image: np.ndarray, settings) -> np.ndarray:
-  """The central crop of the mean image, which is first resized like the images."""
-  enlarged = preprocessing.enlarge(jnp.asarray(mean_image)[None], settings.resize_to)
-  return preprocessing.central(np.asarray(enlarged[0]), settings.crop)

@@ -33,7 +33,11 @@ def check(experiment: Experiment, split: Split, devices: Devices) -> list[str]:
   if config.steps_per_call > 1:
     multi_step.check_memory(config, split, devices)
     if devices.platform == 'cpu':
-      notes.append(multi_step.SLOW_LOOPS.format(config.steps_per_call))
+      # github.com/jax-ml/jax/issues/12868
+      notes.append(
+        f'warning: steps_per_call={config.steps_per_call} is for GPUs that wait for their host;'
+        ' on a CPU XLA takes up to a hundred times as long for convolutions in a loop: use 1 here'
+      )
   if config.model.shard_dense and count > 1:
     names = sharded_layers(experiment.table, count)
     if not names:

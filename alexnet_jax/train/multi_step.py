@@ -23,12 +23,6 @@ from alexnet_jax.terminal import si
 from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.step import Program
 
-# github.com/jax-ml/jax/issues/12868
-SLOW_LOOPS = (
-  'warning: steps_per_call={} is for GPUs that wait for their host; on a CPU XLA takes up to a'
-  ' hundred times as long for convolutions in a loop: use 1 here'
-)
-
 
 def calls(start: int, end: int, most: int, is_milestone: Callable[[int], bool]) -> Iterator[range]:
   """Divides the steps from `start` up to `end` into calls.
