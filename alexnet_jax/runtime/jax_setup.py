@@ -9,7 +9,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.runtime import compilation_cache, cpu, distributed
 
 
-def set_up_jax(job: str = 'off', autotune: Path | None = None) -> bool:
+def set_up_jax(job: str = 'off', autotune: Path | None = None) -> None:
   """Sets up memory, XLA's flags, the job, compiled programs on disk, and devices.
 
   Args:
@@ -17,17 +17,13 @@ def set_up_jax(job: str = 'off', autotune: Path | None = None) -> bool:
     autotune: folder that keeps a GPU's choice of algorithms, for runs with
       `config.deterministic`; None for all others.
 
-  Returns:
-    Whether this is one process of a job of several.
-
   Raises:
     UserError: a job that cannot be joined, or $JAX_PLATFORMS names devices that are not here.
   """
   cpu.configure()
   if autotune:
     _make_gpu_deterministic(autotune.absolute())
-  several = distributed.join(job)
-  if not several:
+  if not distributed.join(job):
     compilation_cache.enable()
   import jax
 
@@ -35,7 +31,6 @@ def set_up_jax(job: str = 'off', autotune: Path | None = None) -> bool:
     jax.config.update('jax_enable_x64', False)
     print('note: JAX_ENABLE_X64 is left aside: nets compute in 32 bits or less', file=sys.stderr)
   local_devices()
-  return several
 
 
 def local_devices() -> list:
