@@ -261,7 +261,7 @@ def watched(config):
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]
   means = dict.fromkeys(('top1_error', 'gradient_norm', 'learning_rate'), 0.0)
   throughput = mock.Mock()
-  throughput.take.return_value = Report({**means, 'loss': np.log(10)}, 5, 5, 1.0, 0.0)
+  throughput.take.return_value = Report({**means, 'loss': np.log(10)}, 5, {})
   run.stop = mock.Mock()
   console.reset_mock()
   try:

@@ -214,48 +214,33 @@ def test_a_step_that_is_not_finite_is_not_applied():
     np.testing.assert_allclose(states[i].eval_params['conv1']['kernel'], average, rtol=1e-5)
 
 
-# What fits on the devices.
-
-
-def fits(devices_count, batch_size, grad_accum_steps, ghost_batch):
+@pytest.mark.parametrize(
+  'device_count, batch_size, grad_accum_steps, ghost_batch, message',
+  [
+    (8, 64, 1, 0, ''),
+    (8, 64, 1, 8, ''),
+    (8, 64, 1, 4, ''),
+    (1, 64, 4, 16, ''),
+    (2, 64, 4, 8, ''),
+    (8, 64, 4, 0, ''),
+    (8, 60, 1, 0, 'batch_size=60 is not divisible by 8 devices.*batch_size=56 or 64'),
+    (8, 4, 1, 0, 'batch_size=4 is not divisible by 8 devices.*batch_size=8$'),
+    (8, 64, 3, 0, 'batch_size=64 is not divisible by 8 devices x 3 micro-batches.*=48 or 72'),
+    (8, 64, 1, 3, 'ghost_batch=3 does not fit the 8 images.*ghost_batch=8'),
+    (8, 64, 1, 16, 'ghost_batch=16 does not fit the 8 images.*ghost_batch=8'),
+    (2, 64, 4, 4, 'ghost_batch=4 does not fit the 8 images.*ghost_batch=8'),
+    (2, 64, 4, 16, 'ghost_batch=16 does not fit the 8 images.*ghost_batch=8'),
+  ],
+)
+def test_what_fits_on_the_devices(device_count, batch_size, grad_accum_steps, ghost_batch, message):
   config = configs.default()
-  config.model.net = 'bn'
+  config.model.net, config.model.ghost_batch = 'bn', ghost_batch
   config.batch_size, config.grad_accum_steps = batch_size, grad_accum_steps
-  config.model.ghost_batch = ghost_batch
-  check_training_batch(config, devices(devices_count))
-
-
-@pytest.mark.parametrize(
-  'case',
-  [
-    (8, 64, 1, 0),
-    (8, 64, 1, 8),
-    (8, 64, 1, 4),
-    (1, 64, 1, 16),
-    (1, 64, 4, 16),
-    (2, 64, 4, 8),
-    (8, 64, 4, 0),
-  ],
-)
-def test_batches_that_fit(case):
-  fits(*case)
-
-
-@pytest.mark.parametrize(
-  'case, message',
-  [
-    ((8, 60, 1, 0), 'batch_size=60 is not divisible by 8 devices.*batch_size=56 or 64'),
-    ((8, 4, 1, 0), 'batch_size=4 is not divisible by 8 devices.*batch_size=8$'),
-    ((8, 64, 3, 0), 'batch_size=64 is not divisible by 8 devices x 3 micro-batches.*=48 or 72'),
-    ((8, 64, 1, 3), 'ghost_batch=3 does not fit the 8 images.*ghost_batch=8'),
-    ((8, 64, 1, 16), 'ghost_batch=16 does not fit the 8 images.*ghost_batch=8'),
-    ((2, 64, 4, 4), 'ghost_batch=4 does not fit the 8 images.*ghost_batch=8'),
-    ((2, 64, 4, 16), 'ghost_batch=16 does not fit the 8 images.*ghost_batch=8'),
-  ],
-)
-def test_batches_that_do_not_fit(case, message):
+  if not message:
+    check_training_batch(config, devices(device_count))
+    return
   with pytest.raises(UserError, match=message) as error:
-    fits(*case)
+    check_training_batch(config, devices(device_count))
   assert '\n' not in str(error.value)
 
 

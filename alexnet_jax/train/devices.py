@@ -138,35 +138,32 @@ def to_host(tree):
   return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
-def check_batch_size(name: str, size: int, devices: Devices, micro_batches: int = 1) -> None:
-  """Raises UserError unless the global batch of field `name` divides over the devices."""
+def check_batch_size(
+  name: str, size: int, devices: Devices, micro_batches: int = 1, *, fixed: bool = False
+) -> None:
+  """Raises UserError unless the global batch of field `name` divides over the devices.
+
+  If the size is `fixed`, the advice is to change the number of devices instead.
+  """
   divisor = devices.global_count * micro_batches
   if size % divisor:
     what = f'{devices.global_count} devices'
     what += f' x {micro_batches} micro-batches' * (micro_batches > 1)
     lower = size // divisor * divisor
     nearest = f'{lower} or {lower + divisor}' if lower else f'{divisor}'
-    raise UserError(f'{name}={size} is not divisible by {what}: use --config.{name}={nearest}')
+    advice = f'use --config.{name}={nearest}'
+    if fixed:
+      advice = 'this run began with it: resume with a number of devices that divides it'
+    raise UserError(f'{name}={size} is not divisible by {what}: {advice}')
 
 
 def check_training_batch(config, devices: Devices, *, begun: bool = False) -> None:
-  """Raises UserError unless a config's training batch divides over devices and ghost batches.
-
-  If the run has `begun`, the advice is to change the number of devices, not the batch.
-  """
-  micro_batches = config.grad_accum_steps
-  ghost_batch = config.model.ghost_batch if nets.has_batch_norm(config) else 0
-  images = config.batch_size // micro_batches
-  if begun and images % devices.global_count:
-    fitting = max(n for n in range(1, devices.global_count) if images % n == 0)
-    raise UserError(
-      f'batch_size={config.batch_size} of this run is not divisible by {devices.global_count}'
-      f' devices: resume with a number that divides it, such as {fitting}'
-    )
-  check_batch_size('batch_size', config.batch_size, devices, micro_batches)
-  images //= devices.global_count
+  """Raises UserError unless a config's training batch divides over devices and ghost batches."""
+  micro_batches, ghost_batch = config.grad_accum_steps, config.model.ghost_batch
+  check_batch_size('batch_size', config.batch_size, devices, micro_batches, fixed=begun)
+  images = config.batch_size // micro_batches // devices.global_count
   fits = ghost_batch == images or (micro_batches == 1 and images % (ghost_batch or 1) == 0)
-  if ghost_batch and not fits:
+  if nets.has_batch_norm(config) and ghost_batch and not fits:
     raise UserError(
       f'model.ghost_batch={ghost_batch} does not fit the {images} images of a (micro-)batch on a'
       f' device: use --config.model.ghost_batch={images}'

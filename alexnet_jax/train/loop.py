@@ -181,7 +181,7 @@ def train_steps(
   state = devices.replicate(state)
   program = make_program(experiment, devices, split, state)
   steps, batches = program.make_batches(start, experiment.calendar.total_steps, milestones.is_due)
-  throughput = Throughput(batches, start)
+  throughput = Throughput(batches, experiment.config.batch_size, start)
   with batches:
     for step, batch in zip(steps, devices.stream(batches), strict=False):
       state, metrics = program.train_step(state, batch)  # pmapped: see make_program
@@ -209,22 +209,13 @@ def resume(checkpoints: Checkpoints, experiment: Experiment) -> tuple[int, bool,
     found := checkpoints.restore(flax.serialization.to_state_dict(state))
   ):
     step, tree, meta = found
-    _check_same_data(meta, experiment)
+    then, now = meta['train_images'], experiment.calendar.examples
+    if then != now or meta['classes'] != list(experiment.classes):
+      raise UserError(
+        f'the data has other images or classes than when this run began ({then:,} training images'
+        f' then, {now:,} now): restore it, or choose another --workdir'
+      )
     start = np.array([step, bool(meta.get('metrics'))])
     state = flax.serialization.from_state_dict(state, tree)
   step, evaluated = map(int, processes.from_first(start))
   return step, bool(evaluated), processes.from_first(state) if step else state
-
-
-def _check_same_data(meta: dict, experiment: Experiment) -> None:
-  """Raises UserError if a checkpoint is of other classes or of another number of images."""
-  before, now = meta['train_images'], experiment.calendar.examples
-  if before != now:
-    change = f'another number of training images ({before:,} then, {now:,} now)'
-  elif meta['classes'] != list(experiment.classes):
-    change = 'other classes'
-  else:
-    return
-  raise UserError(
-    f'the data has {change} than when this run began: restore it, or choose another --workdir'
-  )

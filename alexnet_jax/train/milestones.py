@@ -134,10 +134,8 @@ class Milestones:
     scalars['learning_rate'] = report.means['learning_rate']
     scalars['epoch'] = calendar.epoch_of(step)
     scalars['seconds'] = time.monotonic() - self.began
-    speed = {}
-    if step > self.start + 1:  # the first step includes compilation
-      images = report.steps * config.batch_size
-      speed = {'images_per_second': images / report.seconds, 'data_wait': report.data_wait}
+    # The first step includes compilation.
+    speed = report.speed if step > self.start + 1 else {}
     self.metrics.write(step, scalars | speed)
     rate = self.pace.rate(step)  # counts from the first call, after compilation
     line = progress_line(

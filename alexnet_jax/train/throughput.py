@@ -17,17 +17,16 @@ class Report(NamedTuple):
 
   means: dict[str, float]  # over the applied steps, if any; the learning rate of the last step
   nonfinite_steps: int  # consecutive ones, up to the last step
-  steps: int
-  seconds: float
-  data_wait: float  # share of the seconds, in [0, 1], spent waiting for data
+  speed: dict[str, float]  # images_per_second, and data_wait: share of the time, in [0, 1]
 
 
 class Throughput:
   """Collects the metrics of steps without waiting for the devices, and times them."""
 
-  def __init__(self, batches: Batches, start: int):
+  def __init__(self, batches: Batches, batch_size: int, start: int):
     """Takes the feed, whose `wait_seconds` are reported, and the number of steps taken before."""
     self._batches = batches
+    self._batch_size = batch_size
     self._step = start
     self._pending: list[tuple[dict[str, jax.Array], int]] = []
     self.restart()
@@ -56,7 +55,9 @@ class Throughput:
     applied = skipped == 0 if (skipped == 0).any() else np.full(len(skipped), True)
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
     means['learning_rate'] = float(metrics['learning_rate'][-1])
-    return Report(means, int(skipped[-1]), len(skipped), seconds, wait / seconds)
+    images = len(skipped) * self._batch_size
+    speed = {'images_per_second': images / seconds, 'data_wait': wait / seconds}
+    return Report(means, int(skipped[-1]), speed)
 
 
 def progress_line(
