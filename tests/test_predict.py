@@ -261,7 +261,7 @@ def test_runs_that_cannot_be_used_are_told(tmp_path):
     with pytest.raises(UserError, match='preprocessing.npz is damaged'):
       load_workdir(run)
   shutil.rmtree(run / 'checkpoints')
-  with pytest.raises(UserError, match='no checkpoint yet'):
+  with pytest.raises(UserError, match='no last checkpoint yet'):
     load_workdir(run)
 
 

@@ -175,8 +175,8 @@ def make_preprocessing(
   match settings.normalization:
     case 'mean_image':
       # The central crop of the mean image, which is first resized like the images.
-      mean = preprocessing.enlarge(jnp.asarray(store.mean_image)[None], settings.resize_to)
-      mean = preprocessing.central(np.asarray(mean[0]), settings.crop)
+      enlarged = preprocessing.enlarge(jnp.asarray(store.mean_image)[None], settings.resize_to)
+      mean = preprocessing.central(np.asarray(enlarged[0]), settings.crop)
     case 'mean_pixel' | 'standardize':
       mean = store.mean_image.mean((0, 1), dtype=np.float64)
     case 'mean_scalar':  # one number, of all pixels and channels
