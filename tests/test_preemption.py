@@ -162,7 +162,7 @@ def test_the_steps_of_an_epoch_cannot_change(change, undisturbed):
   with pytest.raises(UserError, match=f'{field} cannot change: checkpoints count steps') as refused:
     train(undisturbed[0], **change)
   assert '--allow_change' not in str(refused.value)
-  assert f' python -m main --seed=1 --workdir={undisturbed[0]}-2' in str(refused.value)
+  assert str(refused.value).endswith(f' --workdir={undisturbed[0]}-2')
 
 
 def test_other_images_are_refused(undisturbed, tmp_path, monkeypatch):
