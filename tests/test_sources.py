@@ -110,6 +110,56 @@ def test_folder_without_validation_holds_out_of_every_class(tmp_path):
   assert image_folder.open_folder(tmp_path, 0.25).eval.files == source.eval.files[5:]
 
 
+def write_flat(root, **counts):
+  """Kaggle's layout: `<class>.<number>.png` for each class."""
+  root.mkdir(parents=True, exist_ok=True)
+  for seed, (name, count) in enumerate(counts.items()):
+    write_images(root / 'images', count, seed=seed)
+    for number, file in enumerate(sorted((root / 'images').iterdir())):
+      file.rename(root / f'{name}.{number}.png')
+    (root / 'images').rmdir()
+
+
+def test_flat_folder_as_kaggle_packs_it(tmp_path):
+  write_flat(tmp_path / 'train', cat=20, dog=10)
+  write_images(tmp_path / 'test1', 5)
+  source = open_source(data_config(dir=tmp_path, validation_fraction=0.2))
+  assert source.classes == ('cat', 'dog')
+  for split, sizes in ((source.train, [16, 8]), (source.eval, [4, 2])):
+    assert np.bincount(split.labels).tolist() == sizes
+    named = [pathlib.Path(file).name.split('.')[0] for file in split.files]
+    assert named == [source.classes[label] for label in split.labels]
+  assert not set(source.train.files) & set(source.eval.files)
+  assert source.found == (
+    '24 training and 6 validation images (0.2 of each class) of 2 classes, the smallest dog with'
+    ' 10, the largest cat with 20; ignored: test1/ with 5 images of unknown class'
+  )
+  # The folder of images itself has the same split, whatever the files hold.
+  for file in (tmp_path / 'train').iterdir():
+    file.write_bytes(b'other')
+  inner = open_source(data_config(dir=tmp_path / 'train', validation_fraction=0.2))
+  assert [f'train/{file}' for file in inner.eval.files] == list(source.eval.files)
+  # Images to validate on, called alike, are used; test1/ is not, even so.
+  (tmp_path / 'test1').rename(tmp_path / 'test')
+  write_flat(tmp_path / 'test1', cat=1)
+  assert open_source(data_config(dir=tmp_path, validation_fraction=0.2)).eval == source.eval
+  write_flat(tmp_path / 'validation', dog=1)
+  used = open_source(data_config(dir=tmp_path))
+  assert (len(used.train), used.eval.files) == (30, ('validation/dog.0.png',))
+
+
+def test_flat_folders_that_are_unclear(tmp_path):
+  write_flat(tmp_path / 'train', cat=3, dog=3)
+  write_images(tmp_path / 'more', 2)
+  refused('has train/, with images called .* and more/ beside it: if', dir=tmp_path)
+  write_images(tmp_path / 'train', 1)
+  assert open_source(data_config(dir=tmp_path)).classes == ('more', 'train')
+  shutil.rmtree(tmp_path / 'more')
+  refused('6 images called .* and 1 whose names say no class, such as 000.png', dir=tmp_path)
+  write_flat(tmp_path / 'one', cat=3)
+  refused('one has no class folders: .* or call them cat.0.jpg', dir=tmp_path / 'one')
+
+
 def test_every_image_is_found_and_the_rest_is_told(tmp_path):
   root = tmp_path / 'data'
   suffixes = ['.JPEG', '.jpg', '.PNG', '.bmp', '.webp', '.tif', '.gif', '.ppm', '.jp2']

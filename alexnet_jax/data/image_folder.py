@@ -2,6 +2,7 @@
 
 Either `train/<class>/` with `validation/<class>/` (also `val`, `valid` or `test`, in any case), or
 only class folders (in `train/`, or at the top), of which a fixed part of every class is held out.
+In place of class folders, the names of files may say their class: see `flat_folder`.
 Images may lie at any depth in the folder of their class. The validation images of ImageNet may lie
 in `validation/` itself, as in their archive: see `imagenet`. Classes are numbered in the order of
 their names, as in Caffe's and torchvision's ImageNet lists.
@@ -17,6 +18,7 @@ import zlib
 
 from alexnet_jax.data import imagenet, order
 from alexnet_jax.data.examples import AbsentData, Example, Source
+from alexnet_jax.data.flat_folder import LabeledFiles, read_flat
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import Listing, list_images
 from alexnet_jax.errors import UserError
@@ -76,20 +78,18 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       ' each class, or with train/ and validation/ made of such folders'
     )
   listing = list_images(root, imagenet.KNOWN_FILES)
-  train_folder, validation_folder, ignored = _find_splits(root, listing)
-  ignored += [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
   facts = {file: str(size) for file, size in listing.files.items()}
-  train = _list_classes(root, train_folder, listing)
+  labeled = read_flat(root, listing) or _read_class_folders(root, listing, facts)
+  train, validation = labeled.train, labeled.validation
   classes = tuple(sorted(train))
   counts = [len(train[name]) for name in classes]
-  if validation_folder:
-    validation = _list_validation(root, validation_folder, listing, facts)
-    if strangers := sorted(set(validation) - set(train)):
-      raise UserError(
-        f'{root / validation_folder} has {len(strangers)} class(es) that {root / train_folder} '
-        f'lacks, the first is {strangers[0]!r}: add it there or remove it'
-      )
-  else:
+  if strangers := sorted(set(validation) - set(train)):
+    raise UserError(
+      f'{root / labeled.validation_folder} has {len(strangers)} class(es) that'
+      f' {root / labeled.train_folder} lacks, the first is {strangers[0]!r}: add it there or remove'
+      ' it'
+    )
+  if not validation:
     pairs = {name: _hold_out(name, train[name], validation_fraction) for name in classes}
     train = {name: pair[0] for name, pair in pairs.items()}
     validation = {name: pair[1] for name, pair in pairs.items()}
@@ -101,12 +101,16 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
 
   train_split, eval_split = split(train), split(validation)
   small, large = counts.index(min(counts)), counts.index(max(counts))
+  part = f'{labeled.validation_folder}/'
+  if not labeled.validation:
+    part = f'{validation_fraction:g} of each class'
   found = (
-    f'{len(train_split):,} training and {len(eval_split):,} validation images '
-    f'({validation_folder + "/" if validation_folder else f"{validation_fraction:g} of each class"}'
-    f') of {len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the '
-    f'largest {classes[large]} with {counts[large]:,}'
+    f'{len(train_split):,} training and {len(eval_split):,} validation images ({part}) of'
+    f' {len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the largest'
+    f' {classes[large]} with {counts[large]:,}'
   )
+  ignored = [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
+  ignored = labeled.ignored + ignored
   return Source(
     root.resolve().name,
     classes,
@@ -116,6 +120,18 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
     imagenet.class_names(classes, [root]),
     f'{found}; ignored: {", ".join(ignored)}' if ignored else found,
   )
+
+
+def _read_class_folders(
+  root: pathlib.Path, listing: Listing, facts: dict[str, str]
+) -> LabeledFiles:
+  """Images in folders of their classes; `facts` gets the classes of ImageNet's flat validation."""
+  train_folder, validation_folder, ignored = _find_splits(root, listing)
+  train = _list_classes(root, train_folder, listing)
+  validation = {}
+  if validation_folder:
+    validation = _list_validation(root, validation_folder, listing, facts)
+  return LabeledFiles(train, validation, train_folder, validation_folder, ignored)
 
 
 def _find_splits(root: pathlib.Path, listing: Listing) -> tuple[str, str, list[str]]:
@@ -190,7 +206,10 @@ def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, 
       'their class'
     )
   if not classes:
-    raise UserError(f'{folder} has no class folders: put the images of each class in its own')
+    raise UserError(
+      f'{folder} has no class folders: put the images of each class in its own, or call them'
+      ' cat.0.jpg, dog.0.jpg and so on'
+    )
   for name, files in classes.items():
     if not files:
       raise UserError(
