@@ -223,3 +223,73 @@ def test_what_is_wrong_with_flat_validation(tmp_path, spoil, match):
   with pytest.raises(UserError, match=match) as caught:
     open_folder(tmp_path, 0.5)
   assert '\n' not in str(caught.value)
+
+
+# As Kaggle packs it.
+
+
+def write_kaggle(top, wnids, labels):
+  """What the archive of Kaggle's competition unpacks to; `labels` are WNIDs by number."""
+  images_folder = top / 'ILSVRC/Data/CLS-LOC'
+  write_classes(images_folder, wnids)
+  write_flat(images_folder, range(1, len(labels) + 1))
+  (images_folder / 'test').mkdir()
+  for number in range(3):
+    (images_folder / f'test/ILSVRC2012_test_{number:08}.JPEG').write_bytes(plain(9))
+  (top / 'ILSVRC/Annotations/CLS-LOC/val').mkdir(parents=True)
+  (top / 'ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml').write_text('<annotation/>')
+  (top / 'ILSVRC/ImageSets/CLS-LOC').mkdir(parents=True)
+  rows = [
+    f'ILSVRC2012_val_{n:08},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n' for n, wnid in enumerate(labels, 1)
+  ]
+  random.Random(0).shuffle(rows)
+  (top / 'LOC_val_solution.csv').write_text('ImageId,PredictionString\n' + ''.join(rows))
+  (top / 'LOC_synset_mapping.txt').write_text(''.join(f'{w} words of {w}, more\n' for w in wnids))
+  return images_folder
+
+
+@pytest.mark.parametrize('level', ['', 'ILSVRC', 'ILSVRC/Data', 'ILSVRC/Data/CLS-LOC'])
+def test_kaggle_from_any_level(tmp_path, level, monkeypatch):
+  wnids = ('n02119789', 'n02100735', 'n15075141')
+  labels = [wnids[i] for i in (2, 0, 1, 1, 2, 0, 0)]  # not those that TFDS ships
+  inner = write_kaggle(tmp_path / 'kaggle', wnids, labels)
+  source = open_folder(tmp_path / 'kaggle' / level, 0.5)
+  assert source.name == 'imagenet' and source.classes == tuple(sorted(wnids))
+  assert source.class_names == tuple(f'words of {wnid}, more' for wnid in sorted(wnids))
+  assert seen_labels(source) == dict(enumerate(labels, 1)) and len(source.train) == 6
+  assert source.found.startswith(f'ImageNet as Kaggle packs it, at {inner}: ')
+  assert source.found.endswith('ignored: test/ with 3 images')
+  monkeypatch.chdir(inner.parent)  # a relative path is as good
+  assert open_folder(pathlib.Path('CLS-LOC'), 0.5).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize(
+  ('line', 'match'),
+  [
+    ('ILSVRC2012_val_00000001;n02119789\n', "line 4: 'ILSVRC2012_val_00000001;n02119789' is not"),
+    ('ILSVRC2012_val_00000002,fox 1 2 3 4\n', 'line 4: .* is not like'),
+    ('ILSVRC2012_val_99999999,n02119789 1 2 3 4\n', 'line 4: .* is not like'),
+    (None, 'ILSVRC2012_val_00000002.JPEG is not ILSVRC2012_val_00000001.JPEG to 00000001'),
+  ],
+)
+def test_a_damaged_solution_of_kaggle(tmp_path, line, match):
+  wnids = ('n02119789', 'n02100735')
+  write_kaggle(tmp_path, wnids, wnids)
+  solution = tmp_path / imagenet.KAGGLE_TRUTH
+  if line:
+    solution.write_text(solution.read_text() + line)
+  else:
+    solution.write_text('ImageId,PredictionString\nILSVRC2012_val_00000001,n02119789 1 2 3 4\n')
+  with pytest.raises(UserError, match=match):
+    open_folder(tmp_path, 0.5)
+
+
+def test_kaggle_without_its_lists(tmp_path):
+  """Labels are then those that TFDS ships."""
+  shipped = imagenet.validation_labels(tmp_path)[0]
+  wnids = sorted(set(shipped[:4]))
+  write_kaggle(tmp_path, wnids, shipped[:4])
+  for file in (imagenet.KAGGLE_TRUTH, 'LOC_synset_mapping.txt'):
+    (tmp_path / file).unlink()
+  source = open_folder(tmp_path, 0.5)
+  assert seen_labels(source) == dict(enumerate(shipped[:4], 1)) and source.class_names == ()

@@ -4,8 +4,9 @@ Either `train/<class>/` with `validation/<class>/` (also `val`, `valid` or `test
 only class folders (in `train/`, or at the top), of which a fixed part of every class is held out.
 In place of class folders, the names of files may say their class: see `flat_folder`.
 Images may lie at any depth in the folder of their class. The validation images of ImageNet may lie
-in `validation/` itself, as in their archive: see `imagenet`. Classes are numbered in the order of
-their names, as in Caffe's and torchvision's ImageNet lists.
+in `validation/` itself, as in their archive: see `imagenet`. Kaggle's ImageNet may be given by any
+level of its folder. Classes are numbered in the order of their names, as in Caffe's and
+torchvision's ImageNet lists.
 """
 
 import dataclasses
@@ -77,6 +78,9 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       f'data.dir={root} is not a folder, or empty: give a folder with one folder of images for'
       ' each class, or with train/ and validation/ made of such folders'
     )
+  name, prefix = root.resolve().name, ''
+  if kaggle := imagenet.kaggle_images(root):
+    root, name, prefix = kaggle, 'imagenet', f'ImageNet as Kaggle packs it, at {kaggle}: '
   listing = list_images(root, imagenet.KNOWN_FILES)
   facts = {file: str(size) for file, size in listing.files.items()}
   labeled = read_flat(root, listing) or _read_class_folders(root, listing, facts)
@@ -105,14 +109,14 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
   if not labeled.validation:
     part = f'{validation_fraction:g} of each class'
   found = (
-    f'{len(train_split):,} training and {len(eval_split):,} validation images ({part}) of'
+    f'{prefix}{len(train_split):,} training and {len(eval_split):,} validation images ({part}) of'
     f' {len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the largest'
     f' {classes[large]} with {counts[large]:,}'
   )
   ignored = [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
   ignored = labeled.ignored + ignored
   return Source(
-    root.resolve().name,
+    name,
     classes,
     train_split,
     eval_split,

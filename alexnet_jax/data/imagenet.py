@@ -6,6 +6,7 @@ torchvision. The devkit numbers them in another order (ILSVRC2012_ID), so its gr
 nothing without its meta.mat.
 """
 
+import csv
 import importlib.resources
 import pathlib
 import re
@@ -14,10 +15,13 @@ from collections.abc import Iterable
 from alexnet_jax.errors import UserError
 
 GROUND_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
+KAGGLE_TRUTH = 'LOC_val_solution.csv'
 DEVKIT = 'meta.mat'
 # Caffe's list, Kaggle's and ImageNet's own: a line each of WNID and words.
 NAME_FILES = ('synset_words.txt', 'LOC_synset_mapping.txt', 'words.txt')
-KNOWN_FILES = frozenset((GROUND_TRUTH, DEVKIT, *NAME_FILES))
+KNOWN_FILES = frozenset((GROUND_TRUTH, KAGGLE_TRUTH, DEVKIT, *NAME_FILES))
+KAGGLE_IMAGES = ('ILSVRC', 'Data', 'CLS-LOC')  # in what Kaggle's archive unpacks to
+VALIDATION_IMAGES = 50_000
 FOLDERS = ('', 'devkit/data', 'ILSVRC2012_devkit_t12/data')  # where a devkit is looked for
 WNID = re.compile(r'n\d{8}')
 VALIDATION_FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.jpe?g', re.IGNORECASE)
@@ -28,11 +32,28 @@ def published_classes() -> tuple[str, ...]:
   return tuple(_shipped('labels.txt'))
 
 
+def kaggle_images(folder: pathlib.Path) -> pathlib.Path | None:
+  """The folder of train/ and val/ in Kaggle's ImageNet, of which `folder` is any level.
+
+  None if it is something else.
+  """
+  for depth in range(len(KAGGLE_IMAGES) + 1):
+    images = folder.joinpath(*KAGGLE_IMAGES[depth:]).resolve()
+    if _is_kaggle(images) and (images / 'train').is_dir() and (images / 'val').is_dir():
+      return images
+  return None
+
+
+def _is_kaggle(images: pathlib.Path) -> bool:
+  return images.parts[-len(KAGGLE_IMAGES) :] == KAGGLE_IMAGES
+
+
 def validation_classes(root: pathlib.Path, names: Iterable[str]) -> list[str]:
   """The WNID of each validation image.
 
-  It follows from the number in the image's name: by the devkit's ground truth and meta.mat if they
-  lie in `root` (see FOLDERS), else by the list for all 50,000 that TFDS ships.
+  It follows from the number in the image's name: by the devkit's ground truth and meta.mat or by
+  Kaggle's solution if they lie in `root` (see FOLDERS), else by the list for all 50,000 that TFDS
+  ships.
 
   Args:
     root: folder of the data set.
@@ -45,7 +66,7 @@ def validation_classes(root: pathlib.Path, names: Iterable[str]) -> list[str]:
   result = []
   for name in names:
     match = VALIDATION_FILE.fullmatch(name)
-    if not match or not 0 < int(match[1]) <= len(labels):
+    if not match or not 0 < int(match[1]) <= len(labels) or not labels[int(match[1]) - 1]:
       raise UserError(
         f'{name} is not ILSVRC2012_val_00000001.JPEG to {len(labels):08} (labels of {origin}): '
         'remove it, or put validation images into folders named after their class'
@@ -55,8 +76,13 @@ def validation_classes(root: pathlib.Path, names: Iterable[str]) -> list[str]:
 
 
 def validation_labels(root: pathlib.Path) -> tuple[list[str], str]:
-  """WNIDs of the validation images in the order of their numbers, and where that is known from."""
-  truth = _find(root, (GROUND_TRUTH,))
+  """WNIDs of the validation images in the order of their numbers, and where that is known from.
+
+  A number that Kaggle's solution leaves out has ''.
+  """
+  truth = _find(root, (GROUND_TRUTH, KAGGLE_TRUTH))
+  if truth is not None and truth.name == KAGGLE_TRUTH:
+    return _read_kaggle(truth), str(truth)
   if truth is None:
     return _shipped('validation_labels.txt'), 'tensorflow-datasets'
   devkit = truth.with_name(DEVKIT)
@@ -96,8 +122,11 @@ def class_names(classes: tuple[str, ...], roots: Iterable[pathlib.Path]) -> tupl
 
 
 def _find(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
-  """The first of these files in `root` or in a devkit below it."""
-  files = (root / folder / name for name in names for folder in FOLDERS)
+  """The first of these files in `root`, in a devkit below it, or beside Kaggle's ILSVRC/."""
+  folders = [root / folder for folder in FOLDERS]
+  if _is_kaggle(root):
+    folders.append(root.parents[len(KAGGLE_IMAGES) - 1])
+  files = (folder / name for name in names for folder in folders)
   return next((file for file in files if file.is_file()), None)
 
 
@@ -106,6 +135,24 @@ def _read_words(file: pathlib.Path) -> dict[str, str]:
     return {wnid: words for _, wnid, words in _read_devkit(file)}
   lines = (line.split(None, 1) for line in file.read_text(errors='replace').splitlines())
   return {line[0]: line[1].strip() for line in lines if len(line) == 2}
+
+
+def _read_kaggle(file: pathlib.Path) -> list[str]:
+  """WNIDs by number from lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`."""
+  found = {}
+  with open(file, newline='', errors='replace') as lines:
+    for line, row in enumerate(csv.reader(lines), 1):
+      if row[:1] in ([], ['ImageId']):
+        continue
+      image = VALIDATION_FILE.fullmatch(f'{row[0]}.JPEG')
+      wnid = WNID.match(row[-1])
+      if not image or not wnid or not 0 < int(image[1]) <= VALIDATION_IMAGES:
+        raise UserError(
+          f'{file}, line {line}: {",".join(row)[:80]!r} is not like'
+          " 'ILSVRC2012_val_00000001,n01751748 111 108 441 193': fetch it again"
+        )
+      found[int(image[1])] = wnid[0]
+  return [found.get(number, '') for number in range(1, max(found, default=0) + 1)]
 
 
 def _read_devkit(file: pathlib.Path) -> list[tuple[int, str, str]]:
