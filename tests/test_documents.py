@@ -30,6 +30,7 @@ RUN = {
   'python -m alexnet_jax.diagnose': ('--batch_size=2 --overfit_steps=0', ''),
   'python -m alexnet_jax.evaluate': ('', ''),
   'python -m alexnet_jax.evaluate --weights=alexnet.npz': ('', 'alexnet.npz'),
+  'python -m alexnet_jax.explore': ('', ''),
   'python -m alexnet_jax.main': ('--dry_run', ''),
   'python -m alexnet_jax.main --config=configs/digits.py': ('--config.epochs=1', ''),
   'python -m alexnet_jax.predict': ('', ''),

@@ -10,7 +10,7 @@ from alexnet_jax.run.folder import RunFolder
 ROOT = Path(alexnet_jax.__file__).parent
 ROOMS = (  # the order of README's map
   'errors files terminal runtime data model config config_files results run weights'
-  ' train inference sweep benchmarks cli'
+  ' train inference explorer sweep benchmarks cli'
 ).split()
 
 

@@ -1,16 +1,15 @@
 """A report on runs: report.md, report.csv and report.html, a page that needs no other file."""
 
-import base64
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import ablations
+from alexnet_jax.results import html_page
+from alexnet_jax.results.html_page import data_uri
 from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.sweep import charts
 from alexnet_jax.sweep.comparison import Interval, ReportRow, compare_runs
@@ -46,7 +45,7 @@ def write_report(folders: Sequence[Path], out: Path, command: str) -> str:
   try:
     files.write(out / 'report.md', text)
     files.write(out / 'report.csv', csv_text(rows))
-    files.write(out / 'report.html', html_page(rows, unfinished, command))
+    files.write(out / 'report.html', _html(rows, unfinished, command))
   except OSError as error:
     raise UserError(f'{out} cannot be written ({error.strerror}): choose another --out') from None
   return text
@@ -137,20 +136,14 @@ def csv_text(rows: Sequence[ReportRow]) -> str:
   return text.getvalue()
 
 
-def html_page(rows: Sequence[ReportRow], unfinished: Sequence[Path], command: str) -> str:
+def _html(rows: Sequence[ReportRow], unfinished: Sequence[Path], command: str) -> str:
   """The page, for wide and narrow screens; arguments as of `write_report` and `markdown`."""
   config = rows[0].runs[0].config
   data = config['data']
   name = {'tfds': data['name'], 'folder': Path(data['dir']).name}.get(data['source'])
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('alexnet_jax', 'sweep'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
   compared = any('top1_error_difference' in row.figures for row in rows)
-  return environment.get_template('report.html.j2').render(
+  return html_page.render(
+    'sweep/report.html.j2',
     title=f'{config["model"]["net"]} on {name or data["source"]}',
     command=command,
     rows=rows,
@@ -158,9 +151,11 @@ def html_page(rows: Sequence[ReportRow], unfinished: Sequence[Path], command: st
     main_table=main_table(rows),
     details=[(row, _published(row), _changes(row), _figures(row.runs[0])) for row in rows],
     unfinished=unfinished,
-    forest=_uri(charts.forest(rows)) if compared else '',
-    validation=_uri(charts.curves([[run.validation_errors for run in row.runs] for row in rows])),
-    training=_uri(charts.curves([[run.training_errors for run in row.runs] for row in rows])),
+    forest=data_uri(charts.forest(rows)) if compared else '',
+    validation=data_uri(
+      charts.curves([[run.validation_errors for run in row.runs] for row in rows])
+    ),
+    training=data_uri(charts.curves([[run.training_errors for run in row.runs] for row in rows])),
     conditions=_conditions([run for row in rows for run in row.runs]),
     colors=charts.COLORS,
   )
@@ -181,7 +176,7 @@ def _figures(run: FinishedRun) -> dict[str, str]:
   captions = {'first_layer_kernels': 'First layer', 'confusion': 'Confusion matrix'}
   paths = {text: RunFolder(run.workdir).figure(name) for name, text in captions.items()}
   return {
-    f'{text}, seed {run.seed}': _uri(path.read_bytes())
+    f'{text}, seed {run.seed}': data_uri(path.read_bytes())
     for text, path in paths.items()
     if path.exists()
   }
@@ -199,7 +194,3 @@ def _conditions(runs: Sequence[FinishedRun]) -> Cells:
   names = dict.fromkeys(name for key in counts for name, _ in key)
   heading = ['', *(f'{count} run{"s" * (count > 1)}' for count in counts.values())]
   return [heading, *([name, *(dict(key).get(name, '-') for key in counts)] for name in names)]
-
-
-def _uri(png: bytes) -> str:
-  return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')

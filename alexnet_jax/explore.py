@@ -1,0 +1,79 @@
+"""Writes a page on what a trained net makes of photos: one HTML file that needs no other.
+
+  python -m alexnet_jax.explore --workdir=runs/digits a.png b.png
+  python -m alexnet_jax.explore --weights=alexnet.pth --out=look.html photos/
+
+It shows the guesses, the views and what each says, which parts of a photo matter, the net's layers
+and its first kernels, the strongest feature maps of every layer, what a step does to a map, and,
+with --workdir, the nearest training images where the data are still there.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from alexnet_jax import cli, files
+from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.jax_setup import set_up_jax
+
+_MOST = 24  # photos on a page, each of which takes about half a megabyte
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WEIGHTS = flags.DEFINE_string('weights', None, 'File of weights, in place of a run.')
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint', 'best', ['best', 'last'], 'Which saved state of the run.'
+)
+_CLASSES = flags.DEFINE_string(
+  'classes', None, "Text file with a class a line, in place of the weights' own names."
+)
+_OUT = flags.DEFINE_string('out', 'explore.html', 'The page.')
+_TRAINING_IMAGES = flags.DEFINE_integer(
+  'training_images',
+  300,
+  'How many training images of the run to look for neighbors in, a random subset; 0 for none.',
+  lower_bound=0,
+)
+
+
+def main(words: list[str]) -> None:
+  began = time.monotonic()
+  if bool(_WORKDIR.value) == bool(_WEIGHTS.value):
+    raise UserError('give either --workdir=RUN or --weights=FILE')
+  if not words:
+    raise UserError('no photos: give files or folders')
+  if _WORKDIR.value and not Path(_WORKDIR.value).is_dir():
+    raise UserError(f'--workdir={_WORKDIR.value} is not a folder: give that of a run')
+  from alexnet_jax.data.listing import find_images
+
+  photos = find_images(words)
+  if len(photos) > _MOST:
+    raise UserError(f'{len(photos):,} photos: a page takes at most {_MOST}; name some of them')
+  set_up_jax()
+  from alexnet_jax.explorer import page
+  from alexnet_jax.explorer.observation import observe
+  from alexnet_jax.explorer.training_images import find_training_images
+  from alexnet_jax.terminal import Console
+  from alexnet_jax.weights.load import load
+
+  path = Path(_WORKDIR.value or _WEIGHTS.value or '')
+  weights = load(path, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
+  training = find_training_images(path, _TRAINING_IMAGES.value) if _WORKDIR.value else None
+  with Console().count('photos', len(photos)) as advance:
+    found, unreadable = observe(weights, photos, training, advance)
+  for each in unreadable:
+    print(f'{each.name} cannot be read: {each.error}', file=sys.stderr)
+  if not found:
+    raise UserError(f'none of {len(photos)} photos can be read')
+  text = page.page(weights, found, cli.command_line())
+  try:
+    files.write(_OUT.value, text)
+  except OSError as error:
+    raise UserError(f'--out={_OUT.value} cannot be written: {error.strerror}') from error
+  size, seconds = Path(_OUT.value).stat().st_size / 1e6, time.monotonic() - began
+  print(f'{_OUT.value}  {len(found)} photos, {size:.1f} MB, {seconds:.0f} s')
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, positional=True, configured=False))

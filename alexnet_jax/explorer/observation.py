@@ -1,0 +1,174 @@
+"""What a net makes of a photo, as arrays: outputs of all layers, guesses of views, occlusion."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax.data.images import read_image
+from alexnet_jax.inference import neighbors
+from alexnet_jax.inference.image_predictions import ImagePrediction
+from alexnet_jax.inference.predictor import Predictor
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.preprocessing import VIEWS
+from alexnet_jax.model.pretrained import Pretrained
+
+CELLS = 9  # places of the occluder along a side
+_BATCH_SIZE = 32  # views that the net sees at a time
+_NEIGHBORS = 6  # as in the paper's Figure 4
+
+# (distance, image uint8 (S, S, 3), its class), nearest first.
+Neighbors = tuple[tuple[float, np.ndarray, str], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingImages:
+  """Some of what the net was trained on.
+
+  Attributes:
+    images: uint8 (N, S, S, 3).
+    classes: the name of each one's class.
+  """
+
+  images: np.ndarray
+  classes: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observation:
+  """What a net makes of one photo.
+
+  Attributes:
+    prediction: of the center view, with the outputs of the last hidden layer as features.
+    pixels: uint8 (S, S, 3), as resized for the net.
+    outputs: of every row by its name, for the center view; `input` is that view itself.
+    views: probabilities of each of `views_of`, float32 (views, classes).
+    occlusion: float32 (CELLS, CELLS), probability of the likeliest class of the center view when
+      a square around that place holds the mean of the training images, see `occluder`.
+    neighbors: the nearest training images, if there are any.
+  """
+
+  prediction: ImagePrediction
+  pixels: np.ndarray
+  outputs: dict[str, np.ndarray]
+  views: np.ndarray
+  occlusion: np.ndarray
+  neighbors: Neighbors
+
+
+def views_of(weights: Pretrained) -> tuple[tuple[float, float, int], ...]:
+  """(row, column, mirrored) of the views to show: ten; nine if the net has seen no mirror images;
+  the center alone if it sees whole images."""
+  preprocessing = weights.preprocessing
+  if preprocessing.crop == (preprocessing.resize_to or weights.image_size):
+    return VIEWS[1]
+  return VIEWS[10 if preprocessing.random_flip else 9]
+
+
+def occluder(row: int, column: int, side: int) -> tuple[int, int, int, int]:
+  """The square at a place of the CELLS x CELLS: top, left, bottom and right pixel of the view.
+
+  It is two cells wide, so that squares overlap by half, and is cut at the edge.
+  """
+  edges = [round(side * half / (2 * CELLS)) for half in range(2 * CELLS + 1)]
+  top, left = max(2 * row - 1, 0), max(2 * column - 1, 0)
+  bottom, right = min(2 * row + 3, 2 * CELLS), min(2 * column + 3, 2 * CELLS)
+  return edges[top], edges[left], edges[bottom], edges[right]
+
+
+def observe(
+  weights: Pretrained,
+  files: Sequence[Path],
+  training: TrainingImages | None,
+  advance: Callable[[int], None] = lambda photos: None,
+) -> tuple[list[Observation], list[ImagePrediction]]:
+  """Looks at photos.
+
+  Args:
+    weights: the trained net.
+    files: of the photos.
+    training: images to look for neighbors in.
+    advance: told the number of photos just done.
+
+  Returns:
+    What it makes of each that can be read, and the others with their `error`.
+  """
+  predictor = Predictor(weights)
+  layer = predictor.last_hidden
+  predictions = list(predictor.stream(files, features=layer))
+  readable = [each for each in predictions if not each.error]
+  nearest = _nearest(predictor, readable, training)
+  look = _Net(weights)
+  found = []
+  for prediction, near in zip(readable, nearest, strict=True):
+    found.append(look.at(prediction, near))
+    advance(1)
+  return found, [each for each in predictions if each.error]
+
+
+class _Net:
+  """The net, compiled once for all photos."""
+
+  def __init__(self, weights: Pretrained):
+    self._weights = weights
+    model = AlexNet(weights.table)
+    variables = jax.device_put(weights.variables)
+
+    @jax.jit
+    def outputs(views):
+      _, state = model.apply(variables, views, mutable=['intermediates'])
+      return state['intermediates']['outputs']
+
+    @jax.jit
+    def probabilities(views):
+      return jax.nn.softmax(model.apply(variables, views))
+
+    self._outputs, self._probabilities = outputs, probabilities
+
+  def at(self, prediction: ImagePrediction, near: Neighbors) -> Observation:
+    weights, preprocessing = self._weights, self._weights.preprocessing
+    pixels = read_image(
+      Path(prediction.name), weights.image_size, weights.resize, preprocessing.upright
+    )
+    places = jnp.asarray((*VIEWS[1], *views_of(weights)), jnp.float32)
+    center, *views = (np.asarray(preprocessing.test_view(pixels[None], x)[0]) for x in places)
+    covered = [center.copy() for _ in range(CELLS * CELLS)]
+    for number, view in enumerate(covered):
+      top, left, bottom, right = occluder(*divmod(number, CELLS), preprocessing.crop)
+      view[top:bottom, left:right] = 0  # the mean has been subtracted
+    found = self._batches([*views, *covered])
+    outputs = {name: np.asarray(x[0]) for name, x in self._outputs(center[None]).items()}
+    return Observation(
+      prediction=prediction,
+      pixels=pixels,
+      outputs={'input': center, **outputs},
+      views=found[: len(views)],
+      occlusion=found[len(views) :, prediction.labels[0]].reshape(CELLS, CELLS),
+      neighbors=near,
+    )
+
+  def _batches(self, views: list[np.ndarray]) -> np.ndarray:
+    """Probabilities (N, classes) of views."""
+    blank = [np.zeros_like(views[0])] * (-len(views) % _BATCH_SIZE)
+    stacked = np.stack(views + blank)
+    batches = [
+      self._probabilities(stacked[first : first + _BATCH_SIZE])
+      for first in range(0, len(stacked), _BATCH_SIZE)
+    ]
+    return np.concatenate(jax.device_get(batches))[: len(views)]
+
+
+def _nearest(
+  predictor: Predictor, photos: Sequence[ImagePrediction], training: TrainingImages | None
+) -> list[Neighbors]:
+  """For each photo the nearest of the training images, by the last hidden layer."""
+  if training is None:
+    return [()] * len(photos)
+  gallery = list(predictor.stream(training.images, features=predictor.last_hidden))
+  known = zip(training.images, training.classes, strict=True)
+  shown = {each.name: pair for each, pair in zip(gallery, known, strict=True)}
+  found = neighbors.search(photos, gallery, _NEIGHBORS)
+  return [tuple((distance, *shown[each.name]) for distance, each in near) for near in found]

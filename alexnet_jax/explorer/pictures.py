@@ -1,0 +1,79 @@
+"""Arrays as small PNG and JPEG pictures inside a page."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from alexnet_jax.results.html_page import data_uri
+
+_SMALL = 64  # pixels on a side, up to which photos are kept exactly
+
+
+def photo(pixels: np.ndarray, side: int = 0) -> str:
+  """An image uint8 (S, S, 3) as an address, no larger than `side` if that is given."""
+  image = Image.fromarray(pixels)
+  if side and side < len(pixels):
+    image = image.resize((side, side), Image.Resampling.BILINEAR)
+  if image.width <= _SMALL:
+    return _encoded(image, 'png')
+  return _encoded(image, 'jpeg', quality=85)
+
+
+def strip(maps: np.ndarray) -> str:
+  """Maps float (H, W, K) side by side: 0 is black, positive values are warm, negative ones blue.
+
+  Each is scaled by itself: its largest absolute value is the brightest color.
+  """
+  levels = np.concatenate([_levels(maps[..., k]) for k in range(maps.shape[2])], axis=1)
+  image = Image.fromarray(levels)
+  image.putpalette(_palette().tobytes())
+  return _encoded(image, 'png')
+
+
+def vector(values: np.ndarray) -> str:
+  """Values (N,) in rows of a square, colored as by `strip`; what is left over is black."""
+  side = int(np.ceil(np.sqrt(len(values))))
+  rows = -(-len(values) // side)
+  padded = np.zeros(rows * side, values.dtype)
+  padded[: len(values)] = values
+  return strip(padded.reshape(rows, side, 1))
+
+
+def kernels(weights: np.ndarray, columns: int) -> str:
+  """Kernels (h, w, 3, n) in rows; zero is mid-gray, each scaled by its largest absolute weight."""
+  height, width, _, count = weights.shape
+  largest = np.abs(weights).max(axis=(0, 1, 2), keepdims=True)
+  tiles = np.rint(127.5 + 127.5 * weights / np.where(largest > 0, largest, 1)).astype(np.uint8)
+  rows = -(-count // columns)
+  sheet = np.full((rows * height, columns * width, 3), 127, np.uint8)
+  for k in range(count):
+    y, x = (k // columns) * height, (k % columns) * width
+    sheet[y : y + height, x : x + width] = tiles[..., k]
+  return _encoded(Image.fromarray(sheet), 'png')
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+  largest = np.abs(values).max()
+  return np.rint(128 + 127 * values / (largest or 1)).astype(np.uint8)
+
+
+def _palette() -> np.ndarray:
+  """Colors uint8 (256, 3) of levels; 128 is 0."""
+  x = (np.arange(256) - 128) / 127
+  stops, warm, blue = (
+    [0, 0.35, 0.7, 1],
+    [(0, 0, 0), (178, 52, 34), (247, 179, 60), (255, 252, 225)],
+    [(0, 0, 0), (24, 66, 150), (64, 148, 235), (214, 240, 255)],
+  )
+  sides = [
+    np.stack([np.interp(np.abs(x), stops, channel) for channel in zip(*colors, strict=True)], 1)
+    for colors in (warm, blue)
+  ]
+  return np.rint(np.where(x[:, None] > 0, *sides)).astype(np.uint8)
+
+
+def _encoded(image: Image.Image, kind: str, **options) -> str:
+  content = io.BytesIO()
+  image.save(content, kind, optimize=True, **options)
+  return data_uri(content.getvalue(), kind)
