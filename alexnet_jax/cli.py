@@ -88,8 +88,8 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     workdir: folder of the run; runs/<name> if None.
 
   Returns:
-    The config with its ablations, and `<file>[-<variant>][-synthetic][-<ablation>]`; a path as
-    variant gives its last folder's name and a short hash.
+    The config with its ablations, and `<file>[-<variant>][-synthetic][-width0.5][-<ablation>]`; a
+    path as variant gives its last folder's name and a short hash.
 
   Raises:
     UserError: no --config, a field that is wrong or does nothing, or an ablation that does not fit.
@@ -98,7 +98,8 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     names = ', '.join(config_files.names())
     raise UserError(f'--config is missing: give a config file, or the name of one: {names}')
   config, typed = config_files.parse(config_words())
-  name = '-'.join([experiment_name(_CONFIG.value, config.data.source), *_ablations()])
+  width = [] if config.model.width == 1 else [f'width{config.model.width:g}']
+  name = '-'.join([experiment_name(_CONFIG.value, config.data.source), *width, *_ablations()])
   if configs.left_open(config):
     from alexnet_jax.weights import initial  # it imports jax, which most configs do not need here
 

@@ -179,6 +179,9 @@ FIELDS: dict[str, Field] = {
   'deterministic': Field(False, _any, 'on a GPU: the same bits every time, but slower'),
   'weights': Field('', _on_disk, 'start from the net in this file or workdir; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
+  'model.width': Field(
+    1.0, _one_of(*nets.WIDTHS), 'share of the features of all layers but the last'
+  ),
   'model.ablations': Field((), _edits, 'edits of the table, in this order: model/ablations.py'),
   'model.compute_dtype': Field('float32', _one_of('float32', 'bfloat16'), 'type of activations'),
   'model.ghost_batch': Field(

@@ -7,7 +7,6 @@ spectrum, so shares of active units are held to .12 and signals to four tenths o
 import jax
 import numpy as np
 import pytest
-from helpers.narrow import narrow
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -83,7 +82,7 @@ def measured():
   for net in ('krizhevsky2012', 'paper', 'caffenet', 'caffe'):
     table, side = nets.NETS[net](1000), 224
     if net.startswith('caffe'):
-      table, side = narrow(table, 2), 227
+      table, side = layers.narrow(table, 2), 227
     found[net] = statistics(table, side)
   return tuple({net: pair[i] for net, pair in found.items()} for i in (0, 1))
 

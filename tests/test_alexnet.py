@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.closeness import assert_close
-from helpers.narrow import narrow
 
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet, dropout
@@ -182,7 +181,7 @@ def masks_of(table, keys):
 )
 def test_logits_and_gradients(net, side, divisor, train):
   table = nets.NETS[net.__name__](10)
-  table = narrow(table, divisor) if divisor > 1 else table
+  table = layers.narrow(table, divisor) if divisor > 1 else table
   shape = (side, side, 3)
   weights = random_weights(table, shape)
   images, labels = images_and_labels(2, shape, 10)

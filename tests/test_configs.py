@@ -132,6 +132,7 @@ TFDS = 'data.source=tfds data.name=cifar10 data.eval_split=test data.dir=absent'
 ANOTHER = f"""
   seed=1 epochs=2 batch_size=32 grad_accum_steps=2 steps_per_call=4 label_smoothing=0.1
   ema_decay=0.9 deterministic=true weights=absent model.net=cifar_18pct model.ablations=('no_lrn',)
+  model.width=0.5
   model.compute_dtype=bfloat16 model.onednn=on model.shard_dense=true data.source=synthetic
   data.image_size=40 data.num_classes=7 data.train_examples=100 data.validation_fraction=0.5
   input.crop=24 input.resize_to=40
@@ -307,6 +308,7 @@ def test_what_an_ablation_undoes_is_refused():
 
 WRONG = """seed=-1 seed=2147483648 epochs=0.0 epochs=nan epochs=inf batch_size=0 grad_accum_steps=0
   steps_per_call=0 model.net='alexnet' model.compute_dtype='float16' model.ghost_batch=-1
+  model.width=0.75
   data.source='imagenet' data.image_size=4 data.resize='squash' data.validation_fraction=0.0
   data.validation_fraction=1.0 data.unreadable='ignore' data.encoding='png' data.jpeg_quality=0
   data.num_classes=-1 data.train_examples=-1 data.synthetic_examples=1 input.crop=4

@@ -56,6 +56,19 @@ def test_our_file_keeps_everything(tmp_path, net, crop):
     assert json.loads(plain['metadata'].tobytes())['classes'] == list(weights.classes)
 
 
+def test_our_file_keeps_the_width(tmp_path):
+  half = dataclasses.replace(
+    pretrained('digits', 28),
+    variables=random_variables('digits', 4, 28, width=0.5),
+    width=0.5,
+    ablations=('no_dropout',),
+  )
+  save(half, tmp_path / 'half.npz')
+  assert_equal(load(tmp_path / 'half.npz'), half)
+  with pytest.raises(UserError, match=r'no net digits, width 1/2 \(no_dropout\), only owt'):
+    save(half, tmp_path / 'half.pth')
+
+
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_torchvision_and_back(tmp_path, suffix):
   """Into ours and out again to the bit, as torch and the safetensors library see it."""

@@ -82,6 +82,9 @@ def test_another_net_or_view_is_refused():
   config = digits_config(**{'weights': 'w.npz', 'model.net': 'cifar_80sec'})
   with pytest.raises(UserError, match='w.npz holds net digits, .* config.model.net=cifar_80sec'):
     make_experiment(config, store_of('ab'), None, digits_net())
+  config = digits_config(**{'weights': 'w.npz', 'model.width': 0.5})
+  with pytest.raises(UserError, match='net digits, .* fit config.model.net=digits, width 1/2: use'):
+    make_experiment(config, store_of('ab'), None, digits_net())
   config = digits_config(**{'weights': 'w.npz', 'input.crop': 32})
   with pytest.raises(UserError, match=r'fc4/kernel of shape \(576, 128\).*input.crop=28'):
     make_experiment(config, store_of('ab'), None, digits_net())
@@ -123,8 +126,13 @@ def test_open_fields_are_filled_in(monkeypatch):
   assert dict(config.optimizer.layer_lr_factors) == {'fc5': ((0.0, 10.0),)}
   config = get_config('finetune:/images')
   config.weights, config.data.resize, config.input.crop = 'x', 'crop', 24
+  weights = digits_net(width=0.5)
   initial.complete(config)
   assert (config.data.resize, config.input.crop) == ('crop', 24)  # what is said stays
+  assert config.model.width == 0.5
+  config.model.net, config.model.width = '', 0.25
+  with pytest.raises(UserError, match='width=0.25: config.weights=x holds net digits, width 1/2;'):
+    initial.complete(config)
 
 
 def test_weights_as_normalization_need_weights():

@@ -95,6 +95,33 @@ def test_totals(net):
   assert PUBLISHED[net].macs in (None, layers.count_macs(table, shape))
 
 
+@pytest.mark.parametrize('width, part', [(0.5, 2), (0.25, 4)])
+def test_width_scales_all_layers_but_the_last(width, part):
+  table = nets.make_table('krizhevsky2012', 10, 224, width)
+  c1, c2, c3, c5, hidden = (n // part for n in (96, 256, 384, 256, 4096))
+  convolutions = [(11, 3, c1), (5, c1 // 2, c2), (3, c2, c3), (3, c3 // 2, c3), (3, c3 // 2, c5)]
+  dense = [(36 * c5, hidden), (hidden, hidden), (hidden, 10)]
+  parameters = sum((size * size * inputs + 1) * maps for size, inputs, maps in convolutions)
+  parameters += sum((inputs + 1) * units for inputs, units in dense)
+  assert layers.count_parameters(table, (224, 224, 3)) == parameters
+  # Fan-in, shrunk in all layers but the first, times the variance of the weights stays the same.
+  ratios = [
+    row.init / full.init
+    for row, full in zip(weighted(table), weighted(table_of('krizhevsky2012')), strict=True)
+  ]
+  assert ratios == pytest.approx([1, *[math.sqrt(part)] * 7])
+  assert nets.make_table('krizhevsky2012', 10, 224) == nets.krizhevsky2012(10)
+  edited = nets.make_table('krizhevsky2012', 10, 224, width, ['one_tower'])
+  assert [row.features for row in weighted(edited)[:2]] == [c1 // 2, c2 // 2]
+
+
+def test_a_width_that_does_not_divide_is_refused():
+  with pytest.raises(ValueError, match='conv2: 256 features are not divisible by 24'):
+    layers.narrow(nets.krizhevsky2012(), 24)
+  with pytest.raises(ValueError, match='norm1: 3 channels are not divisible by 2'):
+    layers.count_macs(layers.narrow(nets.krizhevsky2012(), 32), (224, 224, 3))
+
+
 def test_the_2012_net_has_650_thousand_neurons():
   units = {
     row.name: math.prod(output)
@@ -386,3 +413,5 @@ def test_summarize_prints_the_net_with_totals():
   assert lines[-1].split() == ['total', '61,555,304', '745,640,480']
   conv2 = next(line for line in lines if line.startswith('conv2'))
   assert conv2.split() == ['conv2', 'Conv', '5x5', '1', '2', '27x27x256', '307,456', '223,948,800']
+  done = run('alexnet_jax.summarize', '--config=imagenette', '--config.model.width=0.25')
+  assert done.stdout.startswith('imagenette-width0.25: net krizhevsky2012, width 1/4, input 224x')

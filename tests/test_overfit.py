@@ -12,11 +12,10 @@ from unittest import mock
 import numpy as np
 import pytest
 from helpers.commands import get_config
-from helpers.narrow import narrow
 from helpers.tiny_training import initial_state
 
 from alexnet_jax import config as configs
-from alexnet_jax.model import nets
+from alexnet_jax.model import layers, nets
 from alexnet_jax.train import diagnosis
 
 pytestmark = pytest.mark.slow
@@ -38,7 +37,7 @@ def course_of(case):
   config.eval.final_views = 1
   configs.validate(config)
   store = diagnosis.generated_store(CLASSES, IMAGES, config.input.crop)
-  table = narrow(nets.NETS[config.model.net](CLASSES), divisor)
+  table = layers.narrow(nets.NETS[config.model.net](CLASSES), divisor)
   table = tuple(
     dataclasses.replace(row, init=case.upper * row.init)
     if row.name in ('conv3', 'conv4', 'conv5') and case.upper != 1

@@ -183,9 +183,9 @@ def test_wrong_layers(small, read):
   arrays = files.random_arrays('owt')
   channels, hidden = len(arrays[4][0]), len(arrays[5][0])
   for layer, part, value, message in (
-    (5, 0, arrays[5][0][:, :100], rf'1.weight is {hidden}x100, but .* needs 170x{channels * 36}$'),
+    (5, 0, arrays[5][0][:, :100], rf'1.weight is {hidden}x100, .* needs {hidden}x{channels * 36}$'),
     (5, 1, arrays[5][1][1:], rf'classifier.1.bias is {hidden - 1}, but net owt needs {hidden}$'),
-    (1, 0, arrays[1][0][..., :4], 'features.3.weight is 8x2x5x4, but'),
+    (1, 0, arrays[1][0][..., :4], 'features.3.weight is 12x4x5x4, but'),
     (6, 0, arrays[6][0] * np.nan, 'classifier.4.weight has values that are not finite'),
     (2, 1, np.full(arrays[2][1].shape, 1e300), 'features.6.bias has values that are not finite'),
     (7, 1, arrays[7][1][:1], 'classifier.6.bias is 1,'),
@@ -214,8 +214,8 @@ def test_wrong_caffe_layers(small, read):
   arrays = files.random_arrays('caffe')
   cut = changed(arrays, 3, 0, arrays[3][0][:, :3])
   for data, message in (
-    (files.caffe_file('caffe', cut, v1=True), 'conv4/kernel is 16x3x3x3, but net caffe needs'),
-    (files.caffe_file('caffe', files.random_arrays('owt')), 'conv1/kernel is 2x3'),
+    (files.caffe_file('caffe', cut, v1=True), 'conv4/kernel is 24x3x3x3, but net caffe needs'),
+    (files.caffe_file('caffe', files.random_arrays('owt')), 'conv1/kernel is 4x3'),
     (files.caffe_file('caffe', arrays, classifier='fc9'), 'lacks array fc8/bias'),
     (files.caffe_file('caffe', arrays) * 2, 'two layers conv1'),
     (files.npy_file({'conv1': arrays[0]}), 'lacks array fc8/bias'),
@@ -365,7 +365,7 @@ def test_metadata_of_our_own_file(small, read):
   assert read(wrong(metadata)).classes == weights.classes
   not_allowed = (
     *({'net': 3}, {'classes': ['a']}, {'classes': 'abcdefg'}, {'crop': 0}, {'crop': 257}),
-    *({'crop': True}, {'resize': 'stretch'}, {'random_flip': 1}),
+    *({'crop': True}, {'resize': 'stretch'}, {'random_flip': 1}, {'width': 0.3}, {'width': True}),
   )
   for changes, message in (
     ({'version': 2}, r"its format and version are \('alexnet_jax', 2\), not .*1\)"),
@@ -373,15 +373,19 @@ def test_metadata_of_our_own_file(small, read):
     ({'net': 'digits'}, 'array'),
     ({'classes': ['a'] * 8}, 'fc8.* is .*7'),
     ({'crop': 12}, 'too small'),
+    ({'width': 0.5}, 'conv2: 3 input .* divisible by groups=2'),
     *((changes, 'a field has a value') for changes in not_allowed),
   ):
     refuse(read, wrong({**metadata, **changes}), message)
   for name in metadata:
     less = {key: value for key, value in metadata.items() if key != name}
-    refuse(read, wrong(less), 'metadata is damaged')
+    if name == 'width':  # in full
+      assert read(wrong(less)).width == 1
+    else:
+      refuse(read, wrong(less), 'metadata is damaged')
   refuse(read, wrong(b'{'), 'cannot be loaded')
   refuse(read, wrong(b'[' * 100_000), 'metadata is damaged')
   kernel = 'params/fc7/kernel'
   refuse(read, wrong(metadata, **{kernel: None}), f'lacks array {kernel}')
-  refuse(read, wrong(metadata, **{kernel: arrays[kernel][1:]}), f'{kernel} is 169x170, but net')
+  refuse(read, wrong(metadata, **{kernel: arrays[kernel][1:]}), f'{kernel} is 255x256, but net')
   refuse(read, wrong(metadata, extra=np.zeros(3, np.float32)), 'unknown array extra')

@@ -221,6 +221,34 @@ def without(table: Table, kinds: type[Row] | tuple[type[Row], ...]) -> Table:
   return tuple(row for row in table if not isinstance(row, kinds))
 
 
+def narrow(table: Table, divisor: int) -> Table:
+  """The same net with 1/divisor of the features of every layer with a kernel but the last.
+
+  A standard deviation of initial weights is given for the layer's fan-in in full.  Where the
+  fan-in shrinks, in all layers but the first, it grows by sqrt(divisor), so that signals have the
+  size that they have in the full net.  'he' and 'torch' do so by themselves.
+
+  Raises:
+    ValueError: a layer's features are not divisible by `divisor`.
+  """
+  weighted = [row for row in table if isinstance(row, (Conv, Dense))]
+  rows = []
+  for row in table:
+    if isinstance(row, (Conv, Dense)):
+      features, init = row.features, row.init
+      if row is not weighted[-1]:
+        features, rest = divmod(features, divisor)
+        if rest:
+          raise ValueError(
+            f'layer {row.name}: {row.features} features are not divisible by {divisor}'
+          )
+      if row is not weighted[0] and isinstance(init, float):
+        init *= math.sqrt(divisor)
+      row = dataclasses.replace(row, features=features, init=init)
+    rows.append(row)
+  return tuple(rows)
+
+
 def count_parameters(table: Table, shape: Shape) -> int:
   return sum(row.parameter_count(inputs) for row, inputs, _ in walk(table, shape))
 

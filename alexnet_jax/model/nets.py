@@ -7,8 +7,9 @@ two towers: grouped convolutions, channels 0..C/2-1 being tower a.
 An ablation is an edit of rows: every function returns a plain tuple of rows from `layers.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from alexnet_jax.errors import UserError
@@ -351,19 +352,34 @@ NETS: dict[str, Callable[[int], layers.Table]] = {
   )
 }
 
+WIDTHS = (1.0, 0.5, 0.25)  # of the features of a net in full
 
-def table_of(config, classes: int) -> layers.Table:
-  """The net of a config: the table `config.model.net` after the edits `config.model.ablations`.
+
+def make_table(
+  net: str, classes: int, crop: int, width: float = 1.0, edits: Sequence[str] = ()
+) -> layers.Table:
+  """The rows of a net: its table, then made narrower, then edited.
 
   Args:
-    config: of a run; `input.crop` is the side of the net's input.
+    net: a key of `NETS`.
     classes: number of classes.
+    crop: side of the net's input.
+    width: one of `WIDTHS`; see `layers.narrow`.
+    edits: ablations that edit rows.
 
   Raises:
-    ValueError: an edit does not fit the net.
+    ValueError: the width or an edit does not fit the net.
   """
-  side = config.input.crop
-  return ablations.edited(NETS[config.model.net](classes), config.model.ablations, (side, side, 3))
+  table = NETS[net](classes)
+  if width != 1:
+    table = layers.narrow(table, round(1 / width))
+  return ablations.edited(table, edits, (crop, crop, 3))
+
+
+def table_of(config, classes: int) -> layers.Table:
+  """The net of a config; `classes` and errors as of `make_table`."""
+  model = config.model
+  return make_table(model.net, classes, config.input.crop, model.width, model.ablations)
 
 
 def has_batch_norm(config) -> bool:
@@ -404,5 +420,10 @@ def check_net(config) -> None:
 
 
 def title(model) -> str:
-  """The name of a config's net with its edits, such as "krizhevsky2012 (no_lrn, tanh)"."""
-  return model.net + (f' ({", ".join(model.ablations)})' if model.ablations else '')
+  """The name of a net with its width and edits: "bn, width 1/2", "krizhevsky2012 (no_lrn, tanh)".
+
+  Args:
+    model: `config.model`, or a `Pretrained`.
+  """
+  width = '' if model.width == 1 else f', width {Fraction(model.width)}'
+  return model.net + width + (f' ({", ".join(model.ablations)})' if model.ablations else '')

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import ablations, layers
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model import layers, nets
 from alexnet_jax.model.preprocessing import Preprocessing
 
 
@@ -24,6 +23,7 @@ class Pretrained:
     resize: how, 'crop' or 'warp', as in `data.images`.
     preprocessing: from that square to the net's input.
     ablations: of the net, as in config.model.ablations.
+    width: of the net, as in config.model.width.
   """
 
   source: str
@@ -34,12 +34,13 @@ class Pretrained:
   resize: str
   preprocessing: Preprocessing
   ablations: tuple[str, ...] = ()
+  width: float = 1.0
 
   @property
   def table(self) -> layers.Table:
     """The rows of the net."""
-    side = self.preprocessing.crop
-    return ablations.edited(NETS[self.net](len(self.classes)), self.ablations, (side, side, 3))
+    crop = self.preprocessing.crop
+    return nets.make_table(self.net, len(self.classes), crop, self.width, self.ablations)
 
 
 def check_same_classes(path: Path | str, classes: tuple[str, ...], store) -> None:

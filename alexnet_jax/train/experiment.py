@@ -132,11 +132,11 @@ def _check_fit(weights: Pretrained, config, shapes: dict, new_layer: str) -> Non
     shapes: {layer: {parameter: shape}} of the run's net.
     new_layer: the layer that depends on the number of classes.
   """
-  if (weights.net, weights.ablations) != (config.model.net, tuple(config.model.ablations)):
+  if nets.title(weights) != nets.title(config.model):
     raise UserError(
       f'config.weights={config.weights} holds net {nets.title(weights)}, which does not'
       f' fit config.model.net={nets.title(config.model)}: use --config.model.net={weights.net} with'
-      ' the same ablations, or other weights'
+      ' the same width and ablations, or other weights'
     )
   for layer, parameters in shapes.items():
     for name, shape in parameters.items():

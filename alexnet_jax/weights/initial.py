@@ -6,6 +6,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
+from alexnet_jax.model import nets
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.folder import RunFolder
@@ -50,6 +51,12 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
     config.input.resize_to = config.input.resize_to or preprocessing.resize_to
   if not config.model.net:
     config.model.net, config.model.ablations = weights.net, weights.ablations
+    if config.model.width not in (1, weights.width):
+      raise UserError(
+        f'config.model.width={config.model.width:g}: config.weights={config.weights} holds net'
+        f' {nets.title(weights)}; leave the width out, which is then that of the weights'
+      )
+    config.model.width = weights.width
   config.data.image_size = config.data.image_size or weights.image_size
   config.data.resize = config.data.resize or weights.resize
   *_, last = weights.table

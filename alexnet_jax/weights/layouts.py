@@ -14,8 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alexnet_jax.data import imagenet
-from alexnet_jax.model import layers
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model import layers, nets
 from alexnet_jax.model.preprocessing import (
   COLOR_EIGENVECTORS_2012,
   COLOR_STDEVS_2012,
@@ -113,7 +112,7 @@ def _with_arrays(
   count, net = shape[0], published.net
   wanted = {
     names[name]: shape[::-1] if len(shape) < 4 else (shape[3], shape[2], *shape[:2])
-    for name, shape in shapes(NETS[net](count), published.preprocessing.crop).items()
+    for name, shape in shapes(nets.NETS[net](count), published.preprocessing.crop).items()
   }
   found = checked(arrays, wanted, net)
   params = {name: _to_ours(name, found[theirs]) for name, theirs in names.items()}
@@ -187,11 +186,9 @@ def torchvision_state(pretrained: Pretrained) -> dict[str, np.ndarray]:
   Raises:
     ValueError: of another net, or of one that wants another input than torchvision's.
   """
-  if pretrained.net != 'owt' or pretrained.ablations:
-    edits = ''.join(f' with {name}' for name in pretrained.ablations)
+  if (name := nets.title(pretrained)) != 'owt':
     raise ValueError(
-      f"torchvision has no net {pretrained.net}{edits}, only owt: its files cannot hold this one's"
-      ' layers'
+      f"torchvision has no net {name}, only owt: its files cannot hold this one's layers"
     )
   ours, theirs = pretrained.preprocessing, _TORCHVISION.preprocessing
   same = ours.crop == theirs.crop and all(

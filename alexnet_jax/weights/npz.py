@@ -3,8 +3,8 @@
 - `params/<layer>/kernel`, `.../bias`: float32, in the layout of `AlexNet`;
 - `batch_stats/<layer>/mean`, `.../var`: float32, of nets with batch normalization;
 - `preprocessing/mean`, `scale`, `color_basis`: float32;
-- `metadata`: uint8, UTF-8 JSON of format, version, source, net, classes, image_size, resize, and
-  what else the preprocessing consists of.
+- `metadata`: uint8, UTF-8 JSON of format, version, source, net, width (1 if absent), ablations,
+  classes, image_size, resize, and what else the preprocessing consists of.
 """
 
 import io
@@ -14,8 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alexnet_jax.data.images import RESIZES
-from alexnet_jax.model import ablations
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model.nets import NETS, WIDTHS, make_table
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights.layouts import MAX_CLASSES, checked, shapes
@@ -29,7 +28,7 @@ _SWITCHES = ('random_crop', 'random_flip', 'upright')
 
 def write(pretrained: Pretrained) -> bytes:
   fields = vars(pretrained) | vars(pretrained.preprocessing)
-  names = ('source', 'net', 'ablations', 'classes', 'resize', *_SIZES, *_SWITCHES)
+  names = ('source', 'net', 'width', 'ablations', 'classes', 'resize', *_SIZES, *_SWITCHES)
   metadata = {'format': FORMAT, 'version': VERSION} | {name: fields[name] for name in names}
   arrays = flatten_dict(pretrained.variables, sep='/')
   arrays |= {f'preprocessing/{name}': fields[name] for name in _ARRAYS}
@@ -64,6 +63,7 @@ def read(data: bytes) -> Pretrained:
 def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
   sizes = [metadata[name] for name in _SIZES]
   classes, net, edits = metadata['classes'], metadata['net'], metadata['ablations']
+  width = metadata.get('width', 1.0)
   image_size, crop, resize_to = sizes
   valid = (
     type(net) is type(metadata['source']) is str
@@ -73,13 +73,15 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     and all(type(size) is int and 0 <= size <= _MAX_SIDE for size in sizes)
     and 0 < crop <= (resize_to or image_size)
     and metadata['resize'] in RESIZES
+    and type(width) is float
+    and width in WIDTHS
     and all(type(metadata[name]) is bool for name in _SWITCHES)
   )
   if not valid:
     raise ValueError('its metadata is damaged: a field has a value that is not allowed')
   if net not in NETS:
     raise ValueError(f'it is of net {net!r:.40}, which this version does not have')
-  wanted = shapes(ablations.edited(NETS[net](len(classes)), edits, (crop, crop, 3)), crop)
+  wanted = shapes(make_table(net, len(classes), crop, width, edits), crop)
   wanted |= {'preprocessing/scale': (3,), 'preprocessing/color_basis': (3, 3)}
   one_mean = arrays['preprocessing/mean'].shape == (3,)
   wanted['preprocessing/mean'] = (3,) if one_mean else (crop, crop, 3)
@@ -94,4 +96,5 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     resize=metadata['resize'],
     preprocessing=Preprocessing(crop=crop, resize_to=resize_to, **preprocessing),
     ablations=tuple(edits),
+    width=width,
   )

@@ -6,6 +6,7 @@ import flax
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
+from alexnet_jax.model import nets
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.claim import read_run_config
@@ -33,7 +34,7 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
   kind = 'best' if checkpoint == 'best' and has_best else 'last'
   step, variables, meta = read_checkpoint(workdir, kind)
   return Pretrained(
-    source=f'{workdir} ({config.model.net}, {kind} checkpoint, step {step:,})',
+    source=f'{workdir} ({nets.title(config.model)}, {kind} checkpoint, step {step:,})',
     net=config.model.net,
     variables=variables,
     classes=tuple(meta['class_names']),
@@ -41,6 +42,7 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
     resize=config.data.resize,
     preprocessing=read_preprocessing(folder.preprocessing),
     ablations=tuple(config.model.ablations),
+    width=config.model.width,
   )
 
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as configs
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.nets import NETS
+from alexnet_jax.model.nets import make_table
 from alexnet_jax.model.preprocessing import Preprocessing
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.checkpoint import Checkpoints
@@ -16,10 +16,10 @@ from alexnet_jax.run.folder import RunFolder
 CLASSES = ('ant', 'bee', 'cat', 'dog', 'elk', 'fox', 'gnu')
 
 
-def random_variables(net, classes, crop, seed=0):
+def random_variables(net, classes, crop, seed=0, width=1.0):
   """Weights by NumPy in the shapes of a net, large enough that every layer matters."""
   random = np.random.default_rng(seed)
-  model = AlexNet(NETS[net](classes))
+  model = AlexNet(make_table(net, classes, crop, width))
   shapes = jax.eval_shape(
     model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, crop, crop, 3), np.float32)
   )

@@ -8,8 +8,7 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet_jax.model import nets
-from helpers.narrow import narrow
+from alexnet_jax.model import layers, nets
 
 TORCHVISION_NAMES = (
   *('features.0', 'features.3', 'features.6', 'features.8', 'features.10'),
@@ -21,13 +20,14 @@ WIDTHS = {  # published, of the convolutions
   'caffe': (96, 256, 384, 384, 256),
   'caffenet': (96, 256, 384, 384, 256),
 }
-DIVISOR = 24
+DIVISOR = 16
 
 
 def narrow_nets(names=tuple(WIDTHS)):
-  """Patches nets to a 24th of their channels, so that files of them are small."""
+  """Patches nets to a 16th of their channels, so that files of them are small."""
   thin = {
-    name: lambda classes, table=nets.NETS[name]: narrow(table(classes), DIVISOR) for name in names
+    name: lambda classes, table=nets.NETS[name]: layers.narrow(table(classes), DIVISOR)
+    for name in names
   }
   return mock.patch.dict(nets.NETS, thin)
 
