@@ -149,8 +149,8 @@ def filter_grid(
 
   between, margin = 28, 40
   blocks = [
-    np.pad(_grid(tower), ((0, between), (0, 0), (0, 0)), constant_values=255)
-    for tower in np.split(_tiles(kernel), towers)
+    np.pad(kernel_image(tower), ((0, between), (0, 0), (0, 0)), constant_values=255)
+    for tower in np.split(kernel, towers, axis=3)
   ]
   grid = np.concatenate(blocks)[:-between]
   top, right = margin, margin
@@ -164,6 +164,11 @@ def filter_grid(
   x, y = margin / width, 1 - 66 / height
   figure.text(x, y, drawable(title), fontsize=13, color=INK, **text_style())
   save_png(figure, path)
+
+
+def kernel_image(kernel: np.ndarray) -> np.ndarray:
+  """Kernels (h, w, c, n) in rows of sixteen, scaled one by one: uint8 (height, width, 3)."""
+  return _grid(_tiles(kernel))
 
 
 def _tiles(kernel: np.ndarray) -> np.ndarray:

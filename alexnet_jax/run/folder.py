@@ -35,6 +35,10 @@ class RunFolder:
     """An image, such as 'learning_curves'."""
     return self.figures / f'{name}.png'
 
+  def first_layer(self, step: int) -> Path:
+    """The first layer's kernels at the evaluation after this number of steps."""
+    return self.path / 'first_layer' / f'{step}.npz'
+
   def predictions(self, checkpoint: str, views: int) -> Path:
     """Probabilities of the validation images by 'last', 'best', ... over 1, 9 or 10 views."""
     return self.path / f'predictions-{checkpoint}-{views}.npz'

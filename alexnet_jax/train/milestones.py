@@ -12,6 +12,7 @@ from alexnet_jax.data.store import Store
 from alexnet_jax.errors import Diverged, Interrupted
 from alexnet_jax.results import scores
 from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.first_layer import write_first_layer
 from alexnet_jax.run.metrics import MetricWriter, NoMetrics, read_metrics
 from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities
 from alexnet_jax.terminal import Console, Pace
@@ -41,6 +42,7 @@ class Milestones:
     self.store = store
     self.devices = devices
     self.checkpoints = checkpoints
+    self.workdir = workdir
     self.console = console
     self.start = start
     config, calendar = experiment.config, experiment.calendar
@@ -156,6 +158,9 @@ class Milestones:
       self.predictions = predictions  # which `final_predictions` need not repeat
     errors = self.errors = scores.errors(predictions.probabilities, predictions.label)
     scalars = {f'eval/{name}': value for name, value in errors.items()}
+    if self.primary:
+      first = self.experiment.table[0].name
+      write_first_layer(self.workdir, step, to_host(state.eval_params[first]['kernel']))
     self.metrics.write(step, {'epoch': calendar.epoch_of(step), **scalars})
     self.console.message(
       f'epoch {calendar.epoch_of(step):.2f}: '

@@ -1,0 +1,80 @@
+"""Whether the towers of conv1 specialize in gray and in color (paper section 6.1), run by run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import layers, nets
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.results.chroma import Course, chroma_index, compare_halves
+from alexnet_jax.run.claim import read_run_config
+from alexnet_jax.run.first_layer import read_first_layer
+from alexnet_jax.run.folder import RunFolder
+from alexnet_jax.run.preprocessing_file import read_preprocessing
+from alexnet_jax.terminal import aligned
+from alexnet_jax.train.step import init_variables
+from alexnet_jax.weights.run_folder import read_checkpoint
+
+
+def course_of(workdir: Path, splits: int, seed: int) -> Course:
+  """The chroma of a run's first layer at initialization and at each evaluation.
+
+  The initial kernels are drawn again from the config's seed, unless the run started from weights.
+  A run that kept no kernels at its evaluations has its last checkpoint.
+
+  Args:
+    workdir: folder of the run, which is only read.
+    splits, seed: see `chroma.compare_halves`.
+
+  Raises:
+    UserError: no run or no checkpoint, or an odd number of kernels.
+  """
+  config = read_run_config(workdir)
+  table = nets.table_of(config, 2)  # the first layer does not depend on the classes
+  first = table[0]
+  if not isinstance(first, layers.Conv) or first.features % 2:
+    raise UserError(f'{workdir}: {first} has no two halves of kernels: give runs of other nets')
+  kernels = {}
+  if not config.weights:
+    initial = init_variables(AlexNet(table), config.seed, config.input.crop)
+    kernels[0.0] = np.asarray(initial['params'][first.name]['kernel'])
+  if kept := read_first_layer(workdir):
+    kernels |= kept
+  else:
+    step, variables, meta = read_checkpoint(workdir, 'last')
+    epoch = step * config.batch_size / meta['train_images']
+    kernels[epoch] = variables['params'][first.name]['kernel']
+  # For pixels in gray levels, whose channels the preprocessing may scale apart.
+  scale = read_preprocessing(RunFolder(workdir).preprocessing).scale[:, None]
+  kernels = {epoch: kernel * scale for epoch, kernel in kernels.items()}
+  tests = {e: compare_halves(chroma_index(kernel), splits, seed) for e, kernel in kernels.items()}
+  grouped = any(row.groups > 1 for row in table if isinstance(row, layers.Conv))
+  return Course(workdir.name, nets.title(config.model), grouped, kernels, tests)
+
+
+def table_of_courses(courses: Sequence[Course]) -> list[str]:
+  """A line for each run and epoch."""
+  rows = [('run', 'net', 'halves are', 'epoch', 'first', 'second', 'difference', 'p')]
+  for course in courses:
+    names = (course.name, course.net, 'towers' if course.grouped else 'arbitrary')
+    for epoch, test in course.tests.items():
+      means = (f'{test.first:.3f}', f'{test.second:.3f}', f'{test.difference:+.3f}')
+      rows.append((*names, f'{epoch:.2f}', *means, f'{test.p:.4f}'))
+  return aligned(rows, left=(0, 1, 2))
+
+
+def json_of(course: Course) -> dict:
+  """The same of a run, and the index of each of its last kernels in the order of the channels."""
+  tests = [
+    {'epoch': epoch, 'difference': test.difference, **vars(test)}
+    for epoch, test in course.tests.items()
+  ]
+  return {
+    'run': course.name,
+    'net': course.net,
+    'towers': course.grouped,
+    'epochs': tests,
+    'last_index': chroma_index(course.last),
+  }
