@@ -51,7 +51,8 @@ def course_of(workdir: Path, splits: int, seed: int) -> Course:
   kernels = {epoch: kernel * scale for epoch, kernel in kernels.items()}
   tests = {e: compare_halves(chroma_index(kernel), splits, seed) for e, kernel in kernels.items()}
   grouped = any(row.groups > 1 for row in table if isinstance(row, layers.Conv))
-  return Course(workdir.name, nets.title(config.model), grouped, kernels, tests)
+  name = '/'.join(workdir.absolute().parts[-2:])
+  return Course(name, nets.title(config.model), grouped, kernels, tests)
 
 
 def table_of_courses(courses: Sequence[Course]) -> list[str]:

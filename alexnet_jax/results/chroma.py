@@ -39,7 +39,7 @@ class Course:
   """The first layer of a run over time.
 
   Attributes:
-    name: of the run.
+    name: of the run, the last two parts of its folder.
     net: its title.
     grouped: whether the halves are towers, which the net keeps apart behind this layer.
     kernels: {epoch: (height, width, 3, kernels)} in order, for pixels in gray levels.
@@ -92,7 +92,7 @@ def compare_halves(index: np.ndarray, splits: int, seed: int) -> Difference:
   Returns:
     The means, and the two-sided p: how rarely a random split has means as far apart.
   """
-  from scipy.stats import permutation_test  # takes half a second
+  from scipy.stats import permutation_test  # drawing alone does not need it
 
   halves = np.split(index, 2)
   tested = permutation_test(
@@ -119,29 +119,26 @@ def draw(courses: Sequence[Course], path: str | os.PathLike) -> None:
   from matplotlib.figure import Figure
 
   shown = [course for course in courses if course.grouped] or list(courses)
-  image = [kernel_image(half) for half in _sorted_halves(shown[0])]
-  height = 4.2 + sum(10.6 * len(half) / half.shape[1] + 0.4 for half in image)
-  figure = Figure(figsize=(12, height), dpi=DPI, facecolor='white')
+  halves = _sorted_halves(shown[0])
+  images = [kernel_image(half) for half in halves]
+  heights = [4.2, *(10.6 * len(image) / image.shape[1] + 0.4 for image in images)]  # inches
+  figure = Figure(figsize=(12, sum(heights)), dpi=DPI, facecolor='white')
   figure.set_layout_engine('constrained', w_pad=0.15, h_pad=0.1)
-  ratios = [4.2, *(10.6 * len(half) / half.shape[1] + 0.4 for half in image)]
-  axes = figure.subplot_mosaic([['epochs', 'end'], ['0', '0'], ['1', '1']], height_ratios=ratios)
+  axes = figure.subplot_mosaic([['epochs', 'end'], [0, 0], [1, 1]], height_ratios=heights)
   _draw_epochs(axes['epochs'], courses)
   _draw_histogram(axes['end'], shown)
-  names = ('less color', 'more color')
-  for place, half in enumerate(_sorted_halves(shown[0])):
-    panel = axes[str(place)]
-    panel.imshow(image[place], interpolation='nearest')
-    panel.set_axis_off()
-    title = f'{shown[0].name}, {_half_name(shown[0])} with {names[place]}, from gray to color:'
-    title += f' mean index {chroma_index(half).mean():.3f}'
-    panel.set_title(
-      drawable(title), loc='left', fontsize=11.5, color=_COLORS[place], **text_style()
-    )
+  for place, name in enumerate(_half_names(shown[0])):
+    mean = chroma_index(halves[place]).mean()
+    title = drawable(f'{shown[0].name}, {name}, sorted by index: mean {mean:.3f}')
+    style = text_style() | {'fontsize': 11.5, 'color': _COLORS[place]}
+    axes[place].set_title(title, loc='left', **style)
+    axes[place].imshow(images[place], interpolation='nearest')
+    axes[place].set_axis_off()
   save_png(figure, path)
 
 
-def _half_name(course: Course) -> str:
-  return 'tower' if course.grouped else 'half'
+def _half_names(course: Course) -> list[str]:
+  return [f'{"tower" if course.grouped else "half"} with {word} color' for word in ('less', 'more')]
 
 
 def _less_first(course: Course) -> list[int]:
@@ -152,14 +149,14 @@ def _less_first(course: Course) -> list[int]:
 def _sorted_halves(course: Course) -> list[np.ndarray]:
   """The last kernels of both halves, less color first, each sorted by index."""
   halves = np.split(course.last, 2, axis=3)
-  return [
-    halves[place][..., np.argsort(chroma_index(halves[place]))] for place in _less_first(course)
-  ]
+  sorted_halves = [half[..., np.argsort(chroma_index(half))] for half in halves]
+  return [sorted_halves[place] for place in _less_first(course)]
 
 
 def _draw_epochs(axes, courses: Sequence[Course]) -> None:
   style_axes(axes)
   axes.axhline(NOISE, color=FAINT, linewidth=0.8, linestyle=(0, (1, 3)))
+  axes.text(1, NOISE, ' noise', color=FAINT, va='center', transform=axes.get_yaxis_transform())
   for course in courses:
     epochs = list(course.tests)
     means = np.array([(test.first, test.second) for test in course.tests.values()])
@@ -167,16 +164,16 @@ def _draw_epochs(axes, courses: Sequence[Course]) -> None:
       line = '-' if course.grouped else (0, (4, 2))
       axes.plot(epochs, means[:, place], color=color, linestyle=line, marker='o', markersize=3)
   axes.set_title('Mean chroma index of each half', loc='left', fontsize=11.5, color=INK)
-  axes.set_xlabel('epoch; dashed: no towers; dotted: noise', fontsize=10, color=FAINT)
+  dashed = '' if all(course.grouped for course in courses) else '; dashed: nets without towers'
+  axes.set_xlabel(f'epoch{dashed}', fontsize=10, color=FAINT)
   axes.set_ylim(0, 1)
 
 
 def _draw_histogram(axes, courses: Sequence[Course]) -> None:
   style_axes(axes)
   halves = [[chroma_index(half) for half in _sorted_halves(course)] for course in courses]
-  labels = [f'{_half_name(courses[0])} with {word} color' for word in ('less', 'more')]
   values = [np.concatenate(half) for half in zip(*halves, strict=True)]
-  axes.hist(values, np.linspace(0, 1, 11), color=_COLORS, label=labels)
+  axes.hist(values, np.linspace(0, 1, 11), color=_COLORS, label=_half_names(courses[0]))
   axes.legend(frameon=False, labelcolor='linecolor')
   axes.set_title('Kernels by index at the end', loc='left', fontsize=11.5, color=INK)
   axes.set_xlabel('chroma index', fontsize=10, color=FAINT)

@@ -79,6 +79,8 @@ def write_run(workdir, config, variables, *, ema=None, kind='best', step=7):
   claim_workdir(workdir, config, preprocessing(config.input.crop), devices)
   checkpoints = Checkpoints(RunFolder(workdir).checkpoints)
   state = {**variables, 'ema': ema or {}, 'step': np.int32(step)}
-  checkpoints.save(step, state, {'classes': CLASSES, 'class_names': CLASSES}, kind=kind)
+  checkpoints.save(
+    step, state, {'classes': CLASSES, 'class_names': CLASSES, 'train_images': 700}, kind=kind
+  )
   checkpoints.close()
   return workdir
