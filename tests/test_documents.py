@@ -39,6 +39,8 @@ RUN = {
   'python -m alexnet_jax.prepare --config=configs/folder.py:/path/to/images': ('', ''),
   'python -m alexnet_jax.report': ('', 'is not a folder'),
   'python -m alexnet_jax.report runs/sweep': ('', ''),
+  'python -m alexnet_jax.specialization': ('', 'holds no run'),
+  'python -m alexnet_jax.specialization --workdir=runs/a': ('', ''),
   'python -m alexnet_jax.summarize': ('', ''),
   'python launch/local.py -n 1 --': ('--dry_run', ''),
   'python launch/local.py -n 2 --': ('--dry_run', ''),
