@@ -10,6 +10,8 @@ SRC, by its content: torchvision's alexnet (.pth, .safetensors), BVLC's alexnet 
   .pth           the state dict of torchvision's alexnet, for torch.load; net owt only
   .safetensors   the same for safetensors
   .stablehlo     a program for jax.export: float32 views (b, crop, crop, 3), 0-255 RGB, to logits
+  .onnx          a program for ONNX: float32 (N, 3, crop, crop) after preprocessing, to logits and
+                 probabilities; with --preprocessing of uint8 (N, size, size, 3), 0-255 RGB
 """
 
 import sys
@@ -28,6 +30,9 @@ _CLASSES = flags.DEFINE_string('classes', None, 'Text file of class names, one a
 _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'last'], 'Which saved state, if SRC is a run.'
 )
+_PREPROCESSING = flags.DEFINE_bool(
+  'preprocessing', False, 'Puts crop, mean and scale into a .onnx, for uint8 images.'
+)
 
 
 def main(words: list[str]) -> None:
@@ -40,10 +45,10 @@ def main(words: list[str]) -> None:
   from alexnet_jax.weights import load, save
 
   path = Path(target)
-  save.check_suffix(path)
+  save.check_suffix(path, _PREPROCESSING.value)
   jax.config.update('jax_platforms', 'cpu')  # another program may be using the accelerator
   weights = load.load(source, net=_NET.value, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
-  size = save.save(weights, path)
+  size = save.save(weights, path, _PREPROCESSING.value)
   preprocessing = weights.preprocessing
   print(
     f'{weights.source}: net {weights.net}, {len(weights.classes):,} classes, pictures'

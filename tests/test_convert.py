@@ -104,8 +104,8 @@ def test_what_torchvision_files_cannot_hold(tmp_path):
     with pytest.raises(UserError, match='cannot say how the input is normalized'):
       save(ours, tmp_path / 'net.pth')
   assert not list(tmp_path.iterdir())
-  with pytest.raises(UserError, match='has to end in .npz, .pth, .safetensors, .stablehlo'):
-    save(weights, tmp_path / 'net.onnx')
+  with pytest.raises(UserError, match='has to end in .npz, .pth, .safetensors, .stablehlo, .onnx'):
+    save(weights, tmp_path / 'net.h5')
   (tmp_path / 'folder.npz').mkdir()
   with pytest.raises(UserError, match='folder.npz cannot be written: Is a directory'):
     save(weights, tmp_path / 'folder.npz')
@@ -158,7 +158,8 @@ def test_command(tmp_path):
   assert_equal(load(tmp_path / 'b.npz'), dataclasses.replace(weights, classes=('x', 'y', 'z')))
   for arguments, message in (
     ((), 'give SRC and DST'),
-    (('a.npz', 'b.onnx'), 'b.onnx has to end in .npz'),
+    (('a.npz', 'b.h5'), 'b.h5 has to end in .npz'),
+    (('a.npz', 'b.npz', '--preprocessing'), '--preprocessing is for .onnx'),
     (('names', 'b.npz'), 'names cannot be loaded'),
     (('a.npz', 'b.npz', '--net=vgg'), '--net=vgg'),
     (('a.npz', 'b.npz', CONFIG), f'{CONFIG}: this command takes none; leave it out'),
