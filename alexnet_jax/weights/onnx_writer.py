@@ -106,7 +106,7 @@ def _preprocess(graph: _Graph, x: str, preprocessing: Preprocessing, side: int) 
   if start or side != preprocessing.crop:
     stop = start + preprocessing.crop
     x = graph.cut(x, 'images/crop', (start, start), (stop, stop))
-  mean = np.float32(preprocessing.mean)
+  mean = np.asarray(preprocessing.mean, np.float32)
   mean = mean.transpose(2, 0, 1) if mean.ndim == 3 else mean.reshape(3, 1, 1)
   x = graph.node('Sub', x, graph.constant('images/mean', mean), name='images/centered')
   scale = graph.constant('images/scale', np.float32(preprocessing.scale).reshape(3, 1, 1))
@@ -162,7 +162,7 @@ def _dense(graph: _Graph, row: layers.Dense, x: str, shape: layers.Shape, arrays
   kernel = arrays['kernel']
   if len(shape) == 3:  # flattened as (C, H, W)
     kernel = kernel.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-    flat = graph.constant(f'{row.name}/shape', np.int64([0, -1]))
+    flat = graph.constant(f'{row.name}/shape', np.array([0, -1], np.int64))
     x = graph.node('Reshape', x, flat, name=f'{row.name}/flat')
   kernel = graph.constant(f'{row.name}/kernel', kernel.T)
   bias = graph.constant(f'{row.name}/bias', arrays['bias'])
@@ -174,7 +174,7 @@ def _local(graph: _Graph, row: layers.Local, x: str, shape: layers.Shape, arrays
   name, kernel = row.name, arrays['kernel']
   rows, columns, side, _, channels, features = kernel.shape
   (top, bottom), (left, right) = (row.edge_padding(size) for size in shape[:2])
-  pads = graph.constant(f'{name}/pads', np.int64([0, 0, top, left, 0, 0, bottom, right]))
+  pads = graph.constant(f'{name}/pads', np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
   x = graph.node('Pad', x, pads, name=f'{name}/padded')
   reach = [(count - 1) * row.stride + 1 for count in (rows, columns)]
   taps = [
