@@ -4,17 +4,20 @@
   python -m alexnet_jax.main --config=configs/cifar10.py:18pct --config.epochs=30
   python -m alexnet_jax.main --config=configs/cifar10.py:18pct --ablation=no_lrn
   python -m alexnet_jax.main --config=configs/imagenet.py --dry_run
+  python -m alexnet_jax.main --config=configs/imagenet.py --dry_run --topology=v5e:2x4
 
 The same command resumes a run that was stopped.  Exit codes: 0 done, 1 the disk failed,
 2 bad input, 3 diverged, 75 interrupted and saved.
 """
 
+import os
 import sys
 from pathlib import Path
 
 from absl import flags
 
 from alexnet_jax import cli
+from alexnet_jax.errors import UserError
 from alexnet_jax.runtime.jax_setup import set_up_jax
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
@@ -28,10 +31,33 @@ _DISTRIBUTED = flags.DEFINE_enum(
   'distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one process of a job of several.'
 )
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
+_TOPOLOGY = flags.DEFINE_string(
+  'topology',
+  None,
+  'With --dry_run: compile for TPUs that are not here, such as v5e:2x4, and print memory and the'
+  " compiler's estimate of cycles.",
+)
+_TOPOLOGY_TIMEOUT = flags.DEFINE_float(
+  'topology_timeout', 1200.0, 'Seconds that a compilation for --topology may take.', lower_bound=1.0
+)
+_JSON = flags.DEFINE_string(
+  'json', None, "With --topology: file for what was found; '-' is the standard output, alone there."
+)
 
 
 def main() -> None:
+  for flag, other in ((_TOPOLOGY, _DRY_RUN), (_JSON, _TOPOLOGY)):
+    if flag.value and not other.value:
+      raise UserError(f'--{flag.name}={flag.value} does nothing without --{other.name}: add it')
+  if _TOPOLOGY.value:
+    os.environ['JAX_PLATFORMS'] = 'cpu'  # nothing is computed on a TPU that is here
   config, name = cli.read_config(_WORKDIR.value)
+  if _TOPOLOGY.value:
+    from alexnet_jax.benchmarks import topology
+
+    file = _JSON.value
+    topology.show(config, _TOPOLOGY.value, _TOPOLOGY_TIMEOUT.value, Path(file) if file else None)
+    return
   workdir = Path(_WORKDIR.value or Path('runs', name))
   # The imports are late because help and typos need neither jax nor fcntl.
   from alexnet_jax.run.folder import RunFolder

@@ -12,16 +12,13 @@ On a ring of n devices each sends, of B bytes that are reduced, gathered or exch
 """
 
 import math
-import re
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.our_step import generated
+from alexnet_jax.benchmarks.hlo import SENT_PER_BYTE, Program, collectives
+from alexnet_jax.benchmarks.our_step import compile_step
 from alexnet_jax.benchmarks.race import Options, Result, say
 from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.model import layers, nets
@@ -29,21 +26,12 @@ from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import aligned
 from alexnet_jax.train.devices import Devices, check_training_batch
-from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.sharded_dense import sharded_layers
 
 DEVICES = 8
 _SCALES = (8, 32, 128, 512, 1024)
 _IMAGES = (1, 4, 16, 64, 256)
-_WIDTH = {'float32': 4, 'bfloat16': 2, 'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4}
-
-# Bytes that a device sends for a byte of what the program's operation returns.
-_SENT_PER_BYTE = {
-  'all-reduce': lambda n: 2 * (n - 1) / n,
-  'all-gather': lambda n: (n - 1) / n,
-  'reduce-scatter': lambda n: n - 1,
-  'all-to-all': lambda n: (n - 1) / n,
-}
+_WIDTH = {'float32': 4, 'bfloat16': 2}
 
 _VIRTUAL = Contestant(
   'the compiled step',
@@ -160,26 +148,17 @@ def scale(table: layers.Table, shape: layers.Shape, dtype: str, devices: int) ->
 def bytes_in_program(program: str, devices: int) -> dict[str, float]:
   """Bytes that a device sends by the text of a compiled program, {operation: bytes}.
 
-  Single numbers (metrics, norms) are left out, and so is how often a loop comes round.
+  Single numbers (metrics, norms) are left out.
 
   Raises:
     ValueError: it has collective operations of another kind.
   """
-  totals = dict.fromkeys(_SENT_PER_BYTE, 0.0)
-  for operation, size in collectives(program):
+  totals = dict.fromkeys(SENT_PER_BYTE, 0.0)
+  for operation, size in collectives(Program(program)):
     if operation not in totals:
       raise ValueError(f'the program sends by {operation}, which is not known here')
-    totals[operation] += _SENT_PER_BYTE[operation](devices) * size
+    totals[operation] += SENT_PER_BYTE[operation](devices) * size
   return totals
-
-
-def collectives(program: str) -> Iterator[tuple[str, int]]:
-  """Name and bytes of the result of each collective operation in the text of a compiled program."""
-  program = re.sub(r'/\*.*?\*/', '', program)
-  kinds = 'all-|reduce-scatter|collective-|ragged-'
-  for result, operation in re.findall(rf'= (\(.*?\)|\S+) ((?:{kinds})\S*?)\(', program):
-    arrays = re.findall(r'(\w+)\[([\d,]+)\]', result)
-    yield operation, sum(_WIDTH[d] * math.prod(map(int, size.split(','))) for d, size in arrays)
 
 
 class CompiledStep:
@@ -194,16 +173,8 @@ class CompiledStep:
 
   def count(self) -> tuple[dict[str, float], dict]:
     """What `bytes_in_program` finds, and the environment."""
-    count, images = self._devices.global_count, self._config.batch_size // DEVICES
-    self._config.batch_size = count  # as few images as can be; none are computed with
-    experiment, (image, *_) = generated(self._config, self._devices.platform)
-    state = jax.eval_shape(experiment.initial_state)
-    program = make_program(experiment, self._devices, None, state)
-    numbers = jax.ShapeDtypeStruct((count, images), np.int32)
-    pixels = jax.ShapeDtypeStruct((count, images, *image.shape), np.uint8)
-    batch = {'image': pixels, 'label': numbers, 'position': numbers}
-    text = program.train_step.compiled(state, batch).as_text()
-    return bytes_in_program(text, count), environment(self._devices)
+    text = compile_step(self._config, self._devices).as_text()
+    return bytes_in_program(text, self._devices.global_count), environment(self._devices)
 
 
 def _counts_table(compiled: dict, formula: dict) -> list[str]:
@@ -211,7 +182,7 @@ def _counts_table(compiled: dict, formula: dict) -> list[str]:
   ways = (('compiled', compiled), ('formula', formula))
   columns = {f'{mode}, {way}': values[mode] for mode in compiled for way, values in ways}
   rows = [('MB a device sends', *columns)]
-  for operation in _SENT_PER_BYTE:
+  for operation in SENT_PER_BYTE:
     rows.append((operation, *(_megabytes(values[operation]) for values in columns.values())))
   rows.append(('in all', *(_megabytes(sum(values.values())) for values in columns.values())))
   return aligned(rows)

@@ -118,6 +118,20 @@ class OurStep(Workload):
       self.run(_TRACED_STEPS)
 
 
+def compile_step(config, devices: Devices) -> jax.stages.Compiled:
+  """The training step of a config's batch, compiled for devices that need not be here."""
+  count, images = devices.global_count, config.batch_size // devices.global_count
+  config = config.copy_and_resolve_references()
+  config.batch_size = count  # as few images as can be; none are computed with
+  experiment, (image, *_) = generated(config, devices.platform)
+  state = jax.eval_shape(experiment.initial_state)
+  program = make_program(experiment, devices, None, state)
+  numbers = jax.ShapeDtypeStruct((count, images), np.int32)
+  pixels = jax.ShapeDtypeStruct((count, images, *image.shape), np.uint8)
+  batch = {'image': pixels, 'label': numbers, 'position': numbers}
+  return program.train_step.compiled(state, batch)
+
+
 def generated(config, platform: str) -> tuple[Experiment, np.ndarray]:
   """The experiment of a config without its data, and uint8 (batch_size, S, S, 3) noise images.
 

@@ -35,12 +35,14 @@ class Contestant:
     workload: 'module:Class', of a `Workload` as a rule.
     settings: environment variables of its process.
     python: interpreter of its process.
+    advice: what to do if its process is killed.
   """
 
   title: str
   workload: str
   settings: dict[str, str] = dataclasses.field(default_factory=dict)
   python: str = sys.executable
+  advice: str = 'try smaller --batch_sizes, or fewer --peers'
 
 
 class Worker:
@@ -59,13 +61,26 @@ class Worker:
       Unavailable: as the method did; or a package is not installed.
       RuntimeError: the method raised something else.
     """
-    try:
+    self.start(method, *arguments, **named)
+    return self.result()
+
+  def start(self, method: str, *arguments, **named) -> None:
+    """Begins a call, of which `result` is to be asked next."""
+    with contextlib.suppress(ConnectionError):  # its process has ended: `result` says so
       self._connection.send((method, arguments, named))
+
+  def ready(self, seconds: float) -> bool:
+    """Waits so long at most; whether `result` would return at once."""
+    return self._connection.poll(seconds)
+
+  def result(self) -> Any:
+    """What the call that was begun returns; raises as `call` does."""
+    try:
       reply = self._connection.recv()
     except (EOFError, ConnectionError):
       raise UserError(
         f'the process of {self.contestant.title} ended with code {self.process.wait()}, perhaps'
-        ' for want of memory: try smaller --batch_sizes, or fewer --peers'
+        f' for want of memory: {self.contestant.advice}'
       ) from None
     if isinstance(reply, Exception):
       raise reply

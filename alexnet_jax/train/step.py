@@ -124,16 +124,19 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
       keys=keys,
       mutable=['batch_stats'],
     )
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
-    error = jnp.mean(jnp.argmax(logits, -1) != labels)
+    with jax.named_scope('loss'):
+      one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+      targets = optax.smooth_labels(one_hot, recipe.label_smoothing)
+      loss = optax.softmax_cross_entropy(logits, targets).mean()
+      error = jnp.mean(jnp.argmax(logits, -1) != labels)
     return loss, (error, updates.get('batch_stats', {}))
 
   def compute_gradients(state: TrainState, batch: dict):
-    keys = example_keys(recipe.seed, state.step, batch['position'])
-    view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    noise = recipe.color_noise(state.step)
-    images = recipe.preprocessing.training_views(batch['image'], view_keys, noise)
+    with jax.named_scope('views'):  # profiles and compiled programs show it
+      keys = example_keys(recipe.seed, state.step, batch['position'])
+      view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+      noise = recipe.color_noise(state.step)
+      images = recipe.preprocessing.training_views(batch['image'], view_keys, noise)
     (loss, (error, batch_stats)), gradients = jax.value_and_grad(loss_function, has_aux=True)(
       state.params, state.batch_stats, images, batch['label'], dropout_keys
     )
@@ -160,7 +163,11 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     device_means, batch_stats = compute_gradients(state, batch)
-    gradients, loss, error = pmean(device_means)
+    with jax.named_scope('update'):
+      return update(state, pmean(device_means), batch_stats)
+
+  def update(state: TrainState, means, batch_stats) -> tuple[TrainState, dict]:
+    gradients, loss, error = means
     norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     scale = state.plateau.get('scale', 1.0)
