@@ -148,7 +148,7 @@ class Program:
     return int(value.operands) if value and re.fullmatch(r'constant -?\d+', _words(value)) else 0
 
   def scope(self, instruction: Instruction) -> str:
-    """The instruction's scope; of a fusion that has none, the last one in it; '' if there is none."""
+    """The instruction's scope; of a fusion without, the last one in it; '' if there is none."""
     within = [i.scope for name in instruction.called('calls') for i in self._body(name) if i.scope]
     return instruction.scope or (within[-1] if within else '')
 

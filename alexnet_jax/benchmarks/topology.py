@@ -319,9 +319,9 @@ def lines(report: dict[str, Any]) -> list[str]:
     f'fits          yes: {si(memory, "B")} a device, of {limit}, of which'
     f' {si(report["temporary_bytes"], "B")} only while a step runs',
     f'collectives   {", ".join(collective) or "none"} a step',
-    f"cycles        {_millions(cycles)} million a step is the compiler's estimate; at the chip's peak"
-    f' the products take {_millions(floors[0])}, and all bytes as if nothing stayed on the chip'
-    f' {_millions(floors[1])}',
+    f"cycles        {_millions(cycles)} million a step is the compiler's estimate; at the chip's"
+    f' peak the products take {_millions(floors[0])}, and all bytes as if nothing stayed on the'
+    f' chip {_millions(floors[1])}',
     *[f'              of which without its estimate, in millions: {listed}'] * bool(missing),
     *[f'              loops counted once: {", ".join(report["unknown_loops"])}']
     * bool(report['unknown_loops']),
