@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -32,9 +33,8 @@ def local_response_norm(
   Returns:
     An array like x; sums and powers in float32.
   """
-  towers = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
-  window = (1,) * (towers.ndim - 1) + (size,)
-  return _normalize(towers, window, alpha, beta, k).reshape(x.shape)
+  window = (1,) * (x.ndim - 1) + (size,)
+  return _normalize(x, window, groups, alpha, beta, k)
 
 
 def spatial_response_norm(
@@ -55,30 +55,61 @@ def spatial_response_norm(
   Returns:
     An array like x; sums and powers in float32.
   """
-  return _normalize(x, (1, size, size, 1), alpha, beta, k)
+  return _normalize(x, (1, size, size, 1), 1, alpha, beta, k)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _normalize(x, window, alpha, beta, k):
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _normalize(x, window, groups, alpha, beta, k):
   a = x.astype(jnp.float32)
-  return (a * _power(_denominator(a, window, alpha, k), -beta)).astype(x.dtype)
+  d = k + alpha * _energy(a, x.dtype, window, groups)
+  return (a * _power(d, -beta)).astype(x.dtype)
 
 
-def _denominator(a, window, alpha, k):
-  return k + alpha * _window_sum(a * a, window, [n // 2 for n in window])
+def _energy(a, dtype, window, groups):
+  return _window_sum(a * a, dtype, window, [n // 2 for n in window], groups)
 
 
-def _window_sum(a, window, before):
-  """Sums over a window that starts `before` places before each place.
+def _window_sum(a, dtype, window, before, groups):
+  """Sums over a window that starts `before` places before each place, within towers of channels.
 
-  One axis at a time: 2 x 5 additions for each place instead of 25, and 3 times as fast.
+  Args:
+    a: float32 (..., C).
+    dtype: type of what the sums are for, which says how exact products must be.
+    window, before: one number for each axis.
+    groups: number of towers.
   """
+  by_axis = partial(_sum_by_axis, window=window, before=before, groups=groups)
+  if window[-1] == 1:
+    return by_axis(a)
+  band = _band(a.shape[-1], window[-1], before[-1], groups)
+  # Three bfloat16 products are exact to 2^-16, six to 2^-24.
+  precision = lax.Precision.HIGH if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+
+  def by_product(a):  # by TPU's compiler a third of the cycles
+    return jnp.matmul(a, band, precision=precision)
+
+  return lax.platform_dependent(a, tpu=by_product, default=by_axis)
+
+
+def _band(channels: int, size: int, before: int, groups: int) -> np.ndarray:
+  """(C, C): 1 where channel i is in the window and the tower of channel j."""
+  i, j = np.ogrid[:channels, :channels]
+  width = channels // groups
+  inside = (i >= j - before) & (i < j - before + size) & (i // width == j // width)
+  return inside.astype(np.float32)
+
+
+def _sum_by_axis(a, window, before, groups):
+  """One axis at a time: 2 x 5 additions for each place instead of 25, and 3 times as fast."""
+  shape = a.shape
+  a = a.reshape(*shape[:-1], groups, shape[-1] // groups)
   for axis, (size, low) in enumerate(zip(window, before, strict=True)):
     if size > 1:
+      axis += axis == len(window) - 1  # the channels of a tower come last
       sizes, padding = [1] * a.ndim, [(0, 0)] * a.ndim
       sizes[axis], padding[axis] = size, (low, size - 1 - low)
       a = lax.reduce_window(a, 0.0, lax.add, sizes, (1,) * a.ndim, padding)
-  return a
+  return a.reshape(shape)
 
 
 def _power(d, exponent):
@@ -89,18 +120,19 @@ def _power(d, exponent):
   return lax.exp(exponent * lax.log(d))
 
 
-def _normalize_forward(x, window, alpha, beta, k):
+def _normalize_forward(x, window, groups, alpha, beta, k):
   # Saves only x: recomputing the denominator is cheaper than storing and reloading it.
-  return _normalize(x, window, alpha, beta, k), x
+  return _normalize(x, window, groups, alpha, beta, k), x
 
 
-def _normalize_backward(window, alpha, beta, k, x, gradient):
+def _normalize_backward(window, groups, alpha, beta, k, x, gradient):
   # db_j/da_i = [i = j] d_j^-beta - 2 alpha beta a_i a_j d_j^(-beta-1) [i in the window of j]
   a, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
-  d = _denominator(a, window, alpha, k)
+  d = k + alpha * _energy(a, x.dtype, window, groups)
   direct = g * _power(d, -beta)
   # The places whose windows hold i form the mirror image of i's own window.
-  shared = _window_sum(a * direct / d, window, [n - 1 - n // 2 for n in window])
+  mirrored = [n - 1 - n // 2 for n in window]
+  shared = _window_sum(a * direct / d, x.dtype, window, mirrored, groups)
   return ((direct - 2 * alpha * beta * a * shared).astype(x.dtype),)
 
 
