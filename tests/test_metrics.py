@@ -184,7 +184,7 @@ def test_writing_and_reading_import_no_other_framework(tmp_path):
   code = """
 import sys
 from pathlib import Path
-import alexnet_jax.train.console, alexnet_jax.results.figures
+import alexnet_jax.terminal, alexnet_jax.results.figures
 from alexnet_jax.run.metrics import MetricWriter
 writer = MetricWriter(sys.argv[1])
 writer.write(1, {'eval/loss': 1.0})
