@@ -16,6 +16,7 @@ import itertools
 import os
 import pathlib
 import zlib
+from typing import Any
 
 from alexnet_jax.data import imagenet, order
 from alexnet_jax.data.examples import AbsentData, Example, Source
@@ -94,7 +95,7 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
       ' it'
     )
   if not validation:
-    pairs = {name: _hold_out(name, train[name], validation_fraction) for name in classes}
+    pairs = {name: hold_out(name, train[name], validation_fraction) for name in classes}
     train = {name: pair[0] for name, pair in pairs.items()}
     validation = {name: pair[1] for name, pair in pairs.items()}
 
@@ -223,7 +224,7 @@ def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, 
   return classes
 
 
-def _hold_out(name: str, files: list[str], fraction: float) -> tuple[list[str], list[str]]:
+def hold_out(name: str, files: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
   """Splits the files of a class; the seed is its name, so other classes do not matter."""
   if len(files) < 2:
     raise UserError(

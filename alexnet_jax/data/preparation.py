@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from alexnet_jax.data import generated, image_folder, job, store, writer
+from alexnet_jax.data import folder_formats, generated, job, store, writer
 from alexnet_jax.data.examples import AbsentData, Source
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
@@ -141,7 +141,7 @@ def open_source(data_config: Any) -> Source:
       splits = data_config.train_split, data_config.eval_split
       source = tfds_source.open_tfds(data_config.name, data_directory(data_config), *splits)
     case 'folder':
-      source = image_folder.open_folder(data_directory(data_config), fraction)
+      source = folder_formats.open_images(data_directory(data_config), fraction)
     case 'digits':
       source = generated.digits(data_config.image_size, fraction)
     case _:

@@ -1,22 +1,25 @@
 """Writes a store with many processes, so that a kill at any time loses little and breaks nothing.
 
-Everything happens in `<store>.tmp` (see `job`), which is renamed when it is complete.
+Everything happens in `<store>.tmp` (see `job`), which is renamed when it is complete; images that
+have to be unpacked first are in `<store>.unpacked.tmp` meanwhile.
 """
 
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
+import dataclasses
 import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from alexnet_jax.data import store
+from alexnet_jax.data import store, unpack
 from alexnet_jax.data.examples import Part, Source
 from alexnet_jax.data.job import Job
 from alexnet_jax.errors import UserError
@@ -58,15 +61,20 @@ def write_store(
   """
   path, progress = pathlib.Path(path), progress or Console(quiet=True)
   folder = path.with_name(path.name + '.tmp')
+  unpacked = path.with_name(path.name + '.unpacked.tmp')
   job = Job(source, folder, image_size, resize, rows_per_part, encoding)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path, progress) as held:
       if not path.exists():
         if not job.is_committed():
-          _write_parts(job, job.begin(), workers, progress, held)
+          parts = job.begin()
+          source = unpack.unpack(source, unpacked, progress) if parts else source
+          readable = dataclasses.replace(job, source=source)
+          _write_parts(readable, parts, workers, progress, held)
           job.commit(unreadable)
         job.publish(path)
+        shutil.rmtree(unpacked, ignore_errors=True)
   except OSError as error:
     raise UserError(
       f'cannot write {path}: {error}; run again to go on from here, or set --config.data.store to '

@@ -1,0 +1,71 @@
+"""Tells by its content how a folder or file of `data.source=folder` holds its images."""
+
+import os
+import pathlib
+
+from alexnet_jax.data import image_folder, imagenet
+from alexnet_jax.data.examples import Source
+from alexnet_jax.data.images import EXTENSIONS
+
+PARQUET = '.parquet'
+_DEPTH = 4  # folders in folders that are searched for packed files
+
+
+def open_images(root: pathlib.Path, validation_fraction: float) -> Source:
+  """Opens images in folders of their classes, or packed in one of the formats known.
+
+  Args:
+    root: a folder or a file.
+    validation_fraction: part of each class to hold out where there are no validation images.
+
+  Raises:
+    AbsentData: there is nothing.
+    UserError: it is damaged, or cannot be understood.
+  """
+  kind = _packed_kind(root)
+  if kind == PARQUET:
+    from alexnet_jax.data import parquet
+
+    return parquet.open_parquet(root, _files(root, kind), validation_fraction)
+  return image_folder.open_folder(root, validation_fraction)
+
+
+def _packed_kind(root: pathlib.Path) -> str:
+  """The extension of packed files, '' if the first thing found are images."""
+  if root.is_file() or imagenet.kaggle_images(root):
+    return _kind(root.name)
+  folders = [os.fspath(root)]
+  for _ in range(_DEPTH):
+    inner = []
+    for folder in folders:
+      try:
+        entries = list(os.scandir(folder))
+      except OSError:  # the reader of folders says so
+        return ''
+      for entry in sorted(entries, key=lambda entry: entry.name):
+        if entry.name.startswith('.'):
+          continue
+        if entry.name.lower().endswith(EXTENSIONS):
+          return ''
+        if kind := _kind(entry.name):
+          return kind
+        if entry.is_dir():
+          inner.append(entry.path)
+    folders = inner
+  return ''
+
+
+def _kind(name: str) -> str:
+  return next((kind for kind in (PARQUET,) if name.lower().endswith(kind)), '')
+
+
+def _files(root: pathlib.Path, kind: str) -> list[pathlib.Path]:
+  if root.is_file():
+    return [root]
+  found = [
+    pathlib.Path(folder, name)
+    for folder, _, names in os.walk(root, followlinks=True)
+    for name in names
+    if name.lower().endswith(kind) and not name.startswith('.')
+  ]
+  return sorted(found)
