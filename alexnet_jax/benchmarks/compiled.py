@@ -173,7 +173,7 @@ class CompiledStep:
 
   def count(self) -> tuple[dict[str, float], dict]:
     """What `bytes_in_program` finds, and the environment."""
-    text = compile_step(self._config, self._devices).as_text()
+    text = compile_step(self._config, self._devices).as_text() or ''
     return bytes_in_program(text, self._devices.global_count), environment(self._devices)
 
 

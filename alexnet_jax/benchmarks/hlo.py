@@ -166,7 +166,7 @@ class Program:
     size = math.prod(_dims(instruction.result))
     if instruction.opcode == 'dot':
       axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
-      total += 2 * size * math.prod(dims[0][int(i)] for i in axes[1].split(',') if i)  # type: ignore[index]
+      total += 2 * size * math.prod(dims[0][int(i)] for i in axes[1].split(',') if i)  # type: ignore[index,misc]
     elif labels := re.search(r'dim_labels=\w+_(\w+)->', instruction.attributes):
       total += 2 * size * math.prod(dims[1]) // max(1, dims[1][labels[1].index('o')])
     return total

@@ -216,7 +216,7 @@ class Compiler:
       'traffic_bytes': int(cost.get('bytes accessed', 0)),
       'arithmetic_cycles': round(flop / self._chip.peak * self._chip.clock),
     }
-    program = Program(compiled.as_text())
+    program = Program(compiled.as_text() or '')
     report |= estimate(program, [row.name for row in table], self._chip, report['devices'])
     report['estimated_images_per_second'] = report['batch_size'] / report['estimated_seconds']
     return report

@@ -134,7 +134,9 @@ class _Net:
       Path(prediction.name), weights.image_size, weights.resize, preprocessing.upright
     )
     places = jnp.asarray((*VIEWS[1], *views_of(weights)), jnp.float32)
-    center, *views = (np.asarray(preprocessing.test_view(pixels[None], x)[0]) for x in places)
+    center, *views = (
+      np.asarray(preprocessing.test_view(jnp.asarray(pixels[None]), x)[0]) for x in places
+    )
     covered = [center.copy() for _ in range(CELLS * CELLS)]
     for number, view in enumerate(covered):
       top, left, bottom, right = occluder(*divmod(number, CELLS), preprocessing.crop)
