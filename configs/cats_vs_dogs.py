@@ -1,8 +1,17 @@
 """Cats against dogs: a 227-pixel AlexNet with batch normalization in place of LRN, two classes.
 
   python -m alexnet_jax.main --config=configs/cats_vs_dogs.py
+  python -m alexnet_jax.main --config=configs/cats_vs_dogs.py --config.data.source=folder \\
+    --config.data.dir=DIR
 
-TFDS's cats_vs_dogs, the last fifth held out.  Not run: the data cannot be fetched by this project.
+TFDS's cats_vs_dogs, the last fifth held out; or DIR, where Kaggle's dogs-vs-cats is unpacked
+(train/cat.0.jpg and so on), a fifth of each class held out by the names of the files.  This is from
+scratch; to fine-tune a net that has seen other photos:
+
+  python -m alexnet_jax.main --config=configs/imagenette.py:bn
+  python -m alexnet_jax.main --config=configs/finetune.py:DIR --config.weights=runs/imagenette-bn
+
+Not yet measured.
 """
 
 from alexnet_jax.config import default

@@ -151,6 +151,20 @@ def test_single_fields_of_rows():
     )
 
 
+def test_the_papers_initialization_of_torchvisions_net():
+  config = get_config('imagenet:paper')
+  config.model.net = 'owt'
+  for names in (['bias_1'], ['bias_1', 'init_01']):
+    with pytest.raises(UserError, match='--ablation=bias_1: bias_1 changes nothing'):
+      config_files.apply_ablations(config, names)
+  changed = config_files.apply_ablations(config, ['init_01', 'bias_1'])
+  given = [
+    {row.name: (row.init, row.bias) for row in table if isinstance(row, (Conv, Dense))}
+    for table in (nets.table_of(changed, 1000), nets.paper(1000))
+  ]
+  assert given[0] == given[1]
+
+
 def test_recipes_change_these_fields_and_no_other():
   imagenet = get_config('imagenet')
   assert config_files.ablation_changes(imagenet, 'no_augmentation') == {

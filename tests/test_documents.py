@@ -87,9 +87,12 @@ def place(tmp_path_factory):
   for index, name in enumerate([*names, 'photos/0/312.png', 'photos/3/092.png', 'a.png', 'b.png']):
     (place / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(place / name)
+  (place / 'dogs-vs-cats/train').mkdir(parents=True)
+  for name in ('cat.0', 'cat.1', 'dog.0', 'dog.1'):
+    shutil.copy(place / 'a.png', place / f'dogs-vs-cats/train/{name}.png')
   trained = run('alexnet_jax.main', '--config=digits', '--config.epochs=1', folder=place)
   assert trained.returncode == 0, trained.stderr
-  for copy in ('cifar10-80sec', 'a', 'b', 'sweep/baseline/seed0'):
+  for copy in ('cifar10-80sec', 'imagenette-bn', 'a', 'b', 'sweep/baseline/seed0'):
     shutil.copytree(place / 'runs/digits', place / 'runs' / copy)
   return place
 
@@ -100,6 +103,7 @@ def check(command: str, place, environment: dict[str, str]) -> None:
   added, refusal = RUN[start]
   words = shlex.split(f'{start} {added} {command.removeprefix(start)}')
   words = [word.replace('/path/to/images', str(place / 'photos')) for word in words]
+  words = [word.replace('/path/to/dogs', str(place / 'dogs')) for word in words]
   words[0] = sys.executable if words[0] == 'python' else words[0]
   ended = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
   said = f'{command}\n{ended.stdout}{ended.stderr}'

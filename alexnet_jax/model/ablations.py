@@ -150,6 +150,18 @@ def _tanh(table: Table, _: Shape) -> Table:
   )
 
 
+def _bias_1(table: Table, _: Shape) -> Table:
+  """conv2, conv4, conv5 and the hidden dense layers; PyTorch's initialization draws its biases."""
+  return tuple(
+    dataclasses.replace(row, bias=1.0)
+    if isinstance(row, (Conv, Dense))
+    and row.init != 'torch'
+    and (row.name in ('conv2', 'conv4', 'conv5') or isinstance(row, Dense) and row is not table[-1])
+    else row
+    for row in table
+  )
+
+
 def _one_tower(table: Table, shape: Shape) -> Table:
   """#145-half: half the kernels of conv1 to conv4, all of conv5 and the dense layers."""
   ungrouped = _ungrouped(table, shape)
@@ -233,6 +245,8 @@ ABLATIONS: dict[str, Ablation] = {
   'init_01': Ablation(
     '§5 says so; the code has 0.03 in conv3 to conv5', edit=_change((Conv, Dense), init=0.01)
   ),
+  # After init_01 where the net has PyTorch's initialization.
+  'bias_1': Ablation('§5: gives ReLUs positive inputs at first, as #145 does', edit=_bias_1),
   **{
     f'without_conv{number}': Ablation(
       '§7: removing any middle layer loses "about 2%" top-1', (2.0, None), _without_conv(number)
