@@ -257,7 +257,9 @@ def watched(config):
   yield writer.call_args.kwargs['tensorboard']
   found = SplitProbabilities(np.zeros(1, np.int32), np.full((1, 10), 0.1))
   evaluator.return_value.predictions.return_value = found
-  run.evaluation(1, mock.Mock())
+  kernels = {experiment.table[0].name: {'kernel': np.zeros(1)}}
+  with mock.patch.object(milestones, 'write_first_layer'):
+    run.evaluation(1, mock.Mock(eval_params=kernels))
   run.final_predictions(mock.Mock())
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]
   means = dict.fromkeys(('top1_error', 'gradient_norm', 'learning_rate'), 0.0)
