@@ -6,8 +6,10 @@ import pathlib
 from alexnet_jax.data import image_folder, imagenet
 from alexnet_jax.data.examples import Source
 from alexnet_jax.data.images import EXTENSIONS
+from alexnet_jax.errors import UserError
 
-PARQUET = '.parquet'
+PARQUET, TAR = '.parquet', '.tar'
+COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _DEPTH = 4  # folders in folders that are searched for packed files
 
 
@@ -27,6 +29,15 @@ def open_images(root: pathlib.Path, validation_fraction: float) -> Source:
     from alexnet_jax.data import parquet
 
     return parquet.open_parquet(root, _files(root, kind), validation_fraction)
+  if kind == TAR:
+    from alexnet_jax.data import shards
+
+    return shards.open_shards(root, _files(root, kind), validation_fraction)
+  if kind in COMPRESSED:
+    raise UserError(
+      f'{_files(root, kind)[0]} is compressed, so that no image can be found in it: unpack it to a'
+      ' .tar file first, for instance with gunzip'
+    )
   return image_folder.open_folder(root, validation_fraction)
 
 
@@ -56,7 +67,7 @@ def _packed_kind(root: pathlib.Path) -> str:
 
 
 def _kind(name: str) -> str:
-  return next((kind for kind in (PARQUET,) if name.lower().endswith(kind)), '')
+  return next((kind for kind in (PARQUET, TAR, *COMPRESSED) if name.lower().endswith(kind)), '')
 
 
 def _files(root: pathlib.Path, kind: str) -> list[pathlib.Path]:
