@@ -18,6 +18,7 @@ import shutil
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -219,11 +220,60 @@ def _store(file: str) -> Target:
   return Target(lambda: {file.name: good}, read)
 
 
+def _parquet() -> Target:
+  import pyarrow
+  from pyarrow import parquet as writer
+
+  from alexnet_jax.data import parquet
+
+  def samples():
+    images = [{'bytes': bytes([n]) * 300, 'path': f'{n}.png'} for n in range(40)]
+    made = {}
+    for compression in ('snappy', 'none'):
+      for labels in ([0, 1] * 20, ['a', 'b'] * 20):
+        table = pyarrow.table({'image': images, 'label': labels})
+        file = io.BytesIO()
+        writer.write_table(table, file, row_group_size=16, compression=compression)
+        made[f'{compression} {labels[0]!r}'] = file.getvalue()
+    return made
+
+  def read(path):
+    source = parquet.open_parquet(path, [path], 0.25)
+    for _ in source.train.images.stream(0):
+      pass
+
+  return Target(samples, read)
+
+
+def _shards() -> Target:
+  from alexnet_jax.data import shards
+
+  def samples():
+    made = {}
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+      file = io.BytesIO()
+      with tarfile.open(fileobj=file, mode='w', format=kind) as tar:
+        for n in range(8):
+          tiny_data.add_to_archive(tar, f'{"deep/" * 20}{n}.png', bytes([n]) * 700)
+          tiny_data.add_to_archive(tar, f'{"deep/" * 20}{n}.json', b'{"label": %d}' % (n % 2))
+      made[f'tar {kind}'] = file.getvalue()
+    return made
+
+  def read(path):
+    source = shards.open_shards(path, [path], 0.25)
+    for index in range(len(source.train)):
+      source.train[index]
+
+  return Target(samples, read)
+
+
 TARGETS = {
   'weights': _weights,
   'images': _images,
   'store': lambda: _store('meta.json'),
   'labels': lambda: _store('train/labels.npy'),
+  'parquet': _parquet,
+  'shards': _shards,
 }
 
 

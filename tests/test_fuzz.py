@@ -12,8 +12,8 @@ from alexnet_jax.errors import UserError
 @pytest.mark.skipif(sys.platform != 'linux', reason='limits memory as Linux does')
 @pytest.mark.parametrize('name', fuzz.TARGETS)
 def test_damaged_files(name, tmp_path):
-  if name == 'weights':
-    pytest.importorskip('torch')
+  if name in (needed := {'weights': 'torch', 'parquet': 'pyarrow'}):
+    pytest.importorskip(needed[name])
   outcomes = fuzz.run(fuzz.TARGETS[name](), tries=400, seed=1, folder=tmp_path)
   assert outcomes['refused'] > 100 and outcomes['read'] > 5, outcomes
 

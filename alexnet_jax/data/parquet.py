@@ -209,7 +209,7 @@ def _opened(path: str | pathlib.Path) -> Iterator[Any]:
   try:
     with arrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
       yield file
-  except (OSError, arrow.ArrowException) as error:
+  except (OSError, ValueError, arrow.ArrowException) as error:  # also of text and sizes
     raise UserError(
       f'{path} is cut short, damaged, or no parquet file ({" ".join(str(error).split())[:200]}):'
       ' fetch it again'

@@ -145,10 +145,10 @@ def _members(path: pathlib.Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         end = member.offset_data + member.size if member.isreg() else member.offset_data
         if member.isreg() and not member.issparse():
           is_label = member.name.lower().endswith(_LABELS) and member.size <= _MOST_LABEL_BYTES
-          yield (
-            member,
-            os.pread(file.fileno(), member.size, member.offset_data) if is_label else b'',
-          )
+          content = os.pread(file.fileno(), member.size, member.offset_data) if is_label else b''
+          if is_label and len(content) != member.size:
+            raise tarfile.ReadError('unexpected end of data')
+          yield member, content
       # tarfile takes the end of a file, and what is no header, for the end of the archive.
       file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
       if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
