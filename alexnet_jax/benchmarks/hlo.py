@@ -104,23 +104,29 @@ class Program:
         parsed = Instruction(name, opcode, result, operands.removesuffix(')'), attributes)
         self.computations.setdefault(current, []).append(parsed)
 
-  def executed(self, name: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
-    """Yields each instruction that is run and how often, in order; all branches of a conditional.
+  def executed(
+    self, name: str | None = None, times: int = 1, scope: str = ''
+  ) -> Iterator[tuple[Instruction, int, str]]:
+    """Yields each instruction that is run, how often, and its scope, in their order.
 
-    What is inside a fusion is part of it. Loops of which it cannot be told count once.
+    What is inside a fusion is part of it. Of a conditional all branches count, and loops of which
+    it cannot be told how often they come round count once. What has no scope of its own, such as
+    what the compiler has made, has that of the last operation fused in it or of the loop around.
     """
-    for instruction in self.computations.get(self.entry if name is None else name, []):
-      yield instruction, times
+    for instruction in self._body(self.entry if name is None else name):
+      fused = [i.scope for call in instruction.called('calls') for i in self._body(call)]
+      own = instruction.scope or next(filter(None, reversed(fused)), scope)
+      yield instruction, times, own
       if instruction.opcode == 'while':
         trips = self.trips(instruction)
         if trips is None:
           self.unknown_loops.add(instruction.name)
         for body in instruction.called('body'):
-          yield from self.executed(body, times * (1 if trips is None else trips))
+          yield from self.executed(body, times * (1 if trips is None else trips), own)
       elif instruction.opcode in ('call', 'conditional'):
         branches = ('to_apply', 'branch_computations', 'true_computation', 'false_computation')
         for branch in instruction.called(*branches):
-          yield from self.executed(branch, times)
+          yield from self.executed(branch, times, own)
 
   def trips(self, loop: Instruction) -> int | None:
     """How often a loop comes round that counts up by one, as JAX's do; None if it is another."""
@@ -146,11 +152,6 @@ class Program:
     while value is not None and value.opcode in ('copy', 'bitcast'):
       value = before.get(value.operand_names[0])
     return int(value.operands) if value and re.fullmatch(r'constant -?\d+', _words(value)) else 0
-
-  def scope(self, instruction: Instruction) -> str:
-    """The instruction's scope; of a fusion without, the last one in it; '' if there is none."""
-    within = [i.scope for name in instruction.called('calls') for i in self._body(name) if i.scope]
-    return instruction.scope or (within[-1] if within else '')
 
   def moved_bytes(self, instruction: Instruction) -> int:
     """Bytes of the arrays that an instruction reads and writes; of slices, of the slice alone."""
@@ -184,7 +185,7 @@ class Program:
 
 def collectives(program: Program) -> Iterator[tuple[str, int]]:
   """Name and bytes of the result of each collective operation, as often as it is run."""
-  for instruction, times in program.executed():
+  for instruction, times, _ in program.executed():
     if instruction.collective:
       for _ in range(times):
         yield instruction.collective, array_bytes(instruction.result)

@@ -247,7 +247,7 @@ def estimate(program: Program, names: list[str], chip: chips.Chip, devices: int)
   missing: dict[str, dict[str, int]] = {}
   begun: dict[str, int] = {}  # asynchronous collectives, and the cycles up to them
   total, exposed = 0, 0.0
-  for instruction, times in program.executed():
+  for instruction, times, scope in program.executed():
     each = instruction.estimated_cycles
     if instruction.is_free:
       begun[instruction.name] = total
@@ -269,7 +269,6 @@ def estimate(program: Program, names: list[str], chip: chips.Chip, devices: int)
       start = begun.get(instruction.operand_names[0], total) if instruction.operand_names else total
       hidden = (total - start) * ('-done' in instruction.opcode) + each * times
       exposed += max(0.0, times * size * share / (2 * chip.link_rate) - hidden / chip.clock)
-    scope = program.scope(instruction)
     words = re.findall(r'[\w.\-]+', scope)
     layer = next((word for word in words if word in cycles), 'other')
     layer = 'collectives' if instruction.collective else layer

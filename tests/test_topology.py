@@ -1,0 +1,229 @@
+"""Compiled programs as text, and the step compiled for TPUs that are not here.
+
+What needs the TPU's compiler skips where libtpu is not installed; no TPU is needed.
+"""
+
+import importlib.util
+import json
+import math
+
+import pytest
+from helpers.commands import error_line, get_config, run
+
+from alexnet_jax.benchmarks import chips, topology
+from alexnet_jax.benchmarks.hlo import Program, collectives
+from alexnet_jax.model import layers, nets
+
+# As libtpu 0.0.42 writes it for a v5e, but shorter: a fusion, a loop of three with another of two
+# in it, an all-reduce, a copy beside it, and operations without an estimate.
+STORED = """
+HloModule jit__fun, is_scheduled=true
+
+%fused.1 (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %exp.1 = f32[8,128]{1,0:T(8,128)} exponential(%p), metadata={op_name="jit(f)/views/exp"}
+}
+
+%inner_condition (a: (s32[], f32[8,128])) -> pred[] {
+  %two = s32[]{:T(128)} constant(2)
+  %a = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%a), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %two), direction=LT
+}
+
+%inner_body (b: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %b = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%b), index=1
+  %slow = f32[8,128]{1,0:T(8,128)} fusion(%y), kind=kLoop, calls=%fused.2, \
+backend_config={"window_config":{"estimated_cycles":"7"}}
+  ROOT %t2 = (s32[], f32[8,128]) tuple(%i2, %slow)
+}
+
+%condition (c: (s32[], f32[8,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %c = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %less = pred[]{:T(512)} compare(%j, %limit), direction=LT
+}
+
+%body (d: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %d = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%d), index=1
+  %product = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kOutput, calls=%fused.3, \
+metadata={op_name="jit(f)/transpose(jvp(AlexNet))/conv1/dot"}, \
+backend_config={"window_config":{"estimated_cycles":"100"}}
+  %zero = s32[]{:T(128)} constant(0)
+  %within = (s32[], f32[8,128]) tuple(%zero, %product)
+  %loop.2 = (s32[], f32[8,128]) while(%within), condition=%inner_condition, body=%inner_body, \
+metadata={op_name="jit(f)/jvp(AlexNet)/pool1/while"}
+  ROOT %t = (s32[], f32[8,128]) tuple(%j2, %x2)
+}
+
+ENTRY %main (q: f32[8,128]) -> f32[8,128] {
+  %q = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %copy-start.1 = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128], u32[]) copy-start(%q)
+  %nameless = f32[8,128]{1,0:T(8,128)} fusion(%q), kind=kLoop, calls=%fused.1, \
+backend_config={"window_config":{"estimated_cycles":"1000"}}
+  %one = s32[]{:T(128)} constant(1)
+  %first = s32[]{:T(128)} copy(%one)
+  %start = (s32[], f32[8,128]) tuple(%first, %nameless)
+  %loop.1 = (s32[], f32[8,128]) while(%start), condition=%condition, body=%body
+  %dense = f32[8192,8192]{1,0} custom-call(%left, %right), custom_call_target="other", \
+metadata={op_name="jit(f)/jvp(AlexNet)/fc1/dot"}
+  %left = f32[8192,4096]{1,0} parameter(1)
+  %all-reduce.1 = (f32[]{:T(128)}, f32[1000,1000]{1,0:T(8,128)S(1)}, /*index=2*/bf16[500]{0}) \
+all-reduce(%n, %g, /*index=2*/%h), replica_groups={{0,1,2,3}}, to_apply=%add, \
+metadata={op_name="jit(f)/update/psum"}
+  ROOT %copy-done.1 = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+}
+"""
+SENT = 4 * 1000**2 + 2 * 500
+CHIP = chips.TPUS['v5e']
+
+
+def found():
+  return topology.estimate(Program(STORED), ['conv1', 'pool1', 'fc1'], CHIP, devices=4)
+
+
+def test_loops_count_as_often_as_they_come_round():
+  cycles = found()['layers']
+  assert cycles['views']['forward'] == 1000  # by what is fused in it
+  assert cycles['conv1'] == {'forward': 0, 'backward': 3 * 100}  # from 1 to 4
+  assert cycles['pool1'] == {'forward': 3 * 2 * 7, 'backward': 0}  # by the loop around it
+
+
+def test_operations_without_an_estimate_count_by_their_bytes():
+  report, a_second = found(), CHIP.clock
+  dense, reduced = 4 * (8192**2 + 8192 * 4096), SENT
+  expected = [math.ceil(size / CHIP.bandwidth * a_second) for size in (dense, reduced)]
+  assert report['without_estimate'] == {
+    'custom-call': {'count': 1, 'cycles': expected[0]},
+    'all-reduce': {'count': 1, 'cycles': expected[1]},
+  }
+  assert report['layers']['fc1']['forward'] == expected[0]
+  assert report['estimated_cycles'] == 1000 + 300 + 42 + sum(expected)
+  assert report['estimated_cycles'] == sum(sum(c.values()) for c in report['layers'].values())
+
+
+def test_products_count_by_their_operations_where_that_is_more():
+  """2 * 8192^3 operations at 197 TFLOP/s are 5.6 ms, their bytes at 819 GB/s 1 ms."""
+  square = 'f32[8192,8192]{1,0}'
+  text = f"""
+  %a = {square} parameter(0)
+  %dot = {square} dot(%a, %a), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  %k = bf16[5,5,48,256]{{3,2,1,0}} parameter(1)
+  %conv = bf16[512,27,27,256]{{3,2,1,0}} convolution(%images, %k), dim_labels=b01f_01io->b01f
+  """
+  program = Program(text)
+  flops = {i.name: program.flops(i) for i, _, _ in program.executed()}
+  assert flops['dot'] == 2 * 8192**3
+  assert flops['conv'] == 2 * 512 * 27 * 27 * 256 * 5 * 5 * 48
+  report = topology.estimate(program, [], CHIP, 1)
+  assert report['estimated_seconds'] == pytest.approx(sum(flops.values()) / CHIP.peak, rel=1e-6)
+
+
+def test_collectives_take_time_beyond_their_memory_traffic():
+  report = found()
+  assert report['collectives'] == [{'operation': 'all-reduce', 'count': 1, 'bytes': SENT}]
+  sending = 1.5 * SENT / (2 * CHIP.link_rate)  # each of 4 sends 2 * 3/4 of it, by two ports
+  in_cycles = report['without_estimate']['all-reduce']['cycles'] / CHIP.clock
+  assert report['collective_seconds'] == pytest.approx(sending - in_cycles)
+  assert report['estimated_seconds'] == pytest.approx(
+    report['estimated_cycles'] / CHIP.clock + report['collective_seconds']
+  )
+
+
+def test_a_collective_beside_computation_is_hidden_by_it():
+  def exposed(cycles):
+    text = f"""
+    %start = f32[250000]{{0}} all-reduce-start(%x), to_apply=%add
+    %f = f32[1]{{0}} fusion(%y), calls=%g, backend_config={{"estimated_cycles":"{cycles}"}}
+    %done = f32[250000]{{0}} all-reduce-done(%start)
+    """
+    assert list(collectives(Program(text))) == [('all-reduce', 10**6)]
+    return topology.estimate(Program(text), [], CHIP, 2)['collective_seconds']
+
+  assert exposed(10**6) == 0
+  assert exposed(1000) == pytest.approx(exposed(0) - 1000 / CHIP.clock)
+
+
+def test_a_loop_whose_trips_are_not_known_is_named():
+  assert Program(STORED).trips(Program(STORED).computations['main'][6]) == 3
+  report = topology.estimate(Program(STORED.replace('constant(4)', 'parameter(1)')), [], CHIP, 4)
+  assert report['unknown_loops'] == ['loop.1']
+
+
+def test_a_step_that_fits_needs_no_search_and_one_that_does_not_ends_at_the_largest_tried():
+  config = get_config('digits')
+  limit, per_image = 16 * 2**30, 10**7
+  tried = []
+
+  def compiled(batch_size):
+    tried.append(batch_size)
+    taken = 10**9 + batch_size // 8 * per_image
+    return {
+      'batch_size': batch_size,
+      'devices': 8,
+      'memory_bytes': taken,
+      'memory_limit': limit,
+      'fits': taken <= limit,
+    }
+
+  best = topology._largest_that_fits(config, compiled(8 * 4096), compiled)
+  most = (limit - 10**9) // per_image * 8
+  assert 0.9 * most < best <= most and best in tried and len(tried) <= 5
+
+
+@pytest.mark.parametrize(
+  'words, message',
+  [
+    (['--topology=v5e:2x4'], '--topology=v5e:2x4 does nothing without --dry_run: add it'),
+    (['--json=-'], '--json=- does nothing without --topology'),
+    (['--dry_run', '--topology=v6:2x4'], '--topology=v6:2x4: did you mean v6e?'),
+    (['--dry_run', '--topology=v5e'], 'with their number along each axis, such as v5e:2x4'),
+  ],
+)
+def test_a_wrong_flag_is_one_line(words, message):
+  done = run('alexnet_jax.main', '--config=digits', *words)
+  assert message in error_line(done) and done.stdout == ''
+
+
+def test_without_the_compiler_the_error_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(topology.UserError, match=r"pip install 'jax\[tpu\]'"):
+    topology.check('v5e:2x4')
+
+
+# By the TPU's compiler.
+
+
+def compiled(*words):
+  """What `main --topology=v5e:2x2 --json=-` prints, alone on its standard output."""
+  pytest.importorskip('libtpu', reason="the TPU's compiler: pip install 'jax[tpu]'")
+  flags = ('--config=digits', '--dry_run', '--topology=v5e:2x2', '--json=-')
+  done = run('alexnet_jax.main', *flags, *words)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_small_step_compiled_for_a_tpu():
+  """One all-reduce of all gradients, no all-gather, and no more memory than the plan says."""
+  config, table = get_config('digits'), nets.digits(10)
+  report = compiled()
+  parameters = layers.count_parameters(table, (28, 28, 3))
+  assert report['collectives'] == [{'operation': 'all-reduce', 'count': 1, 'bytes': 4 * parameters}]
+  units = sum(math.prod(outputs) for _, _, outputs in layers.walk(table, (28, 28, 3)))
+  images = config.batch_size // 4
+  planned = 3 * 4 * parameters + images * (4 * units + 32 * 32 * 3 * 128 // 3)  # channels padded
+  assert report['fits'] and 2 * 4 * parameters < report['memory_bytes'] <= planned
+  assert isinstance(report['estimated_cycles'], int) and report['unknown_loops'] == []
+  assert report['estimated_cycles'] == sum(sum(c.values()) for c in report['layers'].values())
+  assert report['estimated_cycles'] >= report['arithmetic_cycles']
+  for name in ('conv1', 'norm1', 'pool1'):
+    assert min(report['layers'][name].values()) > 0
+  # Parts of a batch in a loop, one after another, cost no less than the whole at once.
+  in_parts = compiled('--config.grad_accum_steps=4')
+  assert in_parts['estimated_cycles'] >= report['estimated_cycles']
+  # In float32 a CPU with AVX-512 would convolve by oneDNN: nothing of it is in the TPU's program.
+  assert 'custom-call' not in report['without_estimate']
