@@ -14,14 +14,18 @@ checkpoint: how long a save holds training up, and how long it and a restore tak
 startup: from the command to the first finished step, without and with programs compiled before.
 communication: bytes that a device sends in a step with and without --config.model.shard_dense,
 counted in the program compiled for 8 virtual devices and by formula up to 1,024; nothing is timed.
+compile: a training step compiled for --topology by the TPU's compiler, which needs no TPU: memory,
+collectives and its estimate of cycles by layer.
 prepare: --images (2000 if not given) of the photos of --photos to a finished store, on all cores.
-all: all of these, which is also what no word means; prepare only if there are photos.
+all: all of these, which is also what no word means; prepare only if there are photos, compile only
+if libtpu is installed.
 
 Without --config they take configs/imagenet.py, step and startup others too.  Contestants take
 turns, each in a process of its own.  Goals, and how each is measured: docs/performance.md.
 """
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +42,7 @@ from alexnet_jax.terminal import did_you_mean
 if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
   from alexnet_jax.benchmarks.race import Result
 
-_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'prepare')
+_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'compile', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
 _IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
@@ -47,6 +51,7 @@ _DEFAULTS = {
   'checkpoint': ((_IMAGENET, 32),),
   'startup': (('configs/digits.py', None), ('configs/cifar10.py:18pct', None), (_IMAGENET, None)),
   'communication': ((_IMAGENET, 32),),
+  'compile': ((_IMAGENET, 1024),),
 }
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
@@ -67,6 +72,10 @@ _TURN_SECONDS = flags.DEFINE_float(
 )
 _IMAGES = flags.DEFINE_integer('images', None, 'Images of feed and of prepare.', lower_bound=10)
 _PHOTOS = flags.DEFINE_string('photos', None, 'Folder of photos for the prepare benchmark.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPUs for the compile benchmark.')
+_TOPOLOGY_TIMEOUT = flags.DEFINE_float(
+  'topology_timeout', 1200.0, 'Seconds that a compilation for --topology may take.', lower_bound=1.0
+)
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
 _PYTHON = flags.DEFINE_multi_string(
   'python', [], 'Another interpreter to take our training step in too; may be repeated.'
@@ -99,9 +108,14 @@ def _targets(words: list[str]) -> list[str]:
   _check_words('', words, (*_TARGETS, 'all'))
   if words and 'all' not in words:
     return [target for target in _TARGETS if target in words]
+  absent = {}
   if not _PHOTOS.value:
-    print('prepare is not measured: it needs --photos=FOLDER', file=sys.stderr)
-  return [target for target in _TARGETS if target != 'prepare' or _PHOTOS.value]
+    absent['prepare'] = 'it needs --photos=FOLDER'
+  if importlib.util.find_spec('libtpu') is None:
+    absent['compile'] = "it needs the TPU's compiler: pip install 'jax[tpu]'"
+  for target, reason in absent.items():
+    print(f'{target} is not measured: {reason}', file=sys.stderr)
+  return [target for target in _TARGETS if target not in absent]
 
 
 def _measure(targets: list[str]) -> Iterator['Result']:
@@ -115,6 +129,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     time_prepare,
     time_startup,
     time_step,
+    topology,
   )
 
   known = time_step.PEERS | time_loop.PEERS | time_feed.PEERS
@@ -125,6 +140,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     'checkpoint': time_checkpoint.measure_checkpoint,
     'startup': time_startup.measure_startup,
     'communication': compiled.count_communication,
+    'compile': topology.estimate_step,
   }
   for target in targets:
     options = race.Options(
@@ -134,6 +150,8 @@ def _measure(targets: list[str]) -> Iterator['Result']:
       pythons=_PYTHON.value,
       profile=Path(_PROFILE.value) if _PROFILE.value else None,
       images=_IMAGES.value,
+      topology=_TOPOLOGY.value,
+      topology_timeout=_TOPOLOGY_TIMEOUT.value,
     )
     if target in of_configs:
       for name, config in _configs(target):

@@ -21,7 +21,8 @@ SENT_PER_BYTE = {
 # Bits of an element, by the name of its type; those with a width in their name need no entry.
 _BITS = {'pred': 8, 'token': 0, 'opaque': 0}
 _COLLECTIVES = ('all-', 'reduce-scatter', 'collective-', 'ragged-')
-# They neither compute nor move anything.
+# They neither compute nor move anything, nor do a TPU's custom calls `AllocateBuffer` (memory for
+# the result of a loop) and `ConcatBitcast` (slices that were copied side by side, seen as one).
 _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota'
   ' opt-barrier while call conditional'.split()
@@ -71,8 +72,12 @@ class Instruction:
   def is_free(self) -> bool:
     """Whether it takes no time, or runs beside others, as copies between memories do."""
     asynchronous = self.opcode.endswith(('-start', '-done', '-update'))
-    allocates = self.opcode == 'custom-call' and not self.operand_names
-    return self.opcode in _FREE or allocates or (asynchronous and not self.collective)
+    named = 'AllocateBuffer' in self.attributes or 'ConcatBitcast' in self.attributes
+    return (
+      self.opcode in _FREE
+      or (self.opcode == 'custom-call' and named)
+      or (asynchronous and not self.collective)
+    )
 
   def called(self, *attributes: str) -> list[str]:
     """Names of the computations in attributes such as 'body'."""

@@ -26,6 +26,7 @@ class Options:
     pythons: other interpreters to run our training step in.
     profile: folder for traces; None for none.
     images: how many to feed or to prepare; None for the benchmark's own number.
+    topology, topology_timeout: what to compile for, and seconds that a compilation may take.
   """
 
   rounds: int
@@ -34,6 +35,8 @@ class Options:
   pythons: Sequence[str] = ()
   profile: Path | None = None
   images: int | None = None
+  topology: str = 'v5e:2x4'
+  topology_timeout: float = 1200.0
 
   def wanted(self, peers: dict[str, Contestant]) -> dict[str, Contestant]:
     return {name: peers[name] for name in peers if self.peers is None or name in self.peers}
