@@ -59,14 +59,16 @@ def main(words: list[str]) -> None:
 
   path = Path(_WORKDIR.value or _WEIGHTS.value or '')
   weights = load(path, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
-  training = find_training_images(path, _TRAINING_IMAGES.value) if _WORKDIR.value else None
+  training = None
+  if _WORKDIR.value:
+    training = find_training_images(weights, path, _TRAINING_IMAGES.value)
   with Console().count('photos', len(photos)) as advance:
     found, unreadable = observe(weights, photos, training, advance)
   for each in unreadable:
     print(f'{each.name} cannot be read: {each.error}', file=sys.stderr)
   if not found:
     raise UserError(f'none of {len(photos)} photos can be read')
-  text = page.page(weights, found, cli.command_line())
+  text = page.page(weights, found, len(training.images) if training else 0, cli.command_line())
   try:
     files.write(_OUT.value, text)
   except OSError as error:

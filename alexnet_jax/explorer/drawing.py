@@ -5,8 +5,8 @@ import math
 
 from alexnet_jax.model import layers
 
-WIDTH, MIDDLE = 380, 190  # of the picture, in its own units
-_WIDEST = 130  # the input's box
+WIDTH, MIDDLE = 300, 150  # of the picture, in its own units
+_WIDEST = 90  # the input's box
 _GAP, _STEP = 6, 28  # between towers, and from row to row
 _TOP = 4
 
@@ -105,7 +105,7 @@ def _note(row: layers.Row) -> str:
   """What a row does, in a few words."""
   match row:
     case layers.Local():
-      return f'{row.kernel}×{row.kernel}, weights of each place'
+      return f'{row.kernel}×{row.kernel}, not shared'
     case layers.Conv():
       return f'{row.kernel}×{row.kernel}' + f', stride {row.stride}' * (row.stride > 1)
     case layers.AvgPool():

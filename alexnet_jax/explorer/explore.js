@@ -1,11 +1,14 @@
 'use strict';
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// One photo at a time.
+// One photo at a time; browsers keep a choice when a page is loaded again.
 for (const radio of all('input[name=photo]')) {
-  radio.addEventListener('change', () => {
+  const show = () => {
+    if (!radio.checked) return;
     for (const part of all('.of-photo')) part.hidden = part.dataset.photo !== radio.value;
-  });
+  };
+  radio.addEventListener('change', show);
+  show();
 }
 
 // A view: its frame on the photo.
@@ -21,4 +24,58 @@ for (const part of all('#guess .of-photo')) {
       frame.setAttribute('y', button.dataset.y);
     });
   }
+}
+
+// Occlusion: the gray square goes where one points, touches, or moves it by arrow keys.
+const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+for (const part of all('#occlusion .of-photo')) {
+  const cells = all('.cell', part);
+  const side = Math.sqrt(cells.length);
+  const cover = part.querySelector('.cover');
+  const picture = part.querySelector('.square');
+  let chosen = (cells.length - 1) / 2; // the middle
+  const choose = (number) => {
+    chosen = number;
+    const { square, text } = cells[number].dataset;
+    const numbers = square.split(' ');
+    ['x', 'y', 'width', 'height'].forEach((name, i) => cover.setAttribute(name, numbers[i]));
+    cover.removeAttribute('hidden');
+    part.querySelector('output').textContent = `Covered here: ${text}`;
+  };
+  cells.forEach((cell, number) => {
+    cell.addEventListener('pointerenter', () => choose(number));
+    cell.addEventListener('pointerdown', () => choose(number));
+  });
+  picture.addEventListener('pointerleave', () => cover.setAttribute('hidden', ''));
+  picture.addEventListener('keydown', (event) => {
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const inside = (place) => Math.min(Math.max(place, 0), side - 1);
+    const [right, down] = cover.hasAttribute('hidden') ? [0, 0] : moves[event.key];
+    choose(inside(Math.floor(chosen / side) + down) * side + inside((chosen % side) + right));
+  });
+}
+
+// A layer of the picture: its maps.
+for (const link of all('.net a')) {
+  link.addEventListener('click', (event) => {
+    event.preventDefault();
+    const layers = all(`.layer[data-layer="${CSS.escape(link.dataset.layer)}"]`);
+    layers.find((layer) => layer.offsetParent).scrollIntoView();
+  });
+}
+
+// A step: which, and how much of it.
+for (const part of all('#steps .of-photo')) {
+  const select = part.querySelector('select');
+  const show = () => {
+    for (const step of all('.step', part)) step.hidden = step.dataset.step !== select.value;
+  };
+  select.addEventListener('change', show);
+  show(); // browsers keep a choice when a page is loaded again
+}
+for (const slider of all('.slider')) {
+  const cut = () => slider.previousElementSibling.style.setProperty('--cut', `${slider.value}%`);
+  slider.addEventListener('input', cut);
+  cut();
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from alexnet_jax.explorer import drawing, pictures
 from alexnet_jax.explorer.observation import CELLS, Observation, occluder, views_of
-from alexnet_jax.model import layers
+from alexnet_jax.model import layers, nets
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.results import html_page
 from alexnet_jax.results.figures import drawable
@@ -30,19 +30,22 @@ _STEPS = {
 }
 
 
-def page(weights: Pretrained, observations: Sequence[Observation], command: str) -> str:
+def page(
+  weights: Pretrained, observations: Sequence[Observation], training: int, command: str
+) -> str:
   """The page as HTML.
 
   Args:
     weights: the net.
     observations: of the photos, one at least.
+    training: among how many training images the neighbors were looked for.
     command: how the page was asked for, shown on it.
   """
   crop = weights.preprocessing.crop
   boxes = drawing.draw(weights.table, (crop, crop, 3))
   return html_page.render(
     'explorer/explore.html.j2',
-    title=f'A look inside {weights.net}',
+    title=f'A look inside {nets.title(weights)}',
     source=drawable(weights.source),
     command=drawable(command),
     crop=crop,
@@ -54,6 +57,7 @@ def page(weights: Pretrained, observations: Sequence[Observation], command: str)
     macs=f'{layers.count_macs(weights.table, (crop, crop, 3)):,}',
     kernels=_kernels(weights),
     cells=CELLS,
+    training=training,
     last_hidden=_last_hidden(weights),
     photos=[_photo(weights, each) for each in observations],
   )
@@ -61,7 +65,8 @@ def page(weights: Pretrained, observations: Sequence[Observation], command: str)
 
 def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
   """The texts and pictures of one photo."""
-  prediction = seen.prediction
+  prediction, table = seen.prediction, weights.table
+  names = {table[-1].name: weights.classes}
   return {
     'name': drawable(Path(prediction.name).name),
     'true_class': drawable(prediction.true_class),
@@ -70,8 +75,8 @@ def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
     'mean_bars': _mean_bars(weights, seen),
     'views': [_bars(weights, *_best(view, 1), prediction.true_label)[0] for view in seen.views],
     'occlusion': _occlusion(weights, seen),
-    'layers': [_layer(row, seen.outputs[row.name]) for row in weights.table],
-    'steps': _steps(weights.table, seen.outputs),
+    'layers': [_layer(row.name, seen.outputs[row.name], names.get(row.name)) for row in table],
+    'steps': _steps(table, seen.outputs),
     'neighbors': [
       {'distance': f'{distance:.4g}', 'class': drawable(name), 'pixels': _thumbnail(image)}
       for distance, image, name in seen.neighbors
@@ -129,12 +134,13 @@ def _occlusion(weights: Pretrained, seen: Observation) -> dict[str, Any]:
     for column in range(CELLS):
       top, left, bottom, right = occluder(row, column, crop)
       change = float(changes[row, column])
+      points = _signed(f'{100 * change:+.2f}')
       cells.append(
         {
           'square': f'{left} {top} {right - left} {bottom - top}',
           'falls': change < 0,
           'opacity': f'{0.85 * abs(change) / largest:.2f}',
-          'text': f'{seen.occlusion[row, column]:.2%} {name}, {100 * change:+.2f} points',
+          'text': f'{seen.occlusion[row, column]:.2%} {name}, {points} points',
         }
       )
   lowest = int(seen.occlusion.argmin())
@@ -147,16 +153,17 @@ def strongest(outputs: np.ndarray, count: int) -> np.ndarray:
   return np.argsort(-largest, kind='stable')[:count]
 
 
-def _layer(row: layers.Row, outputs: np.ndarray) -> dict[str, Any]:
-  """A row's output: its strongest maps, or all its values where it has no maps."""
+def _layer(name: str, outputs: np.ndarray, channel_names: Sequence[str] | None) -> dict[str, Any]:
+  """A layer's output: its strongest maps, or all its values where it has no maps."""
   channels = strongest(outputs, MAPS)
   is_maps = outputs.ndim == 3
+  names = channel_names or range(outputs.shape[-1])
   return {
-    'name': row.name,
+    'name': name,
     'shape': '×'.join(map(str, outputs.shape)),
     'maps': is_maps,
     'strip': pictures.strip(outputs[..., channels]) if is_maps else pictures.vector(outputs),
-    'channels': [(int(c), _number(outputs[..., c].max())) for c in channels],
+    'channels': [(drawable(str(names[c])), _number(outputs[..., c].max())) for c in channels],
     'active': f'{(outputs > 0).mean():.0%}',
   }
 
@@ -208,4 +215,8 @@ def _last_hidden(weights: Pretrained) -> str:
 
 
 def _number(value: float) -> str:
-  return f'{value:.4g}'.replace('-', '−')
+  return _signed(f'{value:.4g}')
+
+
+def _signed(number: str) -> str:
+  return number.replace('-', '−')

@@ -41,15 +41,16 @@ def vector(values: np.ndarray) -> str:
 
 
 def kernels(weights: np.ndarray, columns: int) -> str:
-  """Kernels (h, w, 3, n) in rows; zero is mid-gray, each scaled by its largest absolute weight."""
+  """Kernels (h, w, 3, n) in rows, a pixel apart; each as by `results.figures.filter_grid`."""
   height, width, _, count = weights.shape
   largest = np.abs(weights).max(axis=(0, 1, 2), keepdims=True)
   tiles = np.rint(127.5 + 127.5 * weights / np.where(largest > 0, largest, 1)).astype(np.uint8)
   rows = -(-count // columns)
-  sheet = np.full((rows * height, columns * width, 3), 127, np.uint8)
+  sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), np.uint8)
   for k in range(count):
-    y, x = (k // columns) * height, (k % columns) * width
-    sheet[y : y + height, x : x + width] = tiles[..., k]
+    y, x = k // columns * (height + 1), k % columns * (width + 1)
+    sheet[y : y + height, x : x + width, :3] = tiles[..., k]
+    sheet[y : y + height, x : x + width, 3] = 255  # opaque
   return _encoded(Image.fromarray(sheet), 'png')
 
 

@@ -6,14 +6,15 @@ import numpy as np
 
 from alexnet_jax.data import preparation, store
 from alexnet_jax.explorer.observation import TrainingImages
+from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.run.claim import read_run_config
 
 
-def find_training_images(workdir: Path, count: int) -> TrainingImages | None:
+def find_training_images(weights: Pretrained, workdir: Path, count: int) -> TrainingImages | None:
   """The first `count` training images of a run, a random subset; nothing is prepared for it.
 
   Returns:
-    None if `count` is 0, or the store is gone.
+    None if `count` is 0, or the store is gone or has another number of classes than the net.
 
   Raises:
     UserError: the store is damaged.
@@ -26,6 +27,8 @@ def find_training_images(workdir: Path, count: int) -> TrainingImages | None:
     found = preparation.prepare_store(config)
   else:
     found = store.open_store(preparation.store_path(config))
+  if len(found.classes) != len(weights.classes):
+    return None
   split = found.train.first(count)
-  names = [found.class_names[label] for label in split.labels]
+  names = [weights.classes[label] for label in split.labels]
   return TrainingImages(np.asarray(split.images), names)
