@@ -4,7 +4,7 @@
   python -m alexnet_jax.convert runs/imagenet alexnet.stablehlo
 
 SRC, by its content: torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet
-(.caffemodel, .npy), our .npz, or the folder of a run.  DST, by its suffix:
+(.caffemodel, .npy), either as .onnx, our .npz, or the folder of a run.  DST, by its suffix:
 
   .npz           all of it: weights, net, classes, preprocessing
   .pth           the state dict of torchvision's alexnet, for torch.load; net owt only

@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import random
 import re
@@ -164,7 +165,13 @@ def _weights() -> Target:
       file.write(files.torch_file(state))
       file.flush()
       ours = npz.write(load.load(file.name))
+    onnx = {}
+    if importlib.util.find_spec('onnx'):
+      from helpers import onnx_files
+
+      onnx['onnx'] = onnx_files.zoo_model('caffe', caffe).SerializeToString()
     return {
+      **onnx,
       'zip of torch': files.torch_file(state),
       'pickles of torch': files.torch_file(state, legacy=True),
       'safetensors': files.safetensors_file(owt),

@@ -241,7 +241,6 @@ def test_other_files(small, read, tmp_path):
     (tar.getvalue(), 'or an archive: unpack it'),
     (zipped('a/alexnet.pth'), 'zip archive of a/alexnet.pth: unpack it'),
     (zipped('word/document.xml', zipfile.ZIP_DEFLATED), 'compressed.* of word/document.xml'),
-    (b'\x08\x07\x12\x07pytorch', 'it is ONNX: save the state_dict'),
     (b'\x89HDF\r\n\x1a\n' + bytes(100), 'it is HDF5'),
     (b'import torch\n', "a text that begins with 'import torch'"),
     (pickle.dumps({'conv1': 1}), 'not one of torch.save'),

@@ -201,10 +201,10 @@ def _layer(row: layers.Row, inputs: layers.Shape) -> Callable[..., torch.Tensor]
       # There is no padding to count, but by default torch.compile's gradient is wrong where a
       # window overhangs (pytorch/pytorch#198119).
       return lambda x: functional.avg_pool2d(
-        x, row.window, row.stride, ceil_mode=True, count_include_pad=False
+        x, row.window, row.stride, ceil_mode=row.ceil, count_include_pad=False
       )
     case layers.MaxPool():
-      return lambda x: functional.max_pool2d(x, row.window, row.stride, ceil_mode=True)
+      return lambda x: functional.max_pool2d(x, row.window, row.stride, ceil_mode=row.ceil)
     case layers.ResponseNorm():
       return _response_norm(row)
     case layers.SpatialNorm():

@@ -66,10 +66,11 @@ class AlexNet(nn.Module):
         return nn.relu(x)
       case layers.Tanh():
         return jnp.tanh(x.astype(jnp.float32)).astype(x.dtype)
-      case layers.AvgPool():
-        return avg_pool(x, row.window, row.stride)
       case layers.MaxPool():
-        return max_pool(x, row.window, row.stride)
+        pool = avg_pool if isinstance(row, layers.AvgPool) else max_pool
+        if not row.ceil:
+          x = x[:, : row.covered(x.shape[1]), : row.covered(x.shape[2])]
+        return pool(x, row.window, row.stride)
       case layers.ResponseNorm():
         return local_response_norm(
           x, size=row.size, alpha=row.alpha, beta=row.beta, k=row.k, groups=row.groups

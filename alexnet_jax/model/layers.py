@@ -118,14 +118,22 @@ class Tanh(Row):
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool(Row):
-  """Maximum over `window` x `window`, clipped at the edge; 3/2 is the paper's overlapping pool."""
+  """Maximum over `window` x `window`; 3/2 is the paper's overlapping pool.
+
+  With `ceil` the last window is clipped at the edge; else pixels that fill no window are left out.
+  """
 
   window: int = 3
   stride: int = 2
+  ceil: bool = True
+
+  def covered(self, size: int) -> int:
+    """How many of `size` pixels in a row are in a window."""
+    return size if self.ceil else size - (size - self.window) % self.stride
 
   def output_shape(self, shape: Shape) -> Shape:
     def outputs(size: int) -> int:
-      return math.ceil((size - self.window) / self.stride) + 1
+      return math.ceil((self.covered(size) - self.window) / self.stride) + 1
 
     return outputs(shape[0]), outputs(shape[1]), shape[2]
 

@@ -136,6 +136,27 @@ def caffenet(classes: int = 1000) -> layers.Table:
   )
 
 
+def caffe_onnx(classes: int = 1000) -> layers.Table:
+  """The ONNX model zoo's AlexNet: `caffe` for 224-pixel crops, with maps of 54, 26, 12 and 6.
+
+  The first two pools round down; onnx/models bvlcalexnet, with BVLC's weights.
+  """
+  return _two_pools_down(caffe(classes))
+
+
+def _two_pools_down(table: layers.Table) -> layers.Table:
+  """The last pool is padded below and beside there, which is rounding up."""
+  return tuple(
+    replace(row, ceil=False) if isinstance(row, MaxPool) and row.name != 'pool5' else row
+    for row in table
+  )
+
+
+def caffenet_onnx(classes: int = 1000) -> layers.Table:
+  """The ONNX model zoo's CaffeNet: `caffenet` as `caffe_onnx` is `caffe`."""
+  return _two_pools_down(caffenet(classes))
+
+
 def owt(classes: int = 1000) -> layers.Table:
   """torchvision's `alexnet`, after "One weird trick" (arXiv 1404.5997): one tower, no LRN.
 
@@ -337,6 +358,8 @@ NETS: dict[str, Callable[[int], layers.Table]] = {
     paper,
     caffe,
     caffenet,
+    caffe_onnx,
+    caffenet_onnx,
     owt,
     one_tower,
     conv6,

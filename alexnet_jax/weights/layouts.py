@@ -43,6 +43,7 @@ _TORCHVISION_NAMES = {
   for kind, their_kind in (('kernel', 'weight'), ('bias', 'bias'))
 }
 _CAFFE_NAMES = {name: name.removeprefix('params/') for name in _TORCHVISION_NAMES}
+_MAPS = ('conv1', 'pool1', 'pool2', 'pool5')  # rows whose sides say which geometry a net has
 _MAP = (6, 6)  # height and width of what the first dense layer, fc6, sees
 MAX_CLASSES = 1_000_000
 
@@ -66,6 +67,13 @@ _TORCHVISION = _published(
 _CAFFE = {
   net: _published(f'Caffe {name}', net, 'warp', 227, (122.679, 116.669, 104.007), np.ones(3))
   for net, name in {'caffe': 'bvlc_alexnet', 'caffenet': 'bvlc_reference_caffenet'}.items()
+}
+# The same weights on another geometry: center crop 224.
+_ONNX = {
+  f'{net}_onnx': dataclasses.replace(
+    published, source=f"the ONNX model zoo's {published.source}", net=f'{net}_onnx'
+  )
+  for net, published in _CAFFE.items()
 }
 
 
@@ -93,7 +101,27 @@ def from_caffe(arrays: Arrays, net: str, file: str) -> Pretrained:
   """
   if net not in _CAFFE:
     raise ValueError(f'its layers are named as in Caffe: the net is one of {", ".join(_CAFFE)}')
-  found = _with_arrays(_CAFFE[net], arrays, _CAFFE_NAMES, file)
+  return _in_rgb(_with_arrays(_CAFFE[net], arrays, _CAFFE_NAMES, file))
+
+
+def from_onnx(arrays: Arrays, net: str, crop: int, file: str) -> Pretrained:
+  """The net of arrays by '<layer>/kernel' and '<layer>/bias', whose input is BGR but for 'owt'.
+
+  Raises:
+    ValueError: an array is of another shape than in the net, or not of finite floats.
+  """
+  published = {'owt': _TORCHVISION, **_CAFFE, **_ONNX}[net]
+  preprocessing = dataclasses.replace(published.preprocessing, crop=crop)
+  published = dataclasses.replace(published, preprocessing=preprocessing)
+  table = nets.make_table(net, 2, crop)
+  sides = [s[0] for row, _, s in layers.walk(table, (crop, crop, 3)) if row.name in _MAPS]
+  geometry = f'views of {crop} and maps of {", ".join(map(str, sides))}'
+  found = _with_arrays(published, arrays, _CAFFE_NAMES, f'{file}, ONNX with {geometry}')
+  return found if net == 'owt' else _in_rgb(found)
+
+
+def _in_rgb(found: Pretrained) -> Pretrained:
+  """A net whose first kernel was for BGR."""
   conv1 = found.variables['params']['conv1']
   conv1['kernel'] = np.ascontiguousarray(conv1['kernel'][:, :, ::-1])
   return found

@@ -4,6 +4,7 @@
     safetensors                                        torchvision's alexnet
     protobuf NetParameter                              bvlc_alexnet, bvlc_reference_caffenet
     .npy with a dict of layers                         the same, as caffe-tensorflow wrote them
+    protobuf ModelProto, ONNX                          the model zoo's, or torch's of torchvision's
     zip with metadata.npy                              our own, see `npz`
     folder                                             a run
 
@@ -12,6 +13,7 @@ No code in a file is ever run.
 
 import dataclasses
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -25,7 +27,7 @@ MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints th
 _MAX_REASON = 400  # characters
 KNOWN = (
   "torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet (.caffemodel, .npy),"
-  ' our .npz, or the folder of a run'
+  ' these as ONNX, our .npz, or the folder of a run'
 )
 
 
@@ -57,7 +59,7 @@ def load(
   else:
     data = _bytes(path)
     try:
-      found = _read(data, net, path.name)
+      found = _read(data, net, path)
     except (ValueError, OverflowError) as error:
       # Names out of the file may hold line ends, or codes that a terminal obeys.
       reason = ''.join(c if c.isprintable() else '?' for c in str(error)[:_MAX_REASON])
@@ -82,7 +84,8 @@ def _bytes(path: Path) -> bytes:
     raise UserError(f'{path} cannot be read: {error.strerror}') from None
 
 
-def _read(data: bytes, net: str | None, name: str) -> Pretrained:
+def _read(data: bytes, net: str | None, path: Path) -> Pretrained:
+  name = path.name
   if data[:4] == b'PK\x03\x04':
     files = _zip_members(data)
     if 'metadata.npy' in files:
@@ -96,6 +99,8 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
     return layouts.from_torchvision(safetensors.read(data), name)
   if data[:6] == npy.MAGIC:
     return layouts.from_caffe(npy.read(data), net or 'caffe', name)
+  if re.match(rb'\x08[\x02-\x1f]', data):  # its version, where Caffe has a text
+    return _read_onnx(data, path)
   if what := describe_file(data):
     raise ValueError(f'it is {what}; wanted: {KNOWN}')
   try:
@@ -103,6 +108,15 @@ def _read(data: bytes, net: str | None, name: str) -> Pretrained:
   except ValueError as error:
     raise ValueError(f'a .caffemodel is the nearest that it looks like, but {error}') from None
   return layouts.from_caffe(arrays, told or net or 'caffe', name)
+
+
+def _read_onnx(data: bytes, path: Path) -> Pretrained:
+  try:
+    from alexnet_jax.weights import onnx_reader
+  except ModuleNotFoundError as error:
+    raise ValueError(f'{error.name} is not installed: pip install {error.name}') from None
+  net, crop, arrays = onnx_reader.read(data, path.parent)
+  return layouts.from_onnx(arrays, net, crop, path.name)
 
 
 def _zip_members(data: bytes) -> dict[str, bytes]:

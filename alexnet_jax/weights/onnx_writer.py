@@ -139,7 +139,7 @@ def _add_row(graph: _Graph, row: layers.Row, x: str, shape: layers.Shape, arrays
     case layers.MaxPool():  # AvgPool is one
       kind = 'AveragePool' if isinstance(row, layers.AvgPool) else 'MaxPool'
       window = {'kernel_shape': (row.window,) * 2, 'strides': (row.stride,) * 2}
-      return graph.node(kind, x, name=name, ceil_mode=1, **window)
+      return graph.node(kind, x, name=name, ceil_mode=int(row.ceil), **window)
     case layers.ResponseNorm():
       return _response_norm(graph, row, x)
     case layers.SpatialNorm():

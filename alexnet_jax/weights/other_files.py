@@ -15,8 +15,6 @@ _BEGINNINGS = (
   ),
   (rb'\x89HDF\r\n\x1a\n', 'HDF5, as of Keras, which is not read'),
   (rb'MATLAB 5', 'a MATLAB file, as of MatConvNet, which is not read'),
-  # Field 1 as a number is the version of ONNX and SavedModel; in Caffe's format it is a text.
-  (rb'\x08[\x02-\x1f]', 'ONNX: save the state_dict() of the model that it was made of'),
   (rb'\x08\x01', 'a SavedModel of TensorFlow, which is not read'),
 )
 

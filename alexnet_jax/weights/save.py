@@ -12,7 +12,7 @@ def _onnx(pretrained: Pretrained, preprocessing: bool = False) -> bytes:
   try:
     from alexnet_jax.weights import onnx_writer
   except ModuleNotFoundError as error:
-    raise ValueError(f"{error.name} is not installed: pip install 'alexnet_jax[onnx]'") from None
+    raise ValueError(f'{error.name} is not installed: pip install {error.name}') from None
   return onnx_writer.write(pretrained, preprocessing)
 
 

@@ -23,7 +23,7 @@ WIDTHS = {  # published, of the convolutions
 DIVISOR = 16
 
 
-def narrow_nets(names=tuple(WIDTHS)):
+def narrow_nets(names=(*WIDTHS, 'caffe_onnx', 'caffenet_onnx')):
   """Patches nets to a 16th of their channels, so that files of them are small."""
   thin = {
     name: lambda classes, table=nets.NETS[name]: layers.narrow(table(classes), DIVISOR)
