@@ -177,7 +177,7 @@ FIELDS: dict[str, Field] = {
   'label_smoothing': Field(0.0, _between(0, 0.9), 'share of the target spread over all classes'),
   'ema_decay': Field(0.0, _between(0, 0.99999), 'evaluate averaged weights; 0: the last ones'),
   'deterministic': Field(False, _any, 'on a GPU: the same bits every time, but slower'),
-  'weights': Field('', _on_disk, 'start from the net in this file or workdir; "": at random'),
+  'weights': Field('', _on_disk, 'start from this file, workdir or packaged net; "": at random'),
   'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
   'model.width': Field(
     1.0, _one_of(*nets.WIDTHS), 'share of the features of all layers but the last'

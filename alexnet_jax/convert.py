@@ -2,9 +2,11 @@
 
   python -m alexnet_jax.convert alexnet-owt-7be5be79.pth alexnet.npz
   python -m alexnet_jax.convert runs/imagenet alexnet.stablehlo
+  python -m alexnet_jax.convert cifar10 cifar10.stablehlo
 
 SRC, by its content: torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet
-(.caffemodel, .npy), either as .onnx, our .npz, or the folder of a run.  DST, by its suffix:
+(.caffemodel, .npy), either as .onnx, our .npz, the folder of a run, or the name of a net in the
+package.  DST, by its suffix:
 
   .npz           all of it: weights, net, classes, preprocessing
   .pth           the state dict of torchvision's alexnet, for torch.load; net owt only
@@ -14,6 +16,7 @@ SRC, by its content: torchvision's alexnet (.pth, .safetensors), BVLC's alexnet 
                  probabilities; with --preprocessing of uint8 (N, size, size, 3), 0-255 RGB
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -33,6 +36,9 @@ _CHECKPOINT = flags.DEFINE_enum(
 _PREPROCESSING = flags.DEFINE_bool(
   'preprocessing', False, 'Puts crop, mean and scale into a .onnx, for uint8 images.'
 )
+_SOURCE = flags.DEFINE_string(
+  'source', None, 'What an .npz is to say of itself: where it comes from, its error.'
+)
 
 
 def main(words: list[str]) -> None:
@@ -46,8 +52,11 @@ def main(words: list[str]) -> None:
 
   path = Path(target)
   save.check_suffix(path, _PREPROCESSING.value)
+  if _SOURCE.value and path.suffix != '.npz':
+    raise UserError(f'--source={_SOURCE.value}: {path} cannot hold that, only an .npz can')
   jax.config.update('jax_platforms', 'cpu')  # another program may be using the accelerator
   weights = load.load(source, net=_NET.value, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
+  weights = dataclasses.replace(weights, source=_SOURCE.value or weights.source)
   size = save.save(weights, path, _PREPROCESSING.value)
   preprocessing = weights.preprocessing
   print(

@@ -3,6 +3,7 @@
   python -m alexnet_jax.evaluate --workdir=runs/imagenet --views=10
   python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --ensemble_weights=search
   python -m alexnet_jax.evaluate --weights=alexnet.pth --config=configs/imagenet.py:owt
+  python -m alexnet_jax.evaluate --weights=cifar10 --config=configs/cifar10.py --top5=cifar10/a.npz
 
 Every validation image is counted exactly once, on any number of devices.  The softmax probabilities
 of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % Wilson
@@ -11,6 +12,9 @@ probabilities) and `evaluation-*.json`.
 
 --weights takes what `alexnet_jax.convert` takes.  They are evaluated on the data of --config with
 the preprocessing that they were trained with; the files go to runs/<name of the weights>.
+
+--top5 writes the five most probable classes of every image, and beside them once `labels.npz`: few
+bytes, from which the errors of docs/results.md are computed again.
 """
 
 import sys
@@ -36,6 +40,9 @@ _WEIGHTS = flags.DEFINE_string('weights', None, 'Weights to evaluate on the data
 _NET = flags.DEFINE_enum(
   'net', None, ['caffe', 'caffenet'], 'Which one, where --weights does not say it.'
 )
+_TOP5 = flags.DEFINE_string(
+  'top5', None, 'File (.npz) for the five best classes of each image; a folder for each data set.'
+)
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one process of a job of several.'
 )
@@ -43,6 +50,9 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it 
 
 
 def main() -> None:
+  top5 = Path(_TOP5.value) if _TOP5.value else None
+  if top5 and (top5.suffix != '.npz' or top5.name == 'labels.npz'):
+    raise UserError(f'--top5={top5}: give an .npz, called otherwise than the labels.npz beside it')
   if [bool(flag.value) for flag in (_WORKDIR, _ENSEMBLE, _WEIGHTS)].count(True) != 1:
     raise UserError(
       'give one of --workdir=RUN, --ensemble=RUN,RUN,... and --weights=FILE (with --config=...)'
@@ -59,7 +69,7 @@ def main() -> None:
     config.data.dir = _DATA_DIR.value or config.data.dir
     path = Path(_WEIGHTS.value)
     net = error_rates.evaluate_weights(path, config, _NET.value, _CHECKPOINT.value, views)
-    error_rates.report([net], Path('runs', path.stem), 'imported', cli.command_line())
+    error_rates.report([net], Path('runs', path.stem), 'imported', cli.command_line(), top5)
     return
   workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value or '']]
   resolved = [workdir.resolve() for workdir in workdirs]
@@ -74,7 +84,7 @@ def main() -> None:
   else:
     nets = [error_rates.evaluate_run(workdirs[0], _CHECKPOINT.value, views, _DATA_DIR.value)]
     saved_as = _CHECKPOINT.value
-  error_rates.report(nets, workdirs[0], saved_as, cli.command_line())
+  error_rates.report(nets, workdirs[0], saved_as, cli.command_line(), top5)
 
 
 if __name__ == '__main__':

@@ -14,8 +14,6 @@ import types
 import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, ROOT, run
-from PIL import Image
-from sklearn.datasets import load_digits
 from test_rooms import ROOMS
 
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'launch/README.md') + tuple(
@@ -26,13 +24,15 @@ RUN = {
   'python -m alexnet_jax.benchmark': ('nothing', "'nothing'"),  # after all flags have been read
   'python -m alexnet_jax.checkpoints': ('', ''),
   'python -m alexnet_jax.convert': ('', 'does not exist'),
+  'python -m alexnet_jax.convert cifar10': ('', ''),
   'python -m alexnet_jax.convert runs/digits': ('', ''),
   'python -m alexnet_jax.diagnose': ('--batch_size=2 --overfit_steps=0', ''),
   'python -m alexnet_jax.evaluate': ('', ''),
-  'python -m alexnet_jax.evaluate --weights=alexnet.npz': ('', 'alexnet.npz'),
+  'python -m alexnet_jax.evaluate --weights=cifar10': ('', 'data set cifar10'),
   'python -m alexnet_jax.explore': ('', ''),
   'python -m alexnet_jax.main': ('--dry_run', ''),
   'python -m alexnet_jax.main --config=configs/digits.py': ('--config.epochs=1', ''),
+  'python -m alexnet_jax.main --config=configs/finetune.py:digits': ('--config.epochs=6', ''),
   'python -m alexnet_jax.predict': ('', ''),
   'python -m alexnet_jax.prepare': ('', 'imagenet'),
   'python -m alexnet_jax.prepare --config=configs/cifar10.py': ('', 'cifar10'),
@@ -80,19 +80,16 @@ def place(tmp_path_factory):
   """A folder in which the documents' commands find what they name."""
   place = tmp_path_factory.mktemp('documents')
   for path in ROOT.glob('[!.]*'):
-    if path.name not in ('runs', 'photos'):
+    if path.name not in ('runs', 'digits'):
       (place / path.name).symlink_to(path)
-  digits = load_digits()
-  names = [f'photos/{digits.target[index]}/{index:03}.png' for index in range(40)]
-  for index, name in enumerate([*names, 'photos/0/312.png', 'photos/3/092.png', 'a.png', 'b.png']):
-    (place / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(place / name)
+  digits, *_ = (text for kind, text in blocks('docs/predict.md') if kind == 'python')
+  subprocess.run([sys.executable, '-c', digits], cwd=place, check=True)
   (place / 'dogs-vs-cats/train').mkdir(parents=True)
   for name in ('cat.0', 'cat.1', 'dog.0', 'dog.1'):
-    shutil.copy(place / 'a.png', place / f'dogs-vs-cats/train/{name}.png')
+    shutil.copy(place / 'digits/0/0000.png', place / f'dogs-vs-cats/train/{name}.png')
   trained = run('alexnet_jax.main', '--config=digits', '--config.epochs=1', folder=place)
   assert trained.returncode == 0, trained.stderr
-  for copy in ('cifar10-80sec', 'imagenette-bn', 'a', 'b', 'sweep/baseline/seed0'):
+  for copy in ('imagenette-bn', 'a', 'b', 'sweep/baseline/seed0'):
     shutil.copytree(place / 'runs/digits', place / 'runs' / copy)
   return place
 
@@ -102,7 +99,7 @@ def check(command: str, place, environment: dict[str, str]) -> None:
   start = rule(command)
   added, refusal = RUN[start]
   words = shlex.split(f'{start} {added} {command.removeprefix(start)}')
-  words = [word.replace('/path/to/images', str(place / 'photos')) for word in words]
+  words = [word.replace('/path/to/images', str(place / 'digits')) for word in words]
   words = [word.replace('/path/to/dogs', str(place / 'dogs')) for word in words]
   words[0] = sys.executable if words[0] == 'python' else words[0]
   ended = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
@@ -167,5 +164,5 @@ def test_commands_and_programs_run(document, place, monkeypatch):
     elif kind == 'python':
       program = types.ModuleType(document)
       program.images = np.zeros((1, 224, 224, 3), np.float32)
-      program.views = np.zeros((2, 28, 28, 3), np.float32)
+      program.views = np.zeros((2, 32, 32, 3), np.float32)
       exec(compile(text, document, 'exec'), vars(program))

@@ -49,4 +49,25 @@ def test_a_wheel_works_in_an_empty_folder(tmp_path):
   assert 'top1_error' in output('evaluate', '--workdir=runs/digits')
   Image.new('L', (8, 8)).save(place / 'a.png')
   assert '%' in output('predict', '--workdir=runs/digits', 'a.png')
+  # The net in the package.
+  lines = output('predict', '--weights=cifar10', '--top=10', 'a.png').splitlines()
+  classes = [line.split()[0] for line in lines if '%' in line]
+  assert len(classes) == 10
+  output('convert', 'cifar10', 'copy.npz')
+  for name in classes:
+    for number in range(2):
+      (place / 'photos' / name).mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (40, 32), (20 * number, 90, 200)).save(
+        place / 'photos' / name / f'{number}.png'
+      )
+  folder = ['--config.data.source=folder', '--config.data.dir=photos']
+  assert 'over 10 images' in output('evaluate', '--weights=cifar10', '--config=cifar10', *folder)
+  output(
+    'main',
+    '--config=finetune:photos',
+    '--config.weights=cifar10',
+    '--config.epochs=2',
+    '--config.batch_size=2',
+  )
+  assert (place / 'runs/finetune-photos/results.json').exists()
   assert 'baseline' in output('report', 'runs')

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from alexnet_jax.data import folder_formats, generated, job, store, writer
 from alexnet_jax.data.examples import AbsentData, Source
 from alexnet_jax.errors import UserError
@@ -65,6 +67,25 @@ def store_path(data_config: Any) -> pathlib.Path:
   parent = directory.with_name(f'{directory.name}-stores')
   end = '' if data_config.encoding == store.RAW else f'-jpeg{data_config.jpeg_quality}'
   return parent / f'{name}-{data_config.image_size}-{data_config.resize}{end}'
+
+
+def eval_names(data_config: Any, prepared: store.Store) -> list[str]:
+  """Names of the validation images in the order of their rows; reads all of them.
+
+  Args:
+    data_config: `config.data`.
+    prepared: its store.
+
+  Returns:
+    Paths below `data.dir` in a folder of images, '<split>[<index>] <id>' of a TFDS data set.
+
+  Raises:
+    UserError: the data set is no longer there.
+  """
+  split, rows = open_source(data_config).eval, range(len(prepared.eval))
+  if prepared.path:
+    rows = np.load(prepared.path / 'eval' / 'source_index.npy')
+  return [split[row].name.removeprefix(f'{data_directory(data_config)}{os.sep}') for row in rows]
 
 
 def _settings(data_config: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Error rates of trained runs, ensembles and imported weights on their validation images."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import numpy as np
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
-from alexnet_jax.data.preparation import prepare_store
+from alexnet_jax.data.preparation import eval_names, prepare_store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.pretrained import check_same_classes
 from alexnet_jax.results import scores
 from alexnet_jax.run.claim import read_run_config
 from alexnet_jax.run.folder import RunFolder
-from alexnet_jax.run.predictions import VIEW_NAMES, SplitProbabilities, write_predictions
+from alexnet_jax.run.predictions import (
+  VIEW_NAMES,
+  SplitProbabilities,
+  write_predictions,
+  write_top5,
+)
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import Console
 from alexnet_jax.train import processes
@@ -31,12 +37,16 @@ from alexnet_jax.weights.run_folder import read_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedNet:
-  """Predictions of one net, `name` in the table, averaged over `views` views."""
+  """Predictions of one net, `name` in the table, averaged over `views` views.
+
+  `image_names` gives the names of the images, for which it reads them.
+  """
 
   name: str
   predictions: SplitProbabilities
   classes: tuple[str, ...]
   views: int
+  image_names: Callable[[], list[str]]
 
 
 def evaluate_run(
@@ -65,7 +75,8 @@ def evaluate_run(
   predictions = _predict(workdir, experiment, store, devices, views, variables)
   epoch = experiment.calendar.epoch_of(step)
   name = f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})'
-  return EvaluatedNet(name, predictions, store.class_names, views)
+  names = functools.partial(eval_names, config.data, store)
+  return EvaluatedNet(name, predictions, store.class_names, views, names)
 
 
 def evaluate_weights(
@@ -110,7 +121,8 @@ def evaluate_weights(
   )
   predictions = _predict(path, experiment, store, devices, views, weights.variables)
   name = f'{weights.source} ({VIEW_NAMES[views]})'
-  return EvaluatedNet(name, predictions, store.class_names, views)
+  names = functools.partial(eval_names, config.data, store)
+  return EvaluatedNet(name, predictions, store.class_names, views, names)
 
 
 def _predict(
@@ -173,7 +185,13 @@ def _factors(given: str, members: Sequence[np.ndarray], label: np.ndarray) -> li
   return factors
 
 
-def report(nets: Sequence[EvaluatedNet], workdir: Path, saved_as: str, command: str) -> None:
+def report(
+  nets: Sequence[EvaluatedNet],
+  workdir: Path,
+  saved_as: str,
+  command: str,
+  top5: Path | None = None,
+) -> None:
   """Prints a table and the worst classes of the last net, and saves both and its predictions.
 
   Args:
@@ -181,6 +199,10 @@ def report(nets: Sequence[EvaluatedNet], workdir: Path, saved_as: str, command: 
     workdir: where to save.
     saved_as: 'last', 'best', 'imported', ... in the names of the files.
     command: that asked for it.
+    top5: file for the best five classes of the last net, see `run.predictions`.
+
+  Raises:
+    UserError: that file cannot be written, or is in the folder of another data set.
   """
   devices, last = Devices(), nets[-1]
   if devices.process_index:
@@ -213,4 +235,6 @@ def report(nets: Sequence[EvaluatedNet], workdir: Path, saved_as: str, command: 
     write_predictions(folder.predictions(saved_as, last.views), last.predictions)
   except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
     print(f'warning: the results are not saved in {workdir}: {error.strerror}', file=sys.stderr)
+  if top5:
+    write_top5(top5, last.predictions, last.image_names())
   processes.shutdown_together('the report')

@@ -1,11 +1,20 @@
-"""Saved predictions: the probabilities that a net gave every validation image."""
+"""Saved predictions: the probabilities that a net gave every validation image, or the best five.
+
+The five, without probabilities, are few bytes, to keep beside published figures.  A folder has
+those of one data set: `<run>.npz` with `top5`, uint8 (n, 5), best first, and `labels.npz` with
+`label`, uint8 (n,), and `names_sha256`, of the images' names, one a line, in the order of the rows.
+"""
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from alexnet_jax import files
+from alexnet_jax.errors import UserError
 
 VIEW_NAMES = {1: 'center view', 9: 'nine views', 10: 'ten views'}
 
@@ -38,3 +47,31 @@ def read_predictions(path: Path) -> SplitProbabilities | None:
     return None
   advice = f'write it again with python -m alexnet_jax.evaluate --workdir={path.parent}'
   return SplitProbabilities(**files.read_npz(path, ('label', 'probabilities'), advice))
+
+
+def write_top5(path: Path, predictions: SplitProbabilities, names: Sequence[str]) -> None:
+  """Writes the five most probable classes of every image, and `labels.npz` beside them.
+
+  Among equal probabilities the label comes last, so that the errors are those of `results.scores`.
+
+  Raises:
+    UserError: the folder has predictions of other images, or cannot be written.
+  """
+  label, probabilities = predictions.label, predictions.probabilities
+  order = np.lexsort((np.arange(probabilities.shape[1]) == label[:, None], -probabilities))
+  number = np.min_scalar_type(probabilities.shape[1] - 1)
+  lines = '\n'.join(names).encode(errors='surrogateescape')
+  data: dict[str, Any] = {
+    'label': label.astype(number),
+    'names_sha256': hashlib.sha256(lines).hexdigest(),
+  }
+  labels = path.with_name('labels.npz')
+  try:
+    if labels.exists():
+      found = files.read_npz(labels, data, 'delete it and the predictions beside it')
+      if any(not np.array_equal(found[name], data[name]) for name in data):
+        raise UserError(f'{labels} is of other images: give --top5 a file in another folder')
+    files.write_npz(labels, **data)
+    files.write_npz(path, top5=order[:, :5].astype(number))
+  except OSError as error:
+    raise UserError(f'--top5={path} cannot be written: {error.strerror}') from None

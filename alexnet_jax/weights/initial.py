@@ -43,7 +43,7 @@ def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> 
   if weights is None:
     raise UserError(
       'config.weights is missing: name the trained net to start from, a file or the folder of a'
-      ' run, such as --config.weights=runs/digits'
+      ' run, such as --config.weights=runs/digits; or of the package, --config.weights=cifar10'
     )
   preprocessing = weights.preprocessing
   if not config.input.crop:

@@ -7,13 +7,16 @@
     protobuf ModelProto, ONNX                          the model zoo's, or torch's of torchvision's
     zip with metadata.npy                              our own, see `npz`
     folder                                             a run
+    name of a net in packaged/                         that net, unless there is such a file
 
 No code in a file is ever run.
 """
 
 import dataclasses
+import functools
 import io
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from alexnet_jax.weights.other_files import describe_file, describe_zip
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
 _MAX_REASON = 400  # characters
+_PACKAGED = Path(__file__).parent / 'packaged'
 KNOWN = (
   "torchvision's alexnet (.pth, .safetensors), BVLC's alexnet and CaffeNet (.caffemodel, .npy),"
   ' these as ONNX, our .npz, or the folder of a run'
@@ -41,7 +45,7 @@ def load(
   """Reads trained weights.
 
   Args:
-    path: a file, or the folder of a run.
+    path: a file, the folder of a run, or the name of a net that comes with the package.
     net: 'caffe' or 'caffenet', for a file that could be either: an .npy (taken for 'caffe'
       otherwise), or a .caffemodel without its pools and norms.
     classes: text file with a name a line, in the order of the logits.  Without it names come from
@@ -51,7 +55,7 @@ def load(
   Raises:
     UserError: missing, none of these, damaged, or of other shapes than the net; one line.
   """
-  path = expand(path, 'weights')
+  path = _find(expand(path, 'weights'))
   if path.is_dir():
     from alexnet_jax.weights.run_folder import load_workdir  # compiles a net, which files need not
 
@@ -72,10 +76,31 @@ def load(
   return found
 
 
+def packaged() -> list[str]:
+  """Names of the nets that come with the package."""
+  return sorted(path.stem for path in _PACKAGED.glob('*.npz'))
+
+
+def _find(path: Path) -> Path:
+  """The path, or the file of the package's net of that name if there is nothing at the path."""
+  if str(path) not in packaged():
+    return path
+  if path.exists():
+    _say_that_it_is_not_packaged(path.absolute())
+    return path
+  return _PACKAGED / f'{path}.npz'
+
+
+@functools.cache  # a run reads its weights twice
+def _say_that_it_is_not_packaged(path: Path) -> None:
+  print(f'note: {path} is used, not the net of that name in the package', file=sys.stderr)
+
+
 def _bytes(path: Path) -> bytes:
   if not path.is_file():
     what = 'is neither a file nor a folder' if path.exists() else 'does not exist'
-    raise UserError(f'{path} {what}: give {KNOWN}')
+    names = ', '.join(packaged())
+    raise UserError(f'{path} {what}: give {KNOWN}; or a net that comes with the package: {names}')
   try:
     if path.stat().st_size > MAX_BYTES:
       raise UserError(f'{path} has {path.stat().st_size:,} bytes: at most {MAX_BYTES:,} are read')
