@@ -72,7 +72,10 @@ def main() -> None:
   devices = Devices()
   print(devices.describe(config.model), file=sys.stderr, flush=True)
   if config.deterministic and devices.platform != 'gpu':
-    print(f'config.deterministic does nothing: a {devices.platform} always is', file=sys.stderr)
+    print(
+      f'config.deterministic does nothing: a {devices.platform} is always deterministic',
+      file=sys.stderr,
+    )
   if config.model.shard_dense and devices.global_count == 1:
     print('config.model.shard_dense does nothing on one device', file=sys.stderr)
   if devices.process_index == 0:

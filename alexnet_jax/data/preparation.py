@@ -165,9 +165,11 @@ def open_source(data_config: Any) -> Source:
       source = folder_formats.open_images(data_directory(data_config), fraction)
     case 'digits':
       source = generated.digits(data_config.image_size, fraction)
-    case _:
+    case 'synthetic':
       classes = data_config.num_classes or 10
       source = generated.synthetic(classes, data_config.synthetic_examples, data_config.image_size)
+    case other:
+      raise ValueError(f'data.source={other!r}')
   _check_classes(data_config, source.name, len(source.classes))
   return source
 

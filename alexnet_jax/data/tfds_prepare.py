@@ -28,6 +28,8 @@ def ensure_prepared(name: str, directory: pathlib.Path, say: Callable[[str], Non
   """Prepares the data set `name` in a TFDS data directory, unless that has been done.
 
   Args:
+    name: of the data set, such as 'cifar10'.
+    directory: the TFDS data directory.
     say: takes lines for the user.
 
   Raises:

@@ -17,14 +17,14 @@ from alexnet_jax import files
 
 DPI = 160
 INK, FAINT, _RULE = '#1f2933', '#6b7682', '#dde1e6'
-_GREY, _RED, _BLUE = '#7b8794', '#c2412d', '#2b6cb0'
+_GRAY, _RED, _BLUE = '#7b8794', '#c2412d', '#2b6cb0'
 _PANELS = (  # heading, factor, {metric: (label, color)}
-  ('Loss', 1, {'train/loss': ('train', _GREY), 'eval/loss': ('validation', _RED)}),
+  ('Loss', 1, {'train/loss': ('train', _GRAY), 'eval/loss': ('validation', _RED)}),
   (
     'Error, %',
     100,
     {
-      'train/top1_error': ('train top-1', _GREY),
+      'train/top1_error': ('train top-1', _GRAY),
       'eval/top1_error': ('validation top-1', _RED),
       'eval/top5_error': ('validation top-5', _BLUE),
     },

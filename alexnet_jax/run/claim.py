@@ -77,6 +77,7 @@ def check_allowed(config: ml_collections.ConfigDict, names: Sequence[str]) -> No
   for name in names:
     field = configs.find_field(name, '--allow_change=')
     reason = configs.idle(config, name)
+    reason = reason and f'is {reason}'
     if not field.alters_run:
       reason = 'may change without it, for it does not alter the run'
     if field.alters_epochs:

@@ -183,7 +183,7 @@ def train_steps(
   steps, batches = program.make_batches(start, experiment.calendar.total_steps, milestones.is_due)
   throughput = Throughput(batches, experiment.config.batch_size, start)
   with batches:
-    for step, batch in zip(steps, devices.stream(batches), strict=False):
+    for step, batch in zip(steps, devices.stream(batches), strict=False):  # batches never end
       state, metrics = program.train_step(state, batch)  # pmapped: see make_program
       throughput.add(step, metrics)
       stopping = milestones.stopping()

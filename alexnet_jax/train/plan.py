@@ -13,7 +13,7 @@ from alexnet_jax.train.schedules import Calendar
 
 
 def lines(
-  config: ml_collections.ConfigDict, classes: int, examples: int, held_out: int
+  config: ml_collections.ConfigDict, classes: int, examples: int, validation: int
 ) -> list[str]:
   """The plan as lines of text, for numbers of classes and of training and evaluation images."""
   table = nets.table_of(config, classes)
@@ -25,7 +25,7 @@ def lines(
   copies = (3 if config.optimizer.name == 'adam' else 2) + (config.ema_decay > 0)
   state = 4 * parameters * copies
   # 20 kB was measured for 256x256 JPEGs at quality 90: a tenth of the raw size.
-  raw = (examples + held_out) * config.data.image_size**2 * 3
+  raw = (examples + validation) * config.data.image_size**2 * 3
   in_memory = config.data.source in preparation.IN_MEMORY
   stored = raw if in_memory or config.data.encoding == 'raw' else raw / 10
   resident = examples * config.data.image_size**2 * 3  # on every device, see multi_step.py
@@ -37,7 +37,7 @@ def lines(
   return [
     f'net           {nets.title(config.model)}: {parameters:,} parameters, {macs:,} MACs an image,'
     f' {classes:,} classes, input {shape[0]}x{shape[1]}, {config.model.compute_dtype}',
-    f'data          {examples:,} training and {held_out:,} validation images,'
+    f'data          {examples:,} training and {validation:,} validation images,'
     f' {config.data.image_size}x{config.data.image_size} stored',
     f'steps         {calendar.total_steps:,} of {config.batch_size} images:'
     f' {config.epochs:g} epochs of {examples / config.batch_size:,.1f} steps',
@@ -90,8 +90,8 @@ def show(config: ml_collections.ConfigDict, *, dry_run: bool = False) -> None:
     UserError: the data is missing and its size not known.
   """
   data = config.data
-  classes, train, held_out = preparation.sizes(data, None if dry_run else Console())
+  classes, train, validation = preparation.sizes(data, None if dry_run else Console())
   examples = min(train, data.train_examples or train)
-  print('\n'.join(lines(config, classes, examples, held_out)), flush=True)
+  print('\n'.join(lines(config, classes, examples, validation)), flush=True)
   if dry_run and data.source in ('folder', 'tfds'):
     print(f'store         {preparation.state(data)}', flush=True)
