@@ -15,6 +15,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # else it is the session's, which s
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_enable_compilation_cache', False)
 jax.config.update('jax_num_cpu_devices', 8)
@@ -31,3 +32,13 @@ for number, handler in {
 }.items():
   if signal.getsignal(number) == signal.SIG_IGN:
     signal.signal(number, handler)
+
+
+@pytest.fixture(params=['cpu', 'tpu'])
+def compiled_for(request, monkeypatch):
+  """Computes here what would be compiled for another platform."""
+
+  def chosen(*arrays, default, **by_platform):
+    return by_platform.get(request.param, default)(*arrays)
+
+  monkeypatch.setattr(jax.lax, 'platform_dependent', chosen)

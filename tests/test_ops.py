@@ -105,16 +105,6 @@ def test_locally_connected_agrees_with_a_loop_over_positions(stride, padding):
   check_grads(op, (x, kernel), order=1, modes=['rev'], eps=1e-1, atol=1e-2, rtol=1e-2)
 
 
-@pytest.fixture(params=['cpu', 'tpu'])
-def compiled_for(request, monkeypatch):
-  """Computes here what would be compiled for another platform."""
-
-  def chosen(*arrays, default, **by_platform):
-    return by_platform.get(request.param, default)(*arrays)
-
-  monkeypatch.setattr(jax.lax, 'platform_dependent', chosen)
-
-
 # Pooling.
 
 POOLS = [(55, 3, 2), (13, 3, 2), (32, 3, 2), (8, 3, 2), (7, 2, 2), (6, 2, 2), (9, 3, 3), (10, 3, 3)]

@@ -56,6 +56,7 @@ def coordinates(count, side):
 # Training views.
 
 
+@pytest.mark.usefixtures('compiled_for')
 def test_every_view_is_a_window_of_its_image_and_half_are_mirrored():
   images = random_images(60, 14)
   views = training_views(preprocessing(10), images, keys_of(60))

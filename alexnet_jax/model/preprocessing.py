@@ -84,10 +84,7 @@ class Preprocessing:
       )
     else:
       offsets = jnp.full((len(images), 2), border // 2, jnp.int32)
-    size = (self.crop, self.crop, 3)
-    views = jax.vmap(lambda image, start: lax.dynamic_slice(image, (*start, jnp.int32(0)), size))(
-      images, offsets
-    )
+    views = cut(images, offsets, self.crop)
     if self.random_flip:
       mirrored = jax.vmap(jax.random.bernoulli)(mirror_keys)
       views = jnp.where(mirrored[:, None, None, None], views[:, :, ::-1], views)
@@ -121,6 +118,27 @@ def enlarge(images: jax.Array, size: int) -> jax.Array:
     return images
   shape = (images.shape[0], size, size, images.shape[3])
   return jax.image.resize(jnp.asarray(images, jnp.float32), shape, 'bilinear')
+
+
+def cut(images: jax.Array, offsets: jax.Array, size: int) -> jax.Array:
+  """(N, size, size, C) from (N, S, S, C): of each image from the (row, column) of `offsets` on."""
+
+  def by_slices(images, offsets):
+    shape = (size, size, images.shape[3])
+    starts = jnp.pad(offsets, ((0, 0), (0, 1)))
+    return jax.vmap(lambda image, start: lax.dynamic_slice(image, start, shape))(images, starts)
+
+  def by_products(images, offsets):
+    # 0 to 255 are exact in bfloat16, and each sum has one term.  Of slices TPU's compiler makes a
+    # loop over the images that copies the batch in each pass (docs/performance.md).
+    places = jnp.arange(size)[None, :, None] + offsets.T[:, :, None, None]  # (2, N, size, 1)
+    rows, columns = (places == jnp.arange(images.shape[1])).astype(jnp.bfloat16)
+    strips = jnp.einsum('nih,nhwc->niwc', rows, images.astype(jnp.bfloat16))
+    return jnp.einsum('njw,niwc->nijc', columns, strips).astype(images.dtype)
+
+  if images.dtype != jnp.uint8:  # enlarged
+    return by_slices(images, offsets)
+  return lax.platform_dependent(images, offsets, tpu=by_products, default=by_slices)
 
 
 def central(image: np.ndarray, crop: int) -> np.ndarray:
