@@ -58,16 +58,16 @@ def coordinates(count, side):
 
 @pytest.mark.usefixtures('compiled_for')
 def test_every_view_is_a_window_of_its_image_and_half_are_mirrored():
-  images = random_images(60, 14)
-  views = training_views(preprocessing(10), images, keys_of(60))
-  assert views.shape == (60, 10, 10, 3) and views.dtype == np.float32
+  images = random_images(60, 64)
+  views = training_views(preprocessing(60), images, keys_of(60))
+  assert views.shape == (60, 60, 60, 3) and views.dtype == np.float32
   found = []
   for image, view in zip(images, views, strict=True):
     windows = [
       (row, column, mirrored)
       for row, column, mirrored in itertools.product(range(5), range(5), (0, 1))
       if np.array_equal(
-        image[row : row + 10, column : column + 10][:, :: -1 if mirrored else 1], view
+        image[row : row + 60, column : column + 60][:, :: -1 if mirrored else 1], view
       )
     ]
     assert len(windows) == 1
