@@ -123,7 +123,8 @@ def test_outputs_are_bfloat16_but_for_the_logits_and_close_to_those_of_float32()
   exact, _ = run(jnp.float32)
   logits, dtypes = run(BF16)
   assert dtypes.pop('fc10') == jnp.float32 and set(dtypes.values()) == {jnp.dtype('bfloat16')}
-  assert_close(logits, exact, 0.03)
+  # 0.005 with jax 0.10, which leaves out roundings between layers, 0.043 with 0.12, which does not.
+  assert_close(logits, exact, 0.1)
 
 
 def test_the_rule_finds_a_sum():
