@@ -132,9 +132,10 @@ def cut(images: jax.Array, offsets: jax.Array, size: int) -> jax.Array:
     # 0 to 255 are exact in bfloat16, and each sum has one term.  Of slices TPU's compiler makes a
     # loop over the images that copies the batch in each pass (docs/performance.md).
     places = jnp.arange(size)[None, :, None] + offsets.T[:, :, None, None]  # (2, N, size, 1)
-    rows, columns = (places == jnp.arange(images.shape[1])).astype(jnp.bfloat16)
-    strips = jnp.einsum('nih,nhwc->niwc', rows, images.astype(jnp.bfloat16))
-    return jnp.einsum('njw,niwc->nijc', columns, strips).astype(images.dtype)
+    rows, columns = places == jnp.arange(images.shape[1])
+    x = images.astype(jnp.bfloat16)
+    x = jnp.einsum('nih,nhwc->niwc', rows.astype(x.dtype), x)
+    return jnp.einsum('njw,niwc->nijc', columns.astype(x.dtype), x).astype(images.dtype)
 
   # Enlarged images are float32, and small ones stay on the chip: 5 % fewer cycles for 32 pixels.
   if images.dtype != jnp.uint8 or images.shape[1] < 64:
