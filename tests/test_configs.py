@@ -20,7 +20,7 @@ from alexnet_jax.model.nets import NETS
 from alexnet_jax.run import claim
 from alexnet_jax.run.predictions import SplitProbabilities
 from alexnet_jax.runtime.jax_setup import resume_note
-from alexnet_jax.train import milestones, modes, plan
+from alexnet_jax.train import modes, periodic_actions, plan
 from alexnet_jax.train.devices import Devices, check_batch_size
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.grad_accum import accumulate
@@ -246,11 +246,11 @@ def watched(config):
   experiment = make_experiment(config, store_of(config), None)
   console, metrics = mock.Mock(), mock.Mock(return_value=[])
   with (
-    mock.patch.object(milestones, 'Evaluator') as evaluator,
-    mock.patch.object(milestones, 'MetricWriter') as writer,
-    mock.patch.object(milestones, 'read_metrics', metrics),
+    mock.patch.object(periodic_actions, 'Evaluator') as evaluator,
+    mock.patch.object(periodic_actions, 'MetricWriter') as writer,
+    mock.patch.object(periodic_actions, 'read_metrics', metrics),
   ):
-    run = milestones.Milestones(
+    run = periodic_actions.PeriodicActions(
       experiment, store_of(config), Devices(), mock.Mock(), None, console, 0
     )
   yield run.evaluation_steps, run.save_steps, [run.is_due(step) for step in range(200)]
@@ -258,7 +258,7 @@ def watched(config):
   found = SplitProbabilities(np.zeros(1, np.int32), np.full((1, 10), 0.1))
   evaluator.return_value.predictions.return_value = found
   kernels = {experiment.table[0].name: {'kernel': np.zeros(1)}}
-  with mock.patch.object(milestones, 'write_first_layer'):
+  with mock.patch.object(periodic_actions, 'write_first_layer'):
     run.evaluation(1, mock.Mock(eval_params=kernels))
   run.final_predictions(mock.Mock())
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]

@@ -1,4 +1,4 @@
-"""Many steps a call: the same examples, views and masks, and the same milestones, as one a call."""
+"""Many steps a call: the same examples, views, masks and evaluations as one step a call."""
 
 import os
 import signal
@@ -133,7 +133,7 @@ def test_the_ends_are_close(one_and_three):
 
 @pytest.mark.slow
 def test_a_run_stopped_within_a_call_ends_with_the_same_bits(tmp_path, monkeypatch):
-  """Stopped at step 7, two steps after a milestone; then calls begin elsewhere."""
+  """Stopped at step 7, two steps after a checkpoint; then calls begin elsewhere."""
   add, workdir = Throughput.add, tmp_path / 'run'
   made = []
 
@@ -194,7 +194,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('most', [1, 3, 100])
-def test_calls_hold_every_step_once_and_end_at_milestones(most):
+def test_calls_hold_every_step_once_and_end_where_the_host_has_to_act(most):
   found = list(calls(5, 40, most, {7, 8, 20}.__contains__))
   assert [step for call in found for step in call] == list(range(5, 40))
   assert {7, 8, 20, 40} <= {call.stop for call in found}

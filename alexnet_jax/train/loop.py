@@ -31,7 +31,7 @@ from alexnet_jax.train.devices import (
 )
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.finish import finish, results_table
-from alexnet_jax.train.milestones import Milestones
+from alexnet_jax.train.periodic_actions import PeriodicActions
 from alexnet_jax.train.step import Program, TrainState, make_compute_gradients, make_train_step
 from alexnet_jax.train.throughput import Throughput
 
@@ -109,15 +109,15 @@ def train(
 
     if start < calendar.total_steps:
       console.message('compiling the training step')
-    milestones = Milestones(experiment, store, devices, checkpoints, workdir, console, start)
-    stack.callback(milestones.metrics.close)
-    with milestones.stop:
-      if start in milestones.evaluation_steps and not evaluated:
-        state = milestones.pause(start, devices.replicate(state), stopping=False)
-      state = train_steps(experiment, store.train, devices, milestones, start, state)
+    actions = PeriodicActions(experiment, store, devices, checkpoints, workdir, console, start)
+    stack.callback(actions.metrics.close)
+    with actions.stop:
+      if start in actions.evaluation_steps and not evaluated:
+        state = actions.evaluate_and_save(start, devices.replicate(state), stopping=False)
+      state = train_steps(experiment, store.train, devices, actions, start, state)
       checkpoints.wait()
-      milestones.metrics.close()
-      predictions = milestones.final_predictions(state)
+      actions.metrics.close()
+      predictions = actions.final_predictions(state)
     results = {}
     if primary:  # the workdir of another process may be on a disk of its own, without metrics
       facts = {'command': command, **environment(devices)}
@@ -169,7 +169,7 @@ def train_steps(
   experiment: Experiment,
   split: Split,
   devices: Devices,
-  milestones: Milestones,
+  actions: PeriodicActions,
   start: int,
   state: TrainState,
 ) -> TrainState:
@@ -180,17 +180,17 @@ def train_steps(
   """
   state = devices.replicate(state)
   program = make_program(experiment, devices, split, state)
-  steps, batches = program.make_batches(start, experiment.calendar.total_steps, milestones.is_due)
+  steps, batches = program.make_batches(start, experiment.calendar.total_steps, actions.is_due)
   throughput = Throughput(batches, experiment.config.batch_size, start)
   with batches:
     for step, batch in zip(steps, devices.stream(batches), strict=False):  # batches never end
       state, metrics = program.train_step(state, batch)  # pmapped: see make_program
       throughput.add(step, metrics)
-      stopping = milestones.stopping()
-      if milestones.is_due(step) or stopping:
-        milestones.log(step, throughput)
-      if milestones.is_pause(step) or stopping:  # so is the last step
-        state = milestones.pause(step, program.replicated(state), stopping)
+      stopping = actions.stopping()
+      if actions.is_due(step) or stopping:
+        actions.log(step, throughput)
+      if actions.evaluates_or_saves(step) or stopping:  # so is the last step
+        state = actions.evaluate_and_save(step, program.replicated(state), stopping)
         throughput.restart()
   return state
 

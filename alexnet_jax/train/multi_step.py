@@ -24,20 +24,20 @@ from alexnet_jax.train.devices import Devices
 from alexnet_jax.train.step import Program
 
 
-def calls(start: int, end: int, most: int, is_milestone: Callable[[int], bool]) -> Iterator[range]:
+def calls(start: int, end: int, most: int, is_due: Callable[[int], bool]) -> Iterator[range]:
   """Divides the steps from `start` up to `end` into calls.
 
   Args:
     start, end: steps taken before the first call and after the last.
     most: the largest number of steps of a call.
-    is_milestone: number of steps taken -> whether a call has to end there.
+    is_due: number of steps taken -> whether a call has to end there.
 
   Yields:
     The steps of each call.
   """
   first = start
   for taken in range(start + 1, end + 1):
-    if taken - first == most or taken == end or is_milestone(taken):
+    if taken - first == most or taken == end or is_due(taken):
       yield range(first, taken)
       first = taken
 

@@ -18,7 +18,7 @@ from alexnet_jax.data import order
 
 @dataclasses.dataclass(frozen=True)
 class Calendar:
-  """When things happen: a milestone is the first step that starts at or after its epoch.
+  """Converts between epochs and steps.
 
   Attributes:
     examples: training images.

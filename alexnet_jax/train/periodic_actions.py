@@ -1,4 +1,4 @@
-"""What happens at the milestones of a run: logging, evaluation, saving, and stopping."""
+"""What is done every so many steps or epochs: logging, evaluation, checkpoints; and stopping."""
 
 import math
 import time
@@ -25,7 +25,7 @@ from alexnet_jax.train.step import TrainState
 from alexnet_jax.train.throughput import Throughput, progress_line
 
 
-class Milestones:
+class PeriodicActions:
   """Logs, evaluates and saves a run when that is due, and stops it when asked to."""
 
   def __init__(
@@ -70,17 +70,17 @@ class Milestones:
   def is_due(self, step: int) -> bool:
     """Whether the host logs, evaluates or saves after this number of steps."""
     logs = step % self.experiment.config.log.every_steps == 0 or step == self.start + 1
-    return logs or self.is_pause(step)
+    return logs or self.evaluates_or_saves(step)
 
-  def is_pause(self, step: int) -> bool:
-    """Whether training pauses after this number of steps, to evaluate or to save."""
+  def evaluates_or_saves(self, step: int) -> bool:
+    """Whether the state is evaluated or saved after this number of steps."""
     return step in self.evaluation_steps or step in self.save_steps
 
   def stopping(self) -> bool:
     """Whether any process has been asked to stop; to be called by all after the same steps."""
     return self._any_process(bool(self.stop.requested))
 
-  def pause(self, step: int, state: TrainState, stopping: bool) -> TrainState:
+  def evaluate_and_save(self, step: int, state: TrainState, stopping: bool) -> TrainState:
     """Evaluates and saves a replicated state as is due; returns it with its new `plateau`.
 
     Raises:
@@ -106,7 +106,7 @@ class Milestones:
     raise Interrupted(
       f'stopped by {self.stop.requested or "another process"} at step {step:,}, which is'
       f' {"saved" if saved else "not saved because the disk is full"}; the same command goes on'
-      f' from {"there" if saved else "the last that is"}'
+      f' from {"there" if saved else "the last saved step"}'
     )
 
   def final_predictions(self, state: TrainState) -> SplitProbabilities:
