@@ -21,10 +21,10 @@ _OUT = flags.DEFINE_string('out', None, 'Folder for the report; the first DIR if
 def main(folders: list[str]) -> None:
   if not folders:
     raise UserError('give folders of runs or of sweeps: python -m alexnet_jax.report DIR')
-  from alexnet_jax.sweep import page
+  from alexnet_jax.sweep import report_files
 
   out = Path(_OUT.value or folders[0])
-  text = page.write_report([Path(folder) for folder in folders], out, cli.command_line())
+  text = report_files.write_report([Path(folder) for folder in folders], out, cli.command_line())
   print(f'{text}\n{out / "report.html"}')
 
 

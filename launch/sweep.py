@@ -51,7 +51,7 @@ def main() -> None:
 
   workdir = Path(_WORKDIR.value)
   seeds, grid = runs.parse_seeds(_SEEDS.value), runs.parse_grid(_GRID.value)
-  found = runs.plan(cli.config_words(), _ABLATIONS.value, seeds, grid, workdir)
+  found = runs.plan_runs(cli.config_words(), _ABLATIONS.value, seeds, grid, workdir)
   if _DRY_RUN.value:
     for run in found:
       print(f'{"done" if run.finished else "to do":<7}{shlex.join(run.command())}')

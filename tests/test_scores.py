@@ -20,7 +20,7 @@ def predictions():
 def test_errors_agree_with_scikit_learn(predictions):
   """Of five classes there is no top-5 error."""
   probabilities, label = predictions
-  found = scores.errors(probabilities, label)
+  found = scores.compute_metrics(probabilities, label)
   classes = np.arange(12)
   assert found['top1_error'] == pytest.approx(
     1 - metrics.top_k_accuracy_score(label, probabilities, k=1, labels=classes)
@@ -32,7 +32,7 @@ def test_errors_agree_with_scikit_learn(predictions):
   normalized /= normalized.sum(1, keepdims=True)
   expected = metrics.log_loss(label, normalized, labels=classes)
   assert found['loss'] == pytest.approx(expected, rel=1e-5)
-  assert 'top5_error' not in scores.errors(np.eye(5, dtype=np.float32), np.arange(5))
+  assert 'top5_error' not in scores.compute_metrics(np.eye(5, dtype=np.float32), np.arange(5))
 
 
 def test_ties_and_nan_are_wrong():
@@ -82,8 +82,10 @@ def test_searched_weights_are_never_worse_than_equal_ones(predictions):
   probabilities, label = predictions
   noise = np.random.default_rng(2).dirichlet(np.ones(12), 500).astype(np.float32)
   weights = scores.search_weights([probabilities, noise], label)
-  searched = scores.errors(scores.mix([probabilities, noise], weights), label)['top5_error']
-  equal = scores.errors(scores.mix([probabilities, noise], [1, 1]), label)['top5_error']
+  searched = scores.compute_metrics(scores.mix([probabilities, noise], weights), label)[
+    'top5_error'
+  ]
+  equal = scores.compute_metrics(scores.mix([probabilities, noise], [1, 1]), label)['top5_error']
   assert searched <= equal
   assert weights[0] > weights[1]
 

@@ -18,7 +18,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.errors import Interrupted, UserError
 from alexnet_jax.run.folder import lock_workdir
 from alexnet_jax.sweep.runner import run_all
-from alexnet_jax.sweep.runs import PlannedRun, parse_grid, parse_seeds, plan
+from alexnet_jax.sweep.runs import PlannedRun, parse_grid, parse_seeds, plan_runs
 
 # ml_collections reads config files in a way that Python 3.12 will not know.
 pytestmark = [
@@ -47,7 +47,7 @@ def run(*words, **environment):
 
 def test_runs_are_the_product_with_a_folder_each(tmp_path):
   grid = [('optimizer.learning_rate', ['0.02', '0.05'])]
-  found = plan(DIGITS, ['baseline', 'no_lrn+tanh'], [0, 4], grid, tmp_path)
+  found = plan_runs(DIGITS, ['baseline', 'no_lrn+tanh'], [0, 4], grid, tmp_path)
   assert [run.name for run in found] == [
     f'{change}/seed{seed}/optimizer.learning_rate={rate}'
     for seed in (0, 4)
@@ -86,17 +86,19 @@ def test_grids_and_seeds_are_read():
 )
 def test_a_mistake_is_refused(ablations, grid, seeds, message, tmp_path):
   with pytest.raises(UserError, match=re.escape(message)):
-    plan(DIGITS, ablations.split(','), parse_seeds(seeds.split(',')), parse_grid(grid), tmp_path)
+    plan_runs(
+      DIGITS, ablations.split(','), parse_seeds(seeds.split(',')), parse_grid(grid), tmp_path
+    )
   assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_run_is_refused_before_anything_starts(tmp_path):
-  (old,) = plan(DIGITS, ['tanh'], [0], [], tmp_path)
+  (old,) = plan_runs(DIGITS, ['tanh'], [0], [], tmp_path)
   old.config.epochs = 7.0
   old.workdir.mkdir(parents=True)
   (old.workdir / 'config.json').write_text(json.dumps(configs.to_json(old.config)))
   with pytest.raises(UserError, match=r'tanh/seed0 holds a run .*epochs: 7.0 -> 15.0.*--workdir'):
-    plan(DIGITS, ['baseline', 'tanh'], [0], [], tmp_path)
+    plan_runs(DIGITS, ['baseline', 'tanh'], [0], [], tmp_path)
 
 
 # How runs are run: programs in place of training.

@@ -212,12 +212,12 @@ def report(
   results: dict[str, dict[str, Any]] = {}
   for net in nets:
     probabilities = net.predictions.probabilities
-    results[net.name] = scores.errors(probabilities, label)
+    results[net.name] = scores.compute_metrics(probabilities, label)
     print(net.name)
     for metric, value in list(results[net.name].items()):
       text = f'  {metric:<11}{value:.4f}'
-      if metric != 'loss':
-        wrong = scores.wrong(probabilities, label, int(metric[3]))
+      if metric in scores.TOP_K:
+        wrong = scores.wrong(probabilities, label, scores.TOP_K[metric])
         low, high = scores.error_interval(wrong.sum(), len(wrong))
         results[net.name][f'{metric}_interval'] = (low, high)
         text = f'  {metric:<11}{value:7.2%}   95 % interval {low:.2%} to {high:.2%}'

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.results.scores import TOP_K
 from alexnet_jax.terminal import aligned, shortened
 
 _MANY = 20  # images, above which each gets a line instead of a block
@@ -78,21 +79,21 @@ def _lines(found: Sequence[ImagePrediction]) -> list[str]:
 
 
 def error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
-  """Error rates where the true class is known: known (how many), top1_error, top5_error.
+  """Error rates over the images whose true class is known.
 
-  top5_error is left out where fewer than five of more than five classes are named.
+  Args:
+    found: predictions, each with as many named classes.
+    classes: how many the net has.
+
+  Returns:
+    `known`, the number of those images, top1_error, and top5_error if at least five of more than
+    five classes are named.
   """
   known = [each for each in found if each.true_label is not None and not each.error]
-  if not known:
-    return {'known': 0}
-  result = {
-    'known': len(known),
-    'top1_error': float(np.mean([each.true_label != each.labels[0] for each in known])),
-  }
-  if len(known[0].labels) >= 5 and classes > 5:
-    result['top5_error'] = float(
-      np.mean([each.true_label not in each.labels[:5] for each in known])
-    )
+  result: dict[str, float] = {'known': len(known)}
+  for name, k in TOP_K.items():
+    if known and (k == 1 or k < classes) and k <= len(known[0].labels):
+      result[name] = float(np.mean([each.true_label not in each.labels[:k] for each in known]))
   return result
 
 
@@ -103,7 +104,7 @@ def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
     line += f', of which {broken:,} cannot be read'
   shares = error_rates(found, classes)
   if count := shares.pop('known'):
-    told = ', '.join(f'top-{name[3]} error {share:.2%}' for name, share in shares.items())
+    told = ', '.join(f'top-{TOP_K[name]} error {share:.2%}' for name, share in shares.items())
     line += f'; {told} over the {count:,} in folders named as a class'
   return line
 

@@ -53,6 +53,12 @@ class Ablation:
   edit: Edit | None = None
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def published(self) -> dict[str, float]:
+    """The published difference by metric, as fractions."""
+    points = zip(('top1_error', 'top5_error'), self.difference, strict=True)
+    return {metric: each / 100 for metric, each in points if each is not None}
+
 
 def edited(table: Table, names: Sequence[str], shape: Shape) -> Table:
   """The rows of a net after some ablations, one after the other.

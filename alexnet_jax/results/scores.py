@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+TOP_K = {'top1_error': 1, 'top5_error': 5}  # metric -> k
+
 
 def wrong(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
   """Whether the label is not among the k most probable classes; ties and NaN count as wrong.
@@ -16,7 +18,7 @@ def wrong(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
   Args:
     probabilities: (n, classes).
     labels: integers (n,).
-    k: 1 or 5 in the paper.
+    k: see `TOP_K`.
 
   Returns:
     bool (n,).
@@ -26,16 +28,24 @@ def wrong(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
   return above >= k
 
 
-def errors(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  """loss (nats per image), top1_error and, with more than 5 classes, top5_error (fractions)."""
+def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+  """Loss and error rates of a split.
+
+  Args:
+    probabilities: (n, classes).
+    labels: integers (n,).
+
+  Returns:
+    `loss` in nats per image, and the errors of `TOP_K` as fractions; of five classes or fewer there
+    is no top5_error.
+  """
   own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-  result = {
-    'loss': float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean()),
-    'top1_error': float(wrong(probabilities, labels, 1).mean()),
+  errors = {
+    name: float(wrong(probabilities, labels, k).mean())
+    for name, k in TOP_K.items()
+    if k == 1 or k < probabilities.shape[1]
   }
-  if probabilities.shape[1] > 5:
-    result['top5_error'] = float(wrong(probabilities, labels, 5).mean())
-  return result
+  return {'loss': float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean()), **errors}
 
 
 def error_interval(wrongs: int, images: int) -> tuple[float, float]:

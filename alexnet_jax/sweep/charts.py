@@ -35,20 +35,20 @@ def curves(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
 
 def forest(rows: Sequence[ReportRow]) -> bytes:
   """Differences of the top-1 error with their intervals as PNG, published ones as hollow marks."""
-  shown = [(i, row) for i, row in enumerate(rows) if 'top1_error_difference' in row.figures]
+  shown = [(i, row) for i, row in enumerate(rows) if row.top1.difference is not None]
   figure, axes = _axes(0.7 + 0.35 * len(shown))
   marks = []
   for y, (number, row) in enumerate(shown):
     color = COLORS[number % len(COLORS)]
-    for over, width, alpha in (('seeds', 6, 0.4), ('images', 1.8, 1)):
-      if interval := row.interval(f'top1_error_{over}'):
+    for interval, width, alpha in ((row.top1.over_seeds, 6, 0.4), (row.top1.over_images, 1.8, 1)):
+      if interval:
         ends = [100 * end for end in interval]
         axes.plot(ends, (y, y), color=color, linewidth=width, alpha=alpha)
-    for name, mark, fill, edge in (
-      ('difference', 'o', color, 'white'),
-      ('published', 'D', 'white', figures.INK),
+    for value, mark, fill, edge in (
+      (row.top1.difference, 'o', color, 'white'),
+      (row.top1.published, 'D', 'white', figures.INK),
     ):
-      if (value := row.figures.get(f'top1_error_{name}')) is not None:
+      if value is not None:
         marks.append(100 * value)
         axes.plot(100 * value, y, mark, color=fill, markeredgecolor=edge, zorder=3)
   # One wide interval of two seeds must not squeeze all the others: it is cut at the edge.

@@ -1,15 +1,15 @@
-"""Rows of a report: runs that differ in their seed alone, against those without the change.
+"""Rows of a report: runs that differ in their seed alone, against those without the ablation.
 
-A difference of two rows is the mean over the seeds they share of the difference of their runs.  Its
-two intervals of 95 % answer two questions: over seeds (Student's t, paired by seed), what another
-seed would give; over images (bootstrap, paired by image), what other validation images would give
-these very nets.
+A difference of two rows is the mean, over the seeds that both have, of the difference of their
+runs.  It has two 95 % intervals: over seeds (Student's t, paired by seed), for what other seeds
+would give; over images (bootstrap, paired by image), for what the same nets would give on other
+validation images.
 """
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,33 @@ from alexnet_jax import config as configs
 from alexnet_jax import config_files
 from alexnet_jax.model.ablations import ABLATIONS, BASELINE
 from alexnet_jax.results import scores
-from alexnet_jax.sweep.finished import METRICS, FinishedRun
+from alexnet_jax.sweep.finished import FinishedRun
 
 Interval = tuple[float, float]
 _FIELDS = 4  # parts of a row's name
 _CLOSE = 0.002  # published differences of no more than this were reported as none
+
+
+@dataclasses.dataclass
+class Statistics:
+  """An error of a row's runs, as a fraction.
+
+  Attributes:
+    mean: over seeds; None if a run lacks this error.
+    deviation: standard deviation of the sample; None of a single run.
+    published: difference that was published of the row's ablation, if it has just one.
+    difference: to the reference row, over `pairs` seeds that both have; None without one.
+    over_seeds: interval of the difference; None of a single pair.
+    over_images: the same; None without predictions of the same images.
+  """
+
+  mean: float | None = None
+  deviation: float | None = None
+  published: float | None = None
+  difference: float | None = None
+  pairs: int = 0
+  over_seeds: Interval | None = None
+  over_images: Interval | None = None
 
 
 @dataclasses.dataclass
@@ -36,10 +58,7 @@ class ReportRow:
     others: fields that differ from the base besides those, {field: value}.
     changes: all fields that differ from it, {field: (base, here)}.
     runs: by seed.
-    figures: fractions, `top1_error_` and `top5_error_` with `mean`; `deviation` (of the sample,
-      with two runs); `published`, a difference; and against the reference `difference`, `pairs`
-      (how many seeds both have), `seeds_low`, `seeds_high` (the interval over seeds, with two
-      pairs), `images_low`, `images_high` (where predictions are there, and of the same images).
+    statistics: {metric: its statistics}, of each metric of `scores.TOP_K`.
     reference: name of the row it is compared with, '' for none.
     claim: whether the published difference is confirmed; '' where none was published or measured.
   """
@@ -49,14 +68,13 @@ class ReportRow:
   others: dict[str, Any]
   changes: dict[str, tuple[Any, Any]]
   runs: list[FinishedRun]
-  figures: dict[str, float] = dataclasses.field(default_factory=dict)
+  statistics: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   reference: str = ''
   claim: str = ''
 
-  def interval(self, name: str) -> Interval | None:
-    """A pair of figures, such as 'top1_error_seeds' for its two ends."""
-    low = self.figures.get(f'{name}_low')
-    return None if low is None else (low, self.figures[f'{name}_high'])
+  @property
+  def top1(self) -> Statistics:
+    return self.statistics['top1_error']
 
 
 def compare_runs(runs: Sequence[FinishedRun]) -> list[ReportRow]:
@@ -67,7 +85,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[ReportRow]:
   rows = [ReportRow(*_differences(base, group[0], recipes), group) for group in groups]
   rows.sort(key=lambda row: (bool(row.changes), len(row.others)))
   for row in rows:
-    _average(row)
+    row.statistics = {metric: _statistics(row, metric) for metric in scores.TOP_K}
   for row in rows:
     same = (other for other in rows if not other.ablations and other.others == row.others)
     reference = next(same, rows[0]) if row.ablations else rows[0]
@@ -136,17 +154,16 @@ def _differences(
   return ', '.join(title), tuple(names), others, changes
 
 
-def _average(row: ReportRow) -> None:
-  """Adds the figures of the row by itself."""
-  published = ABLATIONS[row.ablations[0]].difference if len(row.ablations) == 1 else (None, None)
-  for metric, points in zip(METRICS, published, strict=True):
-    values = [run.errors[metric] for run in row.runs if metric in run.errors]
-    if len(values) == len(row.runs):
-      row.figures[f'{metric}_mean'] = statistics.fmean(values)
-      if len(values) > 1:
-        row.figures[f'{metric}_deviation'] = statistics.stdev(values)
-    if points is not None:
-      row.figures[f'{metric}_published'] = points / 100
+def _statistics(row: ReportRow, metric: str) -> Statistics:
+  """Those of the row by itself."""
+  result = Statistics()
+  values = [run.errors[metric] for run in row.runs if metric in run.errors]
+  if len(values) == len(row.runs):
+    result.mean = fmean(values)
+    result.deviation = stdev(values) if len(values) > 1 else None
+  if len(row.ablations) == 1:
+    result.published = ABLATIONS[row.ablations[0]].published.get(metric)
+  return result
 
 
 def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
@@ -156,23 +173,18 @@ def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
 
 
 def _compare(row: ReportRow, reference: ReportRow) -> None:
-  """Adds the figures of the row against its reference, over the seeds that both have."""
+  """Adds the statistics of the row against its reference, over the seeds that both have."""
   row.reference = reference.name
   others = {run.seed: run for run in reference.runs}
   pairs = [(run, others[run.seed]) for run in row.runs if run.seed in others]
-  for metric, k in METRICS.items():
-    if not pairs or not all(f'{metric}_mean' in both.figures for both in (row, reference)):
-      continue
-    values = [mine.errors[metric] - other.errors[metric] for mine, other in pairs]
-    row.figures |= {f'{metric}_difference': statistics.fmean(values), f'{metric}_pairs': len(pairs)}
-    over = {'seeds': student_interval(values), 'images': _over_images(pairs, k)}
-    for name, interval in over.items():
-      if interval:
-        ends = (f'{metric}_{name}_low', f'{metric}_{name}_high')
-        row.figures |= dict(zip(ends, interval, strict=True))
-  if 'top1_error_difference' in row.figures and 'top1_error_published' in row.figures:
-    intervals = row.interval('top1_error_seeds'), row.interval('top1_error_images')
-    row.claim = judge(row.figures['top1_error_published'], *intervals, len(pairs))
+  for metric, found in row.statistics.items():
+    if pairs and found.mean is not None and reference.statistics[metric].mean is not None:
+      values = [mine.errors[metric] - other.errors[metric] for mine, other in pairs]
+      found.difference, found.pairs = fmean(values), len(pairs)
+      found.over_seeds = student_interval(values)
+      found.over_images = _over_images(pairs, scores.TOP_K[metric])
+  if row.top1.difference is not None and row.top1.published is not None:
+    row.claim = judge(row.top1)
 
 
 def student_interval(values: Sequence[float]) -> Interval | None:
@@ -181,8 +193,7 @@ def student_interval(values: Sequence[float]) -> Interval | None:
     return None
   # Not `stats.t.interval`, which has none for values that are all the same.
   reach = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-  mean = statistics.fmean(values)
-  return mean - reach, mean + reach
+  return fmean(values) - reach, fmean(values) + reach
 
 
 def _over_images(pairs: Sequence[tuple[FinishedRun, FinishedRun]], k: int) -> Interval | None:
@@ -211,26 +222,21 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
   return float(low), float(high)
 
 
-def judge(published: float, seeds: Interval | None, images: Interval | None, pairs: int) -> str:
-  """What the measurement says of a published difference; its sign, for data may be another.
-
-  Args:
-    published: difference of the top-1 error as a fraction.
-    seeds, images: intervals of the same, measured here.
-    pairs: how many seeds were measured.
-  """
-  interval = seeds or images
-  if interval is None:
-    return 'cannot tell: one seed and no predictions'
-  kind = f'{pairs} seeds' if seeds else 'one seed: the interval is over images alone'
+def judge(error: Statistics) -> str:
+  """The verdict of a measured on a published difference: of its sign, for data may be another."""
+  interval = error.over_seeds or error.over_images
+  if interval is None or error.published is None:
+    return 'inconclusive: one seed and no predictions'
+  one_seed = 'one seed: the interval is over images alone'
+  kind = f'{error.pairs} seeds' if error.over_seeds else one_seed
   low, high = interval
-  none_published = abs(published) <= _CLOSE
+  none_published = abs(error.published) <= _CLOSE
   if low <= 0 <= high:
     if none_published:
       return f'consistent: the interval contains 0, as none was published ({kind})'
-    return f'not confirmed: the interval contains 0 ({kind})'
+    return f'inconclusive: the interval contains 0 ({kind})'
   direction = 'worse' if low > 0 else 'better'
   if none_published:
     return f'contradicted: {direction}, where none was published ({kind})'
-  same = (low > 0) == (published > 0)
+  same = (low > 0) == (error.published > 0)
   return f'{"confirmed" if same else "contradicted"}: {direction} ({kind})'

@@ -19,8 +19,6 @@ from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.metrics import read_metrics
 from alexnet_jax.run.predictions import SplitProbabilities, read_predictions, results_prefix
 
-METRICS = {'top1_error': 1, 'top5_error': 5}  # and their k
-
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
@@ -44,15 +42,15 @@ class FinishedRun:
 
   @cached_property
   def errors(self) -> dict[str, float]:
-    """top1_error and, with more than 5 classes, top5_error, over the final views.
+    """The errors of `scores.TOP_K`, over the final views.
 
     Computed from the predictions; taken from results.json where there are none.
     """
     if self.predictions:
-      return scores.errors(self.predictions.probabilities, self.predictions.label)
+      return scores.compute_metrics(self.predictions.probabilities, self.predictions.label)
     views = self.config['eval']['final_views']
     prefix = 'eval' if views == self.config['eval']['views'] else results_prefix(views)
-    found = {name: self.results.get(f'{prefix}/{name}') for name in METRICS}
+    found = {name: self.results.get(f'{prefix}/{name}') for name in scores.TOP_K}
     return {name: value for name, value in found.items() if value is not None}
 
   @cached_property

@@ -88,18 +88,18 @@ class _Children:
         self._processes.add(process)
     except OSError as error:
       return f'{run.workdir} cannot be written ({error.strerror})'
-    _say(run, 'started')
+    _log(run, 'started')
     code = process.wait()
     with self._lock:
       self._processes.remove(process)
     results = read_results(run.workdir)
     if code == 0 and results is not None:
       top1 = results.get('eval/top1_error')
-      _say(run, 'done' if top1 is None else f'done, top-1 error {100 * top1:.2f} %')
+      _log(run, 'done' if top1 is None else f'done, top-1 error {100 * top1:.2f} %')
       return ''
     how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
     reason = ': '.join(filter(None, (how, _last_line(run))))
-    _say(run, reason)
+    _log(run, reason)
     return reason
 
   def _send(self, number: signal.Signals) -> None:
@@ -134,7 +134,7 @@ def _start(run: PlannedRun, jobs: int) -> subprocess.Popen:
     )
 
 
-def _say(run: PlannedRun, what: str) -> None:
+def _log(run: PlannedRun, what: str) -> None:
   sys.stderr.write(f'{time.strftime("%H:%M:%S")}  {run.name}  {what}\n')
   sys.stderr.flush()
 

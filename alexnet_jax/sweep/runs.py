@@ -40,7 +40,7 @@ class PlannedRun:
     return read_results(self.workdir) is not None
 
 
-def plan(
+def plan_runs(
   config_words: Sequence[str],
   changes: Sequence[str],
   seeds: Sequence[int],

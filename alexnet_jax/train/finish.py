@@ -57,7 +57,7 @@ def finish(
   last = [r for r in records if 'eval/top1_error' in r][-1]
   results = {name: value for name, value in last.items() if name.startswith('eval/')}
   if views != config.eval.views:
-    final = scores.errors(predictions.probabilities, predictions.label)
+    final = scores.compute_metrics(predictions.probabilities, predictions.label)
     results |= {f'{results_prefix(views)}/{key}': value for key, value in final.items()}
   worst = []
   if len(names) <= MOST_CLASSES:

@@ -156,7 +156,7 @@ class PeriodicActions:
     predictions = self._predict(state, config.views)
     if step == calendar.total_steps and config.views == config.final_views:
       self.predictions = predictions  # which `final_predictions` need not repeat
-    errors = self.errors = scores.errors(predictions.probabilities, predictions.label)
+    errors = self.errors = scores.compute_metrics(predictions.probabilities, predictions.label)
     scalars = {f'eval/{name}': value for name, value in errors.items()}
     if self.primary:
       first = self.experiment.table[0].name
