@@ -9,7 +9,7 @@ def accumulate(compute_gradients, steps: int):
   """Wraps a function that computes gradients; see `step.make_compute_gradients`.
 
   Args:
-    compute_gradients: (state, batch) -> ((gradients, loss, error), batch_stats).
+    compute_gradients: (state, batch) -> ((gradients, metrics), batch_stats).
     steps: the number of micro-batches, which must divide a device's batch.
 
   Returns:
@@ -22,8 +22,8 @@ def accumulate(compute_gradients, steps: int):
     def add(sums, micro_batch):
       return jax.tree.map(jnp.add, sums, compute_gradients(state, micro_batch)), None
 
-    zero = jnp.float32(0)
-    zeros = jax.tree.map(jnp.zeros_like, ((state.params, zero, zero), state.batch_stats))
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute_gradients, state, first))
     # XLA:CPU's convolutions take 40 times as long in a loop (github.com/jax-ml/jax/issues/12868).
     # Unrolled, the activations of all micro-batches are in memory at once.
     sums = lax.platform_dependent(

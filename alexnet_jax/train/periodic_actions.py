@@ -132,8 +132,8 @@ class PeriodicActions:
     """
     config, calendar = self.experiment.config, self.experiment.calendar
     report = throughput.take()
-    scalars = {f'train/{n}': report.means[n] for n in ('loss', 'top1_error', 'gradient_norm')}
-    scalars['learning_rate'] = report.means['learning_rate']
+    scalars = {f'train/{name}': value for name, value in report.means.items()}
+    scalars['learning_rate'] = report.learning_rate
     scalars['epoch'] = calendar.epoch_of(step)
     scalars['seconds'] = time.monotonic() - self.began
     # The first step includes compilation.

@@ -76,13 +76,13 @@ class DenseSharding:
     )
 
   def pmean(self, means):
-    """Averages (gradients, loss, error); gradients of sharded layers are sums over all images."""
-    gradients, loss, error = means
+    """Averages (gradients, metrics); gradients of sharded layers are sums over all images."""
+    gradients, metrics = means
     count = self._devices.global_count
     own = {name: jax.tree.map(lambda g: g / count, gradients[name]) for name in self.sharded}
     rest = {name: leaves for name, leaves in gradients.items() if name not in own}
-    rest, loss, error = pmean((rest, loss, error))
-    return rest | own, loss, error
+    rest, metrics = pmean((rest, metrics))
+    return rest | own, metrics
 
   def recipe(self, recipe: Recipe) -> Recipe:
     """The same recipe; its optimizer sees all columns of the sharded layers."""

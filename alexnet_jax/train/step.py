@@ -112,8 +112,10 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
   """Builds the forward and backward pass of one device's batch.
 
   Returns:
-    (state, batch) -> ((gradients, loss, error), batch_stats): means over the batch, and the updated
+    (state, batch) -> ((gradients, metrics), batch_stats): means over the batch, and the updated
     running moments. `batch` has image uint8 (b, S, S, 3), label int32 (b,), position int32 (b,).
+    Metrics are float32 scalars: loss (nats), which the gradients are of, and top1_error. One that
+    is added here is averaged, logged and written under its name.
   """
 
   def loss_function(params, batch_stats, images, labels, keys):
@@ -128,8 +130,8 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
       one_hot = jax.nn.one_hot(labels, logits.shape[-1])
       targets = optax.smooth_labels(one_hot, recipe.label_smoothing)
       loss = optax.softmax_cross_entropy(logits, targets).mean()
-      error = jnp.mean(jnp.argmax(logits, -1) != labels)
-    return loss, (error, updates.get('batch_stats', {}))
+      metrics = {'loss': loss, 'top1_error': jnp.mean(jnp.argmax(logits, -1) != labels)}
+    return loss, (metrics, updates.get('batch_stats', {}))
 
   def compute_gradients(state: TrainState, batch: dict):
     with jax.named_scope('views'):  # profiles and compiled programs show it
@@ -137,10 +139,10 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
       view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
       noise = recipe.color_noise(state.step)
       images = recipe.preprocessing.training_views(batch['image'], view_keys, noise)
-    (loss, (error, batch_stats)), gradients = jax.value_and_grad(loss_function, has_aux=True)(
+    gradients, (metrics, batch_stats) = jax.grad(loss_function, has_aux=True)(
       state.params, state.batch_stats, images, batch['label'], dropout_keys
     )
-    return (gradients, loss, error), batch_stats
+    return (gradients, metrics), batch_stats
 
   return compute_gradients
 
@@ -153,12 +155,12 @@ def make_train_step(
   Args:
     recipe: the constants of the run.
     compute_gradients: see `make_compute_gradients`.
-    pmean: averages (gradients, loss, error) over the devices; the identity on a single device.
+    pmean: averages (gradients, metrics) over the devices; the identity on a single device.
     global_norm: averaged gradients -> their L2 norm.
 
   Returns:
-    (state, batch) -> (state, metrics). Metrics are float32 scalars, equal on all devices: loss
-    (nats), top1_error, gradient_norm, learning_rate, nonfinite_steps.
+    (state, batch) -> (state, metrics). Metrics are float32 scalars, equal on all devices: those of
+    `compute_gradients`, and gradient_norm, learning_rate and nonfinite_steps.
   """
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -167,9 +169,9 @@ def make_train_step(
       return update(state, pmean(device_means), batch_stats)
 
   def update(state: TrainState, means, batch_stats) -> tuple[TrainState, dict]:
-    gradients, loss, error = means
+    gradients, metrics = means
     norm = global_norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
     scale = state.plateau.get('scale', 1.0)
     updates, opt_state = recipe.optimizer.update(
       gradients,
@@ -187,14 +189,11 @@ def make_train_step(
       opt_state=opt_state,
       nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
     )
-    metrics = {
-      'loss': loss,
-      'top1_error': error,
+    return new_state, metrics | {
       'gradient_norm': norm,
       'learning_rate': recipe.rates.kernel(state.step) * scale,
       'nonfinite_steps': new_state.nonfinite_steps.astype(jnp.float32),
     }
-    return new_state, metrics
 
   return train_step
 

@@ -15,7 +15,8 @@ from alexnet_jax.train.schedules import Calendar
 class Report(NamedTuple):
   """The steps since the last report."""
 
-  means: dict[str, float]  # over the applied steps, if any; the learning rate of the last step
+  means: dict[str, float]  # over the applied steps, if any
+  learning_rate: float  # of the last step
   nonfinite_steps: int  # consecutive ones, up to the last step
   speed: dict[str, float]  # images_per_second, and data_wait: share of the time, in [0, 1]
 
@@ -51,13 +52,12 @@ class Throughput:
     }
     seconds, wait = time.monotonic() - self._start, self._batches.wait_seconds - self._wait
     self.restart()
-    skipped = metrics['nonfinite_steps']
+    rates, skipped = metrics.pop('learning_rate'), metrics.pop('nonfinite_steps')
     applied = skipped == 0 if (skipped == 0).any() else np.full(len(skipped), True)
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
-    means['learning_rate'] = float(metrics['learning_rate'][-1])
     images = len(skipped) * self._batch_size
     speed = {'images_per_second': images / seconds, 'data_wait': wait / seconds}
-    return Report(means, int(skipped[-1]), speed)
+    return Report(means, float(rates[-1]), int(skipped[-1]), speed)
 
 
 def progress_line(
