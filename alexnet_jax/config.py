@@ -1,8 +1,7 @@
-"""What a config may say: every field with its default, its range, its meaning and its use.
+"""The config: every field with its default, allowed values, meaning, and when it is used.
 
 A config file calls `default()` and changes fields; the command line changes more.  ml_collections
-refuses unknown fields and wrong types at once; `validate` checks values and combinations.  A config
-that starts from trained weights may leave fields to them, see `left_open`.
+refuses unknown fields and wrong types at once; `validate` checks values and combinations.
 """
 
 import dataclasses
@@ -82,7 +81,7 @@ def _any(value) -> None:
 
 
 class Condition(NamedTuple):
-  """What has to hold in a config for a field to do something, in words and as a function."""
+  """What has to hold in a config for a field to have an effect, in words and as a function."""
 
   text: str
   holds: Callable[[ml_collections.ConfigDict], bool]
@@ -103,7 +102,7 @@ _JPEG = Condition(
   f'{_FILES.text} and data.encoding=jpeg',
   lambda config: _FILES.holds(config) and config.data.encoding == 'jpeg',
 )
-_ADAM, _LARS = _is('optimizer.name', 'adam'), _is('optimizer.name', 'lars')
+_ADAM, _LARC = _is('optimizer.name', 'adam'), _is('optimizer.name', 'larc')
 _NOISE = _positive('input.color_noise')
 _WARMUP = _positive('optimizer.warmup_epochs')
 _BORDER = Condition(
@@ -123,14 +122,15 @@ class Field:
   """A config field.
 
   Attributes:
-    default: also fixes its type.
-    check: of its value.
-    meaning: in words.
-    used_if: without which it does nothing; None: it always does something.
-    alters_run: whether steps made before a change would be those of another run.  If so, a run is
-      resumed with another value only after --allow_change.
-    alters_epochs: whether it decides how many steps an epoch has.  A checkpoint counts steps, so a
-      run is never resumed with another value.
+    default: its value if a config does not set it; also fixes the type.
+    check: value -> None if it is allowed, else what would be.
+    meaning: what it does, for people.
+    used_if: the condition under which it has an effect; None: always. If it has none, typing it on
+      the command line is an error.
+    alters_run: whether the training done so far depends on it.  If so, a run is resumed with
+      another value only with --allow_change.
+    alters_epochs: whether the number of steps in an epoch depends on it.  Checkpoints count steps,
+      so a run is never resumed with another value.
   """
 
   default: Any
@@ -141,8 +141,7 @@ class Field:
   alters_epochs: bool = False
 
 
-# May differ when a run is resumed: they change where data lie or what is printed, and the last
-# digits of sums at most.
+# May differ when a run is resumed: the results are the same, but for rounding.
 _free = functools.partial(Field, alters_run=False)
 # May never differ: see `Field.alters_epochs`.
 _fixed = functools.partial(Field, alters_epochs=True)
@@ -152,40 +151,45 @@ _KINDS = ('constant', 'step', *SPANNING)
 
 
 def _schedule(section: str, *drops: str) -> dict[str, Field]:
-  """Fields of a schedule besides its kind; of kinds `drops` the rate drops by a factor."""
+  """Fields of a schedule besides its kind; kinds named in `drops` use its `factor`."""
   kind = f'{section}.kind'
   spread, power = _is(kind, 'exponential'), _is(kind, 'polynomial')
   return {
-    f'{section}.milestones': Field((), _increasing, 'epochs of the drops', _is(kind, 'step')),
+    f'{section}.milestones': Field((), _increasing, 'epochs of rate drops', _is(kind, 'step')),
     f'{section}.factor': Field(
-      0.1, _above(0, 1), 'what a drop multiplies the rate by', _is(kind, *drops)
+      0.1, _above(0, 1), 'the rate is multiplied by this at each drop', _is(kind, *drops)
     ),
-    f'{section}.levels': Field(4, _between(1, 1000), 'number of equal parts', spread),
-    f'{section}.target_factor': Field(250.0, _between(1), 'first rate over last', spread),
-    f'{section}.power': Field(2.0, _above(0), 'of the share of the run that is left', power),
+    f'{section}.levels': Field(4, _between(1, 1000), 'rates, each for an equal time', spread),
+    f'{section}.target_factor': Field(250.0, _between(1), 'first rate divided by the last', spread),
+    f'{section}.power': Field(
+      2.0, _above(0), 'the rate falls as (share of the run that is left) ** power', power
+    ),
   }
 
 
 FIELDS: dict[str, Field] = {
-  'seed': Field(0, _between(0, 2**31 - 1), 'fixes initialization, order, views and dropout'),
+  'seed': Field(0, _between(0, 2**31 - 1), 'of initialization, order, augmentation, dropout'),
   'epochs': Field(90.0, _above(0), 'length of the run; may be a fraction'),
   'batch_size': _fixed(128, _between(1), 'images per step over all devices'),
-  'grad_accum_steps': Field(1, _between(1), 'micro-batches of a batch, to save memory'),
+  'grad_accum_steps': Field(1, _between(1), 'micro-batches per batch, to save memory'),
   'steps_per_call': Field(
-    1, _between(1), 'steps without the host; above 1 devices hold all images'
+    1,
+    _between(1),
+    'training steps in one call of the compiled program, to spare a GPU the wait for its host;'
+    ' above 1, every device holds all training images',
   ),
   'label_smoothing': Field(0.0, _between(0, 0.9), 'share of the target spread over all classes'),
-  'ema_decay': Field(0.0, _between(0, 0.99999), 'evaluate averaged weights; 0: the last ones'),
+  'ema_decay': Field(0.0, _between(0, 0.99999), 'evaluate averaged weights; 0: no average'),
   'deterministic': Field(False, _any, 'on a GPU: the same bits every time, but slower'),
   'weights': Field('', _on_disk, 'start from this file, workdir or packaged net; "": at random'),
-  'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'a table of alexnet_jax/model/nets.py'),
+  'model.net': Field('krizhevsky2012', _one_of(*nets.NETS), 'name of a net, see model/nets.py'),
   'model.width': Field(
-    1.0, _one_of(*nets.WIDTHS), 'share of the features of all layers but the last'
+    1.0, _one_of(*nets.WIDTHS), 'factor on the features of all layers but the last'
   ),
-  'model.ablations': Field((), _edits, 'edits of the table, in this order: model/ablations.py'),
+  'model.ablations': Field((), _edits, 'names of edits of the net, see model/ablations.py'),
   'model.compute_dtype': Field('float32', _one_of('float32', 'bfloat16'), 'type of activations'),
   'model.ghost_batch': Field(
-    0, _between(0), 'images per batch-norm moment on a device; 0: the global batch', _BATCH_NORM
+    0, _between(0), 'images on a device per batch-norm moment; 0: the global batch', _BATCH_NORM
   ),
   'model.onednn': Field(
     'auto',
@@ -205,22 +209,22 @@ FIELDS: dict[str, Field] = {
   'data.store': _free('', _on_disk, 'the prepared images; "": beside data.dir', _FILES),
   'data.image_size': Field(256, _between(8, 1024), 'side of the stored square images'),
   'data.resize': Field(
-    'crop', _one_of('crop', 'warp'), 'crop: shorter side, then center; warp: both sides', _FILES
+    'crop', _one_of('crop', 'warp'), 'crop: shorter side, center crop; warp: both sides', _FILES
   ),
   'data.encoding': Field(
-    'raw', _one_of('raw', 'jpeg'), 'raw pixels; or jpeg for small disks, decoded when seen', _FILES
+    'raw', _one_of('raw', 'jpeg'), 'stored as raw pixels, or as JPEGs, a tenth of the size', _FILES
   ),
   'data.jpeg_quality': Field(90, _between(1, 100), 'of the stored JPEGs', _JPEG),
-  'data.train_split': _fixed('train', _any, 'TFDS split to train on', _TFDS),
-  'data.eval_split': Field('validation', _any, 'TFDS split to evaluate on', _TFDS),
+  'data.train_split': _fixed('train', _any, 'TFDS split of the training images', _TFDS),
+  'data.eval_split': Field('validation', _any, 'TFDS split of the validation images', _TFDS),
   'data.validation_fraction': _fixed(
     0.2,
     _above(0, 0.9),
-    'validation share where the data has no validation part',
+    'share of the images kept for validation where the data has no validation images of its own',
     _is('data.source', 'folder', 'digits'),
   ),
   'data.unreadable': _fixed(
-    'error', _one_of('error', 'skip'), 'broken images are an error, or skipped', _FILES
+    'error', _one_of('error', 'skip'), 'what to do with images that cannot be read', _FILES
   ),
   'data.num_classes': Field(0, _between(0), 'number of classes; 0: as many as the data has'),
   'data.train_examples': _fixed(0, _between(0), 'train on this many random images; 0: all'),
@@ -230,8 +234,12 @@ FIELDS: dict[str, Field] = {
   'input.crop': Field(224, _between(8, 1024), 'side of the view given to the net'),
   'input.resize_to': Field(0, _between(0, 1024), 'enlarge stored images to this; 0: as stored'),
   'input.random_crop': Field(True, _any, 'crop at random in training, else centrally', _BORDER),
-  'input.random_flip': Field(True, _any, 'mirror half of the training views'),
-  'input.color_noise': Field(0.1, _between(0, 10), 'in standard deviations of RGB components'),
+  'input.random_flip': Field(True, _any, 'flip half of the training views horizontally'),
+  'input.color_noise': Field(
+    0.1,
+    _between(0, 10),
+    'standard deviation of alpha, the noise along principal components of RGB (paper section 4.1)',
+  ),
   'input.color_noise_epochs': Field(0.0, _between(0), 'epochs with color noise; 0: all', _NOISE),
   'input.color_statistics': Field(
     '2012', _one_of('2012', 'data'), "RGB components as released in 2012, or the data's own", _NOISE
@@ -239,56 +247,64 @@ FIELDS: dict[str, Field] = {
   'input.normalization': Field(
     'mean_image',
     _one_of(*'mean_image mean_pixel mean_scalar standardize torchvision none weights'.split()),
-    'what is subtracted (and divided by) before the net; weights: as they were trained with',
+    'what is subtracted from the pixels (and divides them); weights: what they were trained with',
   ),
   'input.scale': Field(1.0, _above(0), 'multiplies the normalized pixels'),
-  'optimizer.name': Field('momentum', _one_of('momentum', 'adam', 'lars'), 'update rule'),
+  'optimizer.name': Field(
+    'momentum',
+    _one_of('momentum', 'adam', 'larc'),
+    'update rule: momentum as in 2012, Adam, or LARC (LARS with clipping), see train/optimizer.py',
+  ),
   'optimizer.learning_rate': Field(0.01, _above(0), 'initial rate of the kernels'),
   'optimizer.base_batch_size': Field(
-    0, _between(0), 'learning_rate is for this batch and scales linearly; 0: it does not'
+    0, _between(0), 'learning_rate is for this batch size, and scales with batch_size; 0: unscaled'
   ),
-  'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial rate over the kernels'"),
+  'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial rate / kernels'"),
   'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
   'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2", _ADAM),
   'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon", _ADAM),
-  'optimizer.trust_coefficient': Field(0.001, _above(0), "LARS's eta", _LARS),
+  'optimizer.trust_coefficient': Field(
+    0.001, _above(0), 'a rate is at most (1 - momentum) * this * |w| / |gradient|', _LARC
+  ),
   'optimizer.weight_decay': Field(0.0005, _between(0), 'decay of the kernels'),
   'optimizer.decay_biases': Field(False, _any, 'whether biases decay too', _DECAY),
-  'optimizer.layer_weight_decay': Field({}, _decays, 'decay of single layers, {layer: factor}'),
+  'optimizer.layer_weight_decay': Field({}, _decays, 'in place of weight_decay, {layer: decay}'),
   'optimizer.layer_lr_factors': Field(
     {},
     _factors,
-    'factors on the rate of single layers, {layer: ((epoch, factor), ...)}; 0 freezes; of'
-    ' "conv1/kernel" on its kernel alone; a layer may be called "last"',
+    'factors on the rate of a layer ("conv1") or parameter ("conv1/kernel") from an epoch on,'
+    ' {name: ((epoch, factor), ...)}; 0 freezes it; "last" is the layer of the logits',
   ),
-  'optimizer.warmup_epochs': Field(0.0, _between(0), 'length of the rise of the rate at the start'),
-  'optimizer.warmup_start': Field(0.0, _between(0), 'rate at step 0; 0: an equal part', _WARMUP),
-  'optimizer.warmup_power': Field(1.0, _above(0), '1: linear, 2: quadratic', _WARMUP),
-  'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate falls'),
+  'optimizer.warmup_epochs': Field(0.0, _between(0), 'epochs of warm-up of the rate'),
+  'optimizer.warmup_start': Field(
+    0.0, _between(0), 'rate at step 0; 0: learning_rate / warm-up steps', _WARMUP
+  ),
+  'optimizer.warmup_power': Field(1.0, _above(0), '1: linear warm-up, 2: quadratic', _WARMUP),
+  'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate changes'),
   **_schedule('optimizer.schedule', 'step', 'plateau'),
   'optimizer.schedule.patience': Field(
     3,
     _between(1),
-    'evaluations without a new best before a drop',
+    'evaluations without a new lowest error before the rate drops',
     _is('optimizer.schedule.kind', 'plateau'),
   ),
   'optimizer.bias_schedule.kind': Field(
-    'same', _one_of(*_KINDS, 'same'), "how the biases' rate falls; same: as the kernels'"
+    'same', _one_of(*_KINDS, 'same'), "how the biases' rate changes; same: as the kernels'"
   ),
   **_schedule('optimizer.bias_schedule', 'step'),
   'eval.every_epochs': Field(1.0, _above(0), 'epochs between evaluations; the end has one too'),
   'eval.batch_size': Field(256, _between(1), 'images per evaluation step over all devices'),
   'eval.views': Field(1, _one_of(1, 9, 10), 'views averaged during training'),
   'eval.final_views': Field(1, _one_of(1, 9, 10), 'views averaged at the end'),
-  'checkpoint.every_epochs': _free(1.0, _above(0), 'epochs between saved states'),
-  'checkpoint.max_to_keep': _free(2, _between(1), 'saved states kept besides the best'),
-  'guard.max_nonfinite_steps': _free(10, _between(1), 'non-finite steps in a row end the run'),
-  'guard.flat_steps': _free(2000, _between(1), 'steps until a loss of ln(classes) is reported'),
-  'log.every_steps': _free(50, _between(1), 'steps between console lines'),
+  'checkpoint.every_epochs': _free(1.0, _above(0), 'epochs between checkpoints'),
+  'checkpoint.max_to_keep': _free(2, _between(1), 'latest checkpoints kept, besides the best'),
+  'guard.max_nonfinite_steps': _free(10, _between(1), 'non-finite steps in a row that end the run'),
+  'guard.flat_steps': _free(2000, _between(1), 'steps until a loss of ln(classes) is warned of'),
+  'log.every_steps': _free(50, _between(1), 'steps between lines of metrics'),
   'log.tensorboard': _free(True, _any, 'write TensorBoard events'),
 }
 
-# With `weights`, these fields may be empty ('' or 0), and are then those of the weights.
+# With `weights`, these fields may be empty ('' or 0): the weights fill them in.
 _OF_WEIGHTS = ('model.net', 'data.image_size', 'data.resize', 'input.crop')
 LAST = 'last'  # in optimizer.layer_lr_factors: the layer that gives the logits
 
@@ -325,7 +341,7 @@ def default() -> ml_collections.ConfigDict:
 
 
 def left_open(config: ml_collections.ConfigDict) -> list[str]:
-  """What `weights.initial.complete` has to fill in before the config can be validated."""
+  """Fields that `weights.initial.complete` has to fill in before the config can be validated."""
   named_last = [
     f'optimizer.layer_lr_factors.{name}'
     for name in config.optimizer.layer_lr_factors

@@ -124,7 +124,7 @@ def apply_ablations(
         f'config.{path}={old}: --ablation={",".join(names)} sets it to {new}; leave one of them out'
       )
     if reason := idle(config, path):
-      raise UserError(f'config.{path}={new}: {reason}; leave it out, or set that')
+      raise UserError(f'config.{path}={new}: {reason}; leave it out, or change that too')
   return config
 
 
@@ -149,7 +149,7 @@ def _ablated(config, name: str):
       raise ValueError('the config already has ' + ', '.join(f'{k}={v}' for k, v in fields.items()))
     if all(reasons := [idle(config, path) for path in changes]):
       raise ValueError(f'{next(iter(changes))} is {reasons[0]}')
-    if name == 'scalar_mean' and config.input.normalization != 'mean_image':
+    if name == 'mean_scalar' and config.input.normalization != 'mean_image':
       raise ValueError(
         f'no mean image is subtracted: input.normalization is {config.input.normalization}'
       )

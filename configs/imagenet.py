@@ -174,7 +174,7 @@ def _lars(config, batch_size: int, learning_rate: float, warmup_epochs: float):
   """
   _bn(config)
   config.batch_size = batch_size
-  config.optimizer.name = 'lars'
+  config.optimizer.name = 'larc'
   config.optimizer.learning_rate = learning_rate
   config.optimizer.warmup_epochs = warmup_epochs
   config.optimizer.warmup_start = 1.0

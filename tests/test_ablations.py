@@ -220,9 +220,9 @@ def test_a_stored_config_with_an_unknown_edit_is_refused():
     ('cifar10:13pct', 'without_conv3', 'changes nothing'),
     ('cifar10', 'no_random_flip', 'already has input.random_flip=False'),
     ('cifar10_bn', 'no_weight_decay', 'already has optimizer.weight_decay=0.0'),
-    ('digits', 'scalar_mean', 'no mean image is subtracted: input.normalization is standardize'),
+    ('digits', 'mean_scalar', 'no mean image is subtracted: input.normalization is standardize'),
     ('imagenet', 'no_lnr', 'there is no such ablation, did you mean no_lrn?'),
-    ('cifar10', 'no_crop', 'already has input.random_crop=False'),
+    ('cifar10', 'no_random_crop', 'already has input.random_crop=False'),
   ],
 )
 def test_what_does_nothing_is_refused_with_what_fits(name, ablation, reason):
@@ -237,13 +237,13 @@ def test_what_does_nothing_is_refused_with_what_fits(name, ablation, reason):
     config_files.apply_ablations(get_config(name), [fits])
 
 
-def test_the_crop_of_a_whole_image_is_no_crop():
+def test_the_crop_of_a_whole_image_is_no_random_crop():
   config = get_config('digits')
   config.input.crop = 32
   with pytest.raises(
-    UserError, match='no_crop: input.random_crop is only used with input.crop below'
+    UserError, match='no_random_crop: input.random_crop is only used with input.crop below'
   ):
-    config_files.apply_ablations(config, ['no_crop'])
+    config_files.apply_ablations(config, ['no_random_crop'])
 
 
 def test_a_layer_that_the_recipe_mentions_cannot_go():

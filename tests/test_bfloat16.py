@@ -80,7 +80,7 @@ def step_of(table, crop, grad_accum_steps):
   compute_gradients = make_compute_gradients(net, recipe)
   if grad_accum_steps > 1:
     compute_gradients = accumulate(compute_gradients, grad_accum_steps)
-  return make_train_step(recipe, compute_gradients), state, data
+  return make_train_step(recipe, compute_gradients, lambda tree: tree), state, data
 
 
 # Every kind of row, and micro-batches.

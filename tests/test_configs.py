@@ -86,10 +86,12 @@ def train_step_of(config, experiment):
     )
     for name, shape in shapes.items()
   }
-  compute_gradients = make_compute_gradients(experiment.model, experiment.recipe)
+  compute_gradients = make_compute_gradients(
+    experiment.model.clone(axis_name=None), experiment.recipe
+  )
   if config.grad_accum_steps > 1:
     compute_gradients = accumulate(compute_gradients, config.grad_accum_steps)
-  step = make_train_step(experiment.recipe, compute_gradients)
+  step = make_train_step(experiment.recipe, compute_gradients, pmean=lambda tree: tree)
   return step, jax.eval_shape(experiment.initial_state), batch
 
 
@@ -98,7 +100,7 @@ def test_the_config_builds_a_run(name):
   config = get_config(name)
   configs.validate(config)
   assert configs.to_json(configs.from_json(configs.to_json(config))) == configs.to_json(config)
-  experiment = make_experiment(config, store_of(config), None)
+  experiment = make_experiment(config, store_of(config), 'cpu')
   step, state, batch = train_step_of(config, experiment)
   after, metrics = jax.eval_shape(step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -137,7 +139,7 @@ ANOTHER = f"""
   data.image_size=40 data.num_classes=7 data.train_examples=100 data.validation_fraction=0.5
   input.crop=24 input.resize_to=40
   input.random_crop=false input.random_flip=true input.color_noise=0.1 input.scale=2
-  input.normalization=mean_image optimizer.name=lars optimizer.learning_rate=0.1
+  input.normalization=mean_image optimizer.name=larc optimizer.learning_rate=0.1
   optimizer.base_batch_size=128 optimizer.bias_lr_multiplier=1 optimizer.momentum=0.8
   optimizer.weight_decay=0.1 optimizer.decay_biases=true optimizer.warmup_epochs=2
   optimizer.layer_weight_decay={{'fc5':0.1}} optimizer.layer_lr_factors={{'fc5':((1.0,0.1),)}}
@@ -153,7 +155,7 @@ data.source=synthetic: data.synthetic_examples=64
 model.net=cifar_bn: model.ghost_batch=16
 input.color_noise=0.1: input.color_noise_epochs=3 input.color_statistics=data
 optimizer.name=adam: optimizer.beta2=0.99 optimizer.epsilon=0.1
-optimizer.name=lars: optimizer.trust_coefficient=0.1
+optimizer.name=larc: optimizer.trust_coefficient=0.1
 optimizer.schedule.kind=plateau: optimizer.schedule.patience=2
 """ + ''.join(
   f"""{schedule}.kind=step: {schedule}.milestones=(2.0,)
@@ -217,7 +219,7 @@ def observed(config, path):
     yield str(error)
     return
   yield 'no weights'
-  experiment = make_experiment(config, store_of(config), None, platform='cpu')
+  experiment = make_experiment(config, store_of(config), 'cpu')
   yield experiment.plateau, modes.check(experiment, store_of(config).train, Devices())
   step, state, batch = train_step_of(config, experiment)
   program = jax.make_jaxpr(step)(state, batch)
@@ -243,7 +245,7 @@ def watched(config):
     check_batch_size('eval.batch_size', config.eval.batch_size, Devices())
   except UserError as error:
     yield str(error)
-  experiment = make_experiment(config, store_of(config), None)
+  experiment = make_experiment(config, store_of(config), 'cpu')
   console, metrics = mock.Mock(), mock.Mock(return_value=[])
   with (
     mock.patch.object(periodic_actions, 'Evaluator') as evaluator,
@@ -278,7 +280,7 @@ def watched(config):
 
 @pytest.mark.parametrize('path', [path for path, (uses, _) in others().items() if uses])
 def test_a_field_that_would_do_nothing_is_refused(path):
-  said = f'^config.{path}=.*: only used with .*; leave it out, or set that$'
+  said = f'^config.{path}=.*: only used with .*; leave it out, or change that too$'
   with pytest.raises(UserError, match=said):
     typed('digits', others()[path][1])
 

@@ -15,7 +15,7 @@ from alexnet_jax.model import layers, nets, onednn
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.runtime import cpu
 from alexnet_jax.train import diagnosis
-from alexnet_jax.train.diagnosis import Step
+from alexnet_jax.train.diagnosis import StepResult
 
 TABLE = (
   layers.Dense('fc1', 40, init=0.002, bias=0.3),
@@ -149,7 +149,7 @@ def test_rate_for_a_small_batch(config, changes, images, classes, expected):
   ],
 )
 def test_verdict(losses, error, expected):
-  course = [Step(i, loss, error) for i, loss in enumerate(losses)]
+  course = [StepResult(i, loss, error) for i, loss in enumerate(losses)]
   verdict, sentence = diagnosis.judge_course(course, 1000, math.log(16))
   assert verdict == expected and '2' in sentence and '\n' not in sentence
 
@@ -167,20 +167,20 @@ def test_overfitting_ends_when_training_diverges(config, monkeypatch):
 def test_photos_of_a_folder_are_taken_evenly_resized_and_cropped(tmp_path, config):
   config.data.image_size = 8
   with pytest.raises(UserError, match='--images=.*nowhere: there is no such folder'):
-    diagnosis.read_photos(tmp_path / 'nowhere', 3, config.data, False)
+    diagnosis.read_folder(tmp_path / 'nowhere', 3, config.data, False)
   with pytest.raises(UserError, match='holds no'):
-    diagnosis.read_photos(tmp_path, 3, config.data, False)
+    diagnosis.read_folder(tmp_path, 3, config.data, False)
   for number in range(6):
     folder = tmp_path / f'class{number // 3}'
     folder.mkdir(exist_ok=True)
     Image.new('RGB', (20 + number, 12), (40 * number, 0, 0)).save(folder / f'{number}.PNG')
   (tmp_path / 'notes.txt').write_text('no image')
-  few = diagnosis.read_photos(tmp_path, 3, config.data, False)
+  few = diagnosis.read_folder(tmp_path, 3, config.data, False)
   assert few.shape == (3, 8, 8, 3) and list(few[:, 4, 4, 0]) == [0, 80, 160]
-  assert len(diagnosis.read_photos(tmp_path, 50, config.data, False)) == 6
+  assert len(diagnosis.read_folder(tmp_path, 50, config.data, False)) == 6
   (tmp_path / 'broken.jpg').write_bytes(b'not a JPEG')
   with pytest.raises(UserError, match='broken.jpg cannot be read'):
-    diagnosis.read_photos(tmp_path, 3, config.data, False)
+    diagnosis.read_folder(tmp_path, 3, config.data, False)
 
 
 def test_the_batch_is_the_configs_own_or_says_that_it_is_not(config, tmp_path):
@@ -190,7 +190,7 @@ def test_the_batch_is_the_configs_own_or_says_that_it_is_not(config, tmp_path):
   assert what.startswith('4 generated images: no prepared imagenet2012 at ')
 
   Image.new('RGB', (20, 12)).save(tmp_path / 'one.jpg')
-  with pytest.raises(UserError, match='1 photos of .* at least 2'):
+  with pytest.raises(UserError, match='1 images of .* at least 2'):
     diagnosis.choose_batch(config, 4, str(tmp_path))
   Image.new('RGB', (20, 12)).save(tmp_path / 'two.jpg')
   store, images, labels, what = diagnosis.choose_batch(config, 4, str(tmp_path))

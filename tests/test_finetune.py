@@ -43,7 +43,7 @@ def store_of(classes, size=32):
 def test_all_but_the_last_layer_are_taken(classes):
   weights = digits_net()
   config = digits_config(weights='somewhere')
-  experiment = make_experiment(config, store_of(classes), None, weights)
+  experiment = make_experiment(config, store_of(classes), 'cpu', weights)
   state = jax.tree.map(np.asarray, experiment.initial_state())
   for layer, leaves in weights.variables['params'].items():
     for name, leaf in leaves.items():
@@ -58,7 +58,7 @@ def test_all_but_the_last_layer_are_taken(classes):
 def test_the_last_layer_stays_where_the_classes_do():
   weights, config = digits_net(), digits_config(weights='somewhere')
   for classes, kept in ((CLASSES, True), (CLASSES[::-1], False), (CLASSES[:2], False)):
-    state = make_experiment(config, store_of(classes), None, weights).initial_state()
+    state = make_experiment(config, store_of(classes), 'cpu', weights).initial_state()
     taken = weights.variables['params']['fc5']['kernel']
     same = taken.shape == state.params['fc5']['kernel'].shape and np.array_equal(
       state.params['fc5']['kernel'], taken
@@ -71,7 +71,7 @@ def test_running_moments_and_average_are_taken():
   config = digits_config(
     **{'weights': 'x', 'model.net': 'cifar_bn', 'input.crop': 32, 'ema_decay': 0.9}
   )
-  state = make_experiment(config, store_of('ab'), None, weights).initial_state()
+  state = make_experiment(config, store_of('ab'), 'cpu', weights).initial_state()
   for name, leaf in weights.variables['batch_stats']['bn3'].items():
     np.testing.assert_array_equal(state.batch_stats['bn3'][name], leaf)
   kernel = weights.variables['params']['fc7']['kernel']
@@ -81,21 +81,21 @@ def test_running_moments_and_average_are_taken():
 def test_another_net_or_view_is_refused():
   config = digits_config(**{'weights': 'w.npz', 'model.net': 'cifar_80sec'})
   with pytest.raises(UserError, match='w.npz holds net digits, .* config.model.net=cifar_80sec'):
-    make_experiment(config, store_of('ab'), None, digits_net())
+    make_experiment(config, store_of('ab'), 'cpu', digits_net())
   config = digits_config(**{'weights': 'w.npz', 'model.width': 0.5})
   with pytest.raises(UserError, match='net digits, .* fit config.model.net=digits, width 1/2: use'):
-    make_experiment(config, store_of('ab'), None, digits_net())
+    make_experiment(config, store_of('ab'), 'cpu', digits_net())
   config = digits_config(**{'weights': 'w.npz', 'input.crop': 32})
   with pytest.raises(UserError, match=r'fc4/kernel of shape \(576, 128\).*input.crop=28'):
-    make_experiment(config, store_of('ab'), None, digits_net())
+    make_experiment(config, store_of('ab'), 'cpu', digits_net())
 
 
 def test_preprocessing_is_that_of_the_weights():
   weights, config = digits_net(), digits_config(weights='x')
-  own = make_experiment(config, store_of('ab'), None, weights).recipe.preprocessing
+  own = make_experiment(config, store_of('ab'), 'cpu', weights).recipe.preprocessing
   np.testing.assert_array_equal(own.mean, np.full((28, 28, 3), 50))
   config.input.normalization = 'weights'
-  taken = make_experiment(config, store_of('ab'), None, weights).recipe.preprocessing
+  taken = make_experiment(config, store_of('ab'), 'cpu', weights).recipe.preprocessing
   np.testing.assert_array_equal(taken.mean, preprocessing().mean)
   np.testing.assert_array_equal(taken.scale, preprocessing().scale)
   wide = digits_net(preprocessing=preprocessing(32))

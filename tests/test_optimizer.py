@@ -11,7 +11,7 @@ from helpers.commands import get_config
 
 from alexnet_jax import config as configs
 from alexnet_jax.train import schedules
-from alexnet_jax.train.optimizer import adam, krizhevsky_momentum, lars, weight_decay_tree
+from alexnet_jax.train.optimizer import adam, krizhevsky_momentum, larc, weight_decay_tree
 from alexnet_jax.train.schedules import Calendar
 
 SHAPES = {'conv1': {'kernel': (3, 4), 'bias': (4,)}, 'fc2': {'kernel': (4, 2), 'bias': (2,)}}
@@ -72,14 +72,14 @@ def decays_of(params, weight_decay, layers, biases):
 # The 2012 rule.
 
 
-@pytest.mark.parametrize('trust', [None, 0.5], ids=['2012', 'lars'])
+@pytest.mark.parametrize('trust', [None, 0.5], ids=['2012', 'larc'])
 def test_2012_rule_in_float64(trust):
   """v <- .9 v - wc rate w - rate gradient; w <- w + v, over drops of the rate.
 
-  With LARS the rate is at most .1 trust |w| / |gradient|: clipped at first, not at the end.
+  With LARC the rate is at most .1 trust |w| / |gradient|: clipped at first, not at the end.
   """
   decay = decays_of(SHAPES, 0.05, {'fc2': 0.5}, False)
-  rule = lars(0.9, decay, trust) if trust else krizhevsky_momentum(0.9, decay)
+  rule = larc(0.9, decay, trust) if trust else krizhevsky_momentum(0.9, decay)
   found = run(rule, dropping, 15)
   decays, clipped = {'conv1': 0.05, 'fc2': 0.5}, []
   for layer, name in LEAVES:
@@ -101,7 +101,7 @@ def test_2012_rule_in_float64(trust):
 @pytest.mark.parametrize('rate, moved', [(0.5, 0.5), (32.0, 1.0), (0.0, 0.0)])
 def test_lars_of_a_parameter_that_is_zero(rate, moved):
   """NVIDIA's `GetLocalRate` starts from 1 and leaves it where a norm is 0; then min(rate, it)."""
-  rule = lars(0.9, {'bias': 0.0}, 0.001)
+  rule = larc(0.9, {'bias': 0.0}, 0.001)
   zeros, ones = {'bias': jnp.zeros(3)}, {'bias': jnp.ones(3)}
   updates, _ = rule.update(ones, rule.init(zeros), zeros, rates={'bias': rate})
   np.testing.assert_allclose(updates['bias'], -moved)

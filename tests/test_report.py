@@ -163,7 +163,7 @@ def test_rows_are_named_by_what_they_change_and_compared_with_the_same_without_i
   fast = {'optimizer__learning_rate': 0.1}
   for folder, config in {
     'a': digits(),
-    'b': digits('no_lrn', 'no_crop'),
+    'b': digits('no_lrn', 'no_random_crop'),
     'c': digits(**fast),
     'd': digits('no_lrn', **fast),
     'e': digits('no_augmentation'),
@@ -175,9 +175,9 @@ def test_rows_are_named_by_what_they_change_and_compared_with_the_same_without_i
   assert {row.name: row.reference for row in rows_of(tmp_path)} == {
     'baseline': '',
     'no_lrn': 'baseline',
-    'no_lrn+no_crop': 'baseline',
+    'no_lrn+no_random_crop': 'baseline',
     'no_weight_decay': 'baseline',
-    'no_crop': 'baseline',  # digits have no mirrors and no noise: it is the same
+    'no_random_crop': 'baseline',  # digits have no mirrors and no noise: it is the same
     'optimizer.momentum=0.8': 'baseline',
     'optimizer.learning_rate=0.1': 'baseline',
     'no_lrn, optimizer.learning_rate=0.1': 'optimizer.learning_rate=0.1',

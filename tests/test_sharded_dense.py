@@ -49,7 +49,7 @@ DECAY = decay_of(TABLE, biases=True)
 OPTIMIZERS = {
   'momentum': optimizer.krizhevsky_momentum(0.9, DECAY),
   # At this trust some rates are clipped and others are not.
-  'lars': optimizer.lars(0.9, DECAY, 0.1),
+  'larc': optimizer.larc(0.9, DECAY, 0.1),
   'adam': optimizer.adam(0.9, 0.999, 1e-3, DECAY),
 }
 
@@ -90,7 +90,7 @@ def plain(count, name):
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_sharded_layers_learn_the_same(name):
-  """Masks, loss, gradients and their norm, LARS's norms, decay and averages of all are the same."""
+  """Masks, loss, gradients and their norm, LARC's norms, decay and averages of all are the same."""
   found = take_steps(8, True, make_recipe(optimizer=OPTIMIZERS[name]))
   assert_close(found, plain(1, name))
   if name == 'momentum':  # that one device and many agree is tested in test_step.py

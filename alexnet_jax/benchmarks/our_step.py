@@ -14,7 +14,7 @@ from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.data.store import Split, Store
 from alexnet_jax.model.preprocessing import CENTER_VIEW
 from alexnet_jax.runtime import cpu
-from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
+from alexnet_jax.train.devices import Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.optimizer import krizhevsky_momentum, weight_decay_tree
@@ -153,4 +153,4 @@ def generated(config, platform: str) -> tuple[Experiment, np.ndarray]:
     color_eigenvectors=np.eye(3),
     meta={},
   )
-  return make_experiment(config, store, AXIS, weights_of(config), platform), images
+  return make_experiment(config, store, platform, weights_of(config)), images

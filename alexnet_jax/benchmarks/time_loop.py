@@ -12,7 +12,7 @@ from alexnet_jax.benchmarks.workload import Sample, Workload
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
 from alexnet_jax.train import modes
-from alexnet_jax.train.devices import AXIS, Devices, check_training_batch, to_host
+from alexnet_jax.train.devices import Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.loop import make_program
 
@@ -54,7 +54,7 @@ class OurLoop(Workload):
     devices = Devices()
     check_training_batch(self._config, devices)
     store = prepare_store(self._config.data)
-    experiment = make_experiment(self._config, store, AXIS, platform=devices.platform)
+    experiment = make_experiment(self._config, store, devices.platform)
     modes.check(experiment, store.train, devices)
     initial = to_host(experiment.initial_state())
     program = make_program(experiment, devices, store.train, initial)

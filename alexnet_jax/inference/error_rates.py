@@ -27,7 +27,7 @@ from alexnet_jax.run.predictions import (
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import Console
 from alexnet_jax.train import processes
-from alexnet_jax.train.devices import AXIS, Devices, check_batch_size
+from alexnet_jax.train.devices import Devices, check_batch_size
 from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.weights.initial import weights_of
@@ -70,7 +70,7 @@ def evaluate_run(
   devices = Devices()
   check_batch_size('eval.batch_size', config.eval.batch_size, devices)
   store = prepare_store(config.data)
-  experiment = make_experiment(config, store, AXIS, weights_of(config, workdir), devices.platform)
+  experiment = make_experiment(config, store, devices.platform, weights_of(config, workdir))
   step, variables, _ = read_checkpoint(workdir, checkpoint)
   predictions = _predict(workdir, experiment, store, devices, views, variables)
   epoch = experiment.calendar.epoch_of(step)
@@ -112,7 +112,7 @@ def evaluate_weights(
       f'note: the weights were made for images resized by {weights.resize!r}, these are resized'
       f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
     )
-  experiment = make_experiment(config, store, AXIS, platform=devices.platform)
+  experiment = make_experiment(config, store, devices.platform)
   experiment = dataclasses.replace(
     experiment,
     table=weights.table,

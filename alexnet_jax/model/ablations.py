@@ -263,7 +263,7 @@ ABLATIONS: dict[str, Ablation] = {
     '§4.1: color noise gains "over 1%" top-1', (1.0, None), fields=_NO_COLOR_NOISE
   ),
   'no_random_flip': Ablation(fields={'input.random_flip': False}),
-  'no_crop': Ablation(fields={'input.random_crop': False}),
+  'no_random_crop': Ablation(fields={'input.random_crop': False}),
   'no_augmentation': Ablation(
     '§4.1: without crops and mirrors "substantial overfitting"',
     fields={'input.random_crop': False, 'input.random_flip': False, **_NO_COLOR_NOISE},
@@ -273,6 +273,6 @@ ABLATIONS: dict[str, Ablation] = {
     fields={'optimizer.weight_decay': 0.0, 'optimizer.layer_weight_decay': {}},
   ),
   # The mean of all pixels and channels, in place of the mean image.
-  'scalar_mean': Ablation('#136: "no better"', fields={'input.normalization': 'mean_scalar'}),
+  'mean_scalar': Ablation('#136: "no better"', fields={'input.normalization': 'mean_scalar'}),
 }
 EDITS = {name: ablation.edit for name, ablation in ABLATIONS.items() if ablation.edit}

@@ -63,16 +63,16 @@ class Checkpoints:
   def save(self, step: int, state: Any, meta: dict, *, kind: str = 'last') -> None:
     """Writes a checkpoint in the background; the state may be donated or changed at once.
 
-    Waits for the save before and raises what it raised. A full disk does not raise: it is logged
-    and counted, and older checkpoints stay. A step that exists is replaced; existing later steps
-    belong to a future that this save takes back, and are removed. The first save of the process is
-    read back before it counts: what cannot be read here shows now, not on the day it is needed.
+    Waits for the save before and raises what it raised. A full disk does not raise: it is logged,
+    and older checkpoints stay. A checkpoint of the same step is replaced, those of later steps are
+    removed: the run has gone back to before them. The first save of the process is read back, so
+    that a disk which cannot be read from shows now, not on the day the checkpoint is needed.
 
     Args:
       step: how many updates the state has seen.
       state: pytree of arrays, not empty ones. Of a replicated device array the caller only waits
         until a copy on the device is ordered; a NumPy array is copied on the host.
-      meta: config, metrics under 'metrics', library versions: what `json` can write. NaN may be.
+      meta: config, metrics under 'metrics', ...: what `json` can write, NaN included.
       kind: 'last' or 'best'.
     """
     if not self.primary:
@@ -84,12 +84,11 @@ class Checkpoints:
     }
     self._pending = self._thread.submit(self._write, self._directory / kind, step, leaves, meta)
 
-  def restore(self, target: Any, *, kind: str = 'last') -> tuple[int, Any, dict] | None:
-    """Reads the newest good checkpoint into a pytree; see `newest`.
+  def restore(self, target: Any) -> tuple[int, Any, dict] | None:
+    """Reads the newest good checkpoint of `last/` into a pytree; see `newest`.
 
     Args:
       target: pytree of arrays or ShapeDtypeStructs that the checkpoint has to fit.
-      kind: 'last' or 'best'.
 
     Returns:
       (step, state, meta), the state a pytree like `target` of NumPy arrays; None if there are
@@ -98,11 +97,11 @@ class Checkpoints:
     Raises:
       UserError: all checkpoints are damaged, or a good one does not fit `target`.
     """
-    found = self.newest(kind)
+    found = self.newest()
     if found is None:
       return None
     step, leaves, meta = found
-    _require_fit(leaves, target, self._directory / kind / str(step))
+    _require_fit(leaves, target, self._directory / 'last' / str(step))
     ordered = [leaves[name] for name in checkpoint_files.named_leaves(target)]
     return step, jax.tree.unflatten(jax.tree.structure(target), ordered), meta
 

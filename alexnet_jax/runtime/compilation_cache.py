@@ -90,10 +90,10 @@ def _machine() -> str:
   """A name that two machines share only if they can run each other's programs."""
   kinds = ('vendor_id', 'cpu family', 'model', 'flags', 'Features', 'CPU')
   processor = [value for name, value in cpu_info().items() if name.startswith(kinds)]
-  facts = [
+  parts = [
     platform.machine(),
     *(processor or [platform.processor()]),
     str(usable_cores()),
     os.environ.get('NPROC', ''),
   ]
-  return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]
+  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:12]

@@ -76,12 +76,12 @@ class Devices:
     split = {k: v.reshape(self.local_count, -1, *v.shape[1:]) for k, v in batch.items()}
     return jax.device_put(split, self._split)
 
-  def stream(self, batches: Iterator[dict], ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
-    """Puts batches on the devices, `ahead` of them before they are asked for."""
+  def stream(self, batches: Iterator[dict]) -> Iterator[dict[str, jax.Array]]:
+    """Puts batches on the devices, two of them before they are asked for."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
       queue.append(self.put_batch(batch))
-      if len(queue) > ahead:
+      if len(queue) > 2:
         yield queue.popleft()
     yield from queue
 

@@ -28,7 +28,7 @@ from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import aligned
-from alexnet_jax.train.devices import AXIS, Devices, to_host
+from alexnet_jax.train.devices import Devices, to_host
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.schedules import initial_rate
@@ -39,13 +39,13 @@ from alexnet_jax.train.step import TrainState
 LEARNED, DIVERGED = 0.1, 100.0
 # A loss above this share of the labels' entropy does not tell images apart.
 PLATEAU = 0.95
-# Logit signal of #145 on ImageNet photos; with the paper's initialization it is 0.011, of Caffe's
+# Logit signal of #145 on ImageNet images; with the paper's initialization it is 0.011, of Caffe's
 # two nets 0.005 and 0.008.
 _SIGNAL_2012 = 0.164
 _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
   """Loss and error of the batch after `step` updates."""
 
   step: int
@@ -102,9 +102,9 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
 
 
 def choose_batch(
-  config, size: int, photos: str | None
+  config, size: int, folder: str | None
 ) -> tuple[Store, np.ndarray, np.ndarray, str]:
-  """Takes at most `size` images of the config, of a folder of photos, or generated ones.
+  """Takes at most `size` images of the config, of another folder, or generated ones.
 
   Returns:
     A store with the statistics of the training images, images uint8 (n, S, S, 3), labels int32
@@ -118,10 +118,10 @@ def choose_batch(
     store = generated_store(config.data.num_classes or 10, size, config.data.image_size)
     kind = f'generated images: no prepared {config.data.name} at {path}'
   images, labels = store.train.images[:size], store.train.labels[:size]
-  if photos:
-    images = read_photos(Path(photos), size, config.data, store.upright)
+  if folder:
+    images = read_folder(Path(folder), size, config.data, store.upright)
     labels = (np.arange(len(images)) % len(store.classes)).astype(np.int32)
-    kind = f'photos of {photos}, labels made up'
+    kind = f'images of {folder}, labels made up'
   source = f'{len(images)} {kind}'
   if len(images) < 2:
     raise UserError(f'{source}: at least 2 are needed to tell them apart')
@@ -135,11 +135,10 @@ def generated_store(classes: int, count: int, image_size: int) -> Store:
   return in_memory_store(source, image_size=image_size, resize='crop')
 
 
-def read_photos(folder: Path, count: int, data, upright: bool) -> np.ndarray:
+def read_folder(folder: Path, count: int, data, upright: bool) -> np.ndarray:
   """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3).
 
   Args:
-    folder: of the photos.
     count: the most to take, evenly over the names, which often begin with the class.
     data: config.data, of which `image_size` and `resize` are read.
     upright: whether to turn them by their EXIF orientation.
@@ -153,13 +152,13 @@ def read_photos(folder: Path, count: int, data, upright: bool) -> np.ndarray:
   if not paths:
     raise UserError(f'--images={folder}: holds no {", ".join(image_files.EXTENSIONS)}')
   count = min(count, len(paths))
-  photos = []
+  images = []
   for path in (paths[i * len(paths) // count] for i in range(count)):
     try:
-      photos.append(image_files.read_image(path, data.image_size, data.resize, upright))
+      images.append(image_files.read_image(path, data.image_size, data.resize, upright))
     except image_files.UnreadableImage as error:
       raise UserError(f'{path} cannot be read ({error}): remove it from --images') from error
-  return np.stack(photos)
+  return np.stack(images)
 
 
 # At initialization.
@@ -223,7 +222,7 @@ def _layer_table(rows: list[dict]) -> str:
 def interpretation(signal: float, classes: int) -> str:
   """What the signal of the logits at initialization means for the start of training."""
   guessing = f'the loss of guessing, ln({classes:,}) = {math.log(classes):.3f}'
-  text = f'logit signal {signal:.3g} ({_SIGNAL_2012} in the net of 2012 on ImageNet photos): '
+  text = f'logit signal {signal:.3g} ({_SIGNAL_2012} in the net of 2012 on ImageNet images): '
   if signal < _WEAK_SIGNAL:
     return text + (
       f'the logits hardly depend on the image, so training starts at {guessing}, and may stay there'
@@ -278,7 +277,7 @@ def one_batch_experiment(
   config.optimizer.warmup_epochs = 0.0
   config.optimizer.schedule.kind = config.optimizer.bias_schedule.kind = 'constant'
   config.optimizer.layer_lr_factors = {}
-  experiment = make_experiment(config, store, AXIS, weights, Devices.single().platform)
+  experiment = make_experiment(config, store, Devices.single().platform, weights)
   net = experiment.model
   fields = (net.table, net.compute_dtype, net.axis_name, net.ghost_batch, net.onednn)
   return dataclasses.replace(experiment, model=_MeanDropout(*fields))
@@ -299,7 +298,7 @@ def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classe
 
 def overfit(
   experiment: Experiment, state: TrainState, images: np.ndarray, labels: np.ndarray, steps: int
-) -> Iterator[Step]:
+) -> Iterator[StepResult]:
   """Trains on one batch again and again, with the training step of a run, on one device.
 
   Yields:
@@ -315,21 +314,21 @@ def overfit(
   )
   for step in range(steps + 1):
     state, metrics = program.train_step(state, batch)
-    seen = Step(step, float(metrics['loss']), float(metrics['top1_error']))
+    seen = StepResult(step, float(metrics['loss']), float(metrics['top1_error']))
     yield seen
     if is_learned(seen, classes) or has_diverged(seen, classes):
       return
 
 
-def is_learned(seen: Step, classes: int) -> bool:
+def is_learned(seen: StepResult, classes: int) -> bool:
   return seen.top1_error == 0 and seen.loss < LEARNED * math.log(classes)
 
 
-def has_diverged(seen: Step, classes: int) -> bool:
+def has_diverged(seen: StepResult, classes: int) -> bool:
   return not seen.loss < DIVERGED * math.log(classes)
 
 
-def judge_course(course: list[Step], classes: int, entropy: float) -> tuple[str, str]:
+def judge_course(course: list[StepResult], classes: int, entropy: float) -> tuple[str, str]:
   """Judges all steps of `overfit`: 'learned', 'plateau', 'unfinished' or 'diverged', and why."""
   last = course[-1]
   if has_diverged(last, classes):

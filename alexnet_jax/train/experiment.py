@@ -12,6 +12,7 @@ from alexnet_jax.model import layers, nets, onednn, preprocessing
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.train import schedules
+from alexnet_jax.train.devices import AXIS
 from alexnet_jax.train.optimizer import make_optimizer
 from alexnet_jax.train.schedules import Calendar
 from alexnet_jax.train.step import Recipe, TrainState, init_state, init_variables
@@ -66,18 +67,16 @@ class Experiment:
 def make_experiment(
   config: ml_collections.ConfigDict,
   store: Store,
-  axis_name: str | None,
+  platform: str,
   weights: Pretrained | None = None,
-  platform: str | None = None,
 ) -> Experiment:
   """Builds a run from its config and its prepared data.
 
   Args:
     config: validated.
     store: the data.
-    axis_name: the axis that the step will be pmapped over; None on one device.
+    platform: `Devices.platform`, which decides how convolutions are computed.
     weights: the trained net to start from; None for random weights.
-    platform: `Devices.platform`, which decides how convolutions are computed; None for any.
 
   Raises:
     UserError: the data has fewer than two classes, or the weights are of another net.
@@ -91,7 +90,7 @@ def make_experiment(
   model = AlexNet(
     table,
     jnp.dtype(config.model.compute_dtype),
-    axis_name,
+    AXIS,
     config.model.ghost_batch,
     onednn.used(config.model, platform),
   )

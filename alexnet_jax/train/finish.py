@@ -32,7 +32,7 @@ def finish(
   state: TrainState,
   predictions: SplitProbabilities,
   workdir: Path,
-  facts: dict,
+  origin: dict,
   console: Console,
 ) -> dict:
   """Writes the predictions, results.json and the figures, and shows the results.
@@ -43,7 +43,7 @@ def finish(
     state: the last one.
     predictions: of that state, with the final views.
     workdir: folder of the run, with its metrics.
-    facts: more for results.json.
+    origin: command, hardware and versions, for results.json.
     console: where the results are shown.
 
   Returns:
@@ -74,7 +74,7 @@ def finish(
     'seconds': max((r.get('seconds', 0.0) for r in records), default=0.0),
     'images_per_second': float(np.median(speeds)) if speeds else None,
     'parameters': layers.count_parameters(experiment.table, experiment.view_shape),
-    **facts,
+    **origin,
   }
   files.write_json(folder.results, results)
   try:

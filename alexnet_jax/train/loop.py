@@ -22,7 +22,6 @@ from alexnet_jax.runtime.jax_setup import resume_note
 from alexnet_jax.terminal import Console
 from alexnet_jax.train import modes, processes
 from alexnet_jax.train.devices import (
-  AXIS,
   Devices,
   check_batch_size,
   check_training_batch,
@@ -74,10 +73,10 @@ def train(
     processes.shutdown_together('finished')
     return results or {}
 
-  # Data, net, recipe.
+  # The data, and all that is computed with it.
   store = prepare_store(config.data)
   processes.check_agreement(config=to_json(config), store=store.meta)
-  experiment = make_experiment(config, store, AXIS, weights, devices.platform)
+  experiment = make_experiment(config, store, devices.platform, weights)
   notes = modes.check(experiment, store.train, devices)
   calendar = experiment.calendar
 
@@ -120,8 +119,8 @@ def train(
       predictions = actions.final_predictions(state)
     results = {}
     if primary:  # the workdir of another process may be on a disk of its own, without metrics
-      facts = {'command': command, **environment(devices)}
-      results = finish(experiment, store, state, predictions, workdir, facts, console)
+      origin = {'command': command, **environment(devices)}
+      results = finish(experiment, store, state, predictions, workdir, origin, console)
     processes.shutdown_together('the end of the run')
   return results
 

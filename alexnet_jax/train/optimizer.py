@@ -1,4 +1,4 @@
-"""The 2012 update, LARS and Adam as optax transformations with a rate for every parameter."""
+"""The 2012 update, LARC and Adam as optax transformations with a rate for every parameter."""
 
 from functools import partial
 
@@ -48,18 +48,23 @@ def krizhevsky_momentum(momentum: float, weight_decay: dict) -> optax.GradientTr
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def lars(
+def larc(
   momentum: float, weight_decay: dict, trust_coefficient: float
 ) -> optax.GradientTransformationExtraArgs:
-  """The 2012 update with layer-wise rates for very large batches (You et al., arXiv 1708.03888).
+  """LARC: the 2012 update, the rate of every parameter limited by a trust ratio, for large batches.
 
-  A parameter's rate is at most (1 - momentum) * trust_coefficient * |w| / |gradient|: the "clip"
-  form of LARC, as the LARS authors' Caffe computes it (NVIDIA/caffe sgd_solver.cpp), where it holds
-  for biases and batch-norm parameters too and leaves weight decay out of the norm.  Where a norm is
-  0, as of biases that start there, the rate is at most 1.
+  The limit is (1 - momentum) * trust_coefficient * |w| / |gradient|; where a norm is 0, as of
+  biases that start there, it is 1.  LARS (You et al., arXiv 1708.03888) multiplies the rate by the
+  trust ratio; this is LARC's "clip" mode, with which its authors trained AlexNet-BN (NVIDIA/caffe
+  sgd_solver.cpp): for biases and batch-norm parameters too, weight decay not part of the norm.
 
-  Its `update` also takes `squares`, where a device holds a part of the parameters only: see
-  `sharded_dense.py`.
+  Args:
+    momentum, weight_decay: as of `krizhevsky_momentum`.
+    trust_coefficient: eta in the paper.
+
+  Returns:
+    A transformation like `krizhevsky_momentum`'s. Its `update` also takes `squares`, the function
+    of that name here or one that sums over devices, see `sharded_dense.py`.
   """
   plain = krizhevsky_momentum(momentum, weight_decay)
 
@@ -76,7 +81,16 @@ def lars(
 
 
 def adam(beta1: float, beta2: float, epsilon: float, weight_decay: dict):
-  """Adam (Kingma & Ba, arXiv 1412.6980) with decoupled weight decay; arguments as above."""
+  """Adam (Kingma & Ba, arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101).
+
+  Args:
+    beta1, beta2: decay of the moving averages of the gradients and of their squares.
+    epsilon: added to the denominator.
+    weight_decay: factors in the shape of the parameters.
+
+  Returns:
+    A transformation whose `update` takes what `krizhevsky_momentum`'s takes.
+  """
   moments = optax.scale_by_adam(beta1, beta2, epsilon)
 
   def update(gradients, state, params, *, rates, finite=True, **_):
@@ -119,10 +133,17 @@ def weight_decay_tree(params: dict, optimizer) -> dict:
 
 
 def make_optimizer(optimizer, params: dict) -> optax.GradientTransformationExtraArgs:
-  """The transformation that config.optimizer describes, for these parameters."""
+  """The transformation that config.optimizer describes, for these parameters.
+
+  Raises:
+    ValueError: `optimizer.name` is in config.py but not here.
+  """
   decay = weight_decay_tree(params, optimizer)
-  if optimizer.name == 'adam':
-    return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
-  if optimizer.name == 'lars':
-    return lars(optimizer.momentum, decay, optimizer.trust_coefficient)
-  return krizhevsky_momentum(optimizer.momentum, decay)
+  match optimizer.name:
+    case 'momentum':
+      return krizhevsky_momentum(optimizer.momentum, decay)
+    case 'larc':
+      return larc(optimizer.momentum, decay, optimizer.trust_coefficient)
+    case 'adam':
+      return adam(optimizer.momentum, optimizer.beta2, optimizer.epsilon, decay)
+  raise ValueError(f'no optimizer {optimizer.name!r}')

@@ -147,15 +147,13 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
   return compute_gradients
 
 
-def make_train_step(
-  recipe: Recipe, compute_gradients, pmean=lambda tree: tree, global_norm=optax.tree.norm
-):
+def make_train_step(recipe: Recipe, compute_gradients, pmean, global_norm=optax.tree.norm):
   """Builds the training step.
 
   Args:
     recipe: the constants of the run.
     compute_gradients: see `make_compute_gradients`.
-    pmean: averages (gradients, metrics) over the devices; the identity on a single device.
+    pmean: averages (gradients, metrics) over the devices.
     global_norm: averaged gradients -> their L2 norm.
 
   Returns:

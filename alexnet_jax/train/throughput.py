@@ -84,7 +84,7 @@ def progress_line(
       that the devices waited for images; {} if not known.
     rate: steps a second, pauses included; None if not known.
   """
-  facts = [
+  parts = [
     f'epoch {calendar.epoch_of(step):.1f}/{calendar.epochs:g}',
     f'step {step:,}/{calendar.total_steps:,}',
     # Three digits that count, without jumping about: 6.91, 0.084.
@@ -92,11 +92,11 @@ def progress_line(
   ]
   if errors:
     shown = [errors[name] for name in ('top1_error', 'top5_error') if name in errors]
-    facts.append('val ' + '/'.join(f'{100 * error:.1f}' for error in shown))
+    parts.append('val ' + '/'.join(f'{100 * error:.1f}' for error in shown))
   if speed:
     images = speed['images_per_second']
-    facts.append(f'{images:,.{0 if images >= 10 else 1}f} img/s')
-    facts.append(f'(data {speed["data_wait"]:.1%})')
+    parts.append(f'{images:,.{0 if images >= 10 else 1}f} img/s')
+    parts.append(f'(data {speed["data_wait"]:.1%})')
   if rate:
-    facts.append(f'ETA {duration((calendar.total_steps - step) / rate)}')
-  return '  '.join(facts)
+    parts.append(f'ETA {duration((calendar.total_steps - step) / rate)}')
+  return '  '.join(parts)
