@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 class Console:
   """Messages and progress: with a bar on a terminal, plain lines elsewhere.
 
-  With a log or `progress` use it in a `with` block: a terminal with a bar hides its cursor.
+  To be used in a `with` block, which closes the log and shows the terminal's cursor again.
   """
 
   def __init__(
@@ -21,9 +21,9 @@ class Console:
     """Opens the log.
 
     Args:
-      log: A file to which each line is appended, with the date and time; None for no log.
-      quiet: Show nothing.
-      stream: Where to write; the standard error stream if None.
+      log: a file to which each line is appended, with date and time.
+      quiet: whether to show nothing.
+      stream: where to write; stderr if None.
     """
     import rich.console
 
@@ -36,7 +36,7 @@ class Console:
   def message(self, text: str) -> None:
     """Writes `text`, of one line or more; above the bar if there is one."""
     self._record(text)
-    with self._hang_up():
+    with self._ignore_lost_terminal():
       self._console.out(text, highlight=False)
 
   def progress(self, line: str, done: int, total: int) -> None:
@@ -46,12 +46,12 @@ class Console:
 
   @contextlib.contextmanager
   def count(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A context with a bar, or a line every 30 seconds, of its own.
+    """Shows a count with its speed, as a bar or a line every 30 seconds.
 
     Args:
-      title: What is counted.
-      total: How many there are.
-      done: How many of them were done before.
+      title: what is counted.
+      total: how many there are.
+      done: how many of them were done before.
 
     Yields:
       A function to be called with the number of those that have just been done.
@@ -85,7 +85,7 @@ class Console:
       self._log.close()
 
   def _show(self, line: str, done: int, total: int) -> None:
-    with self._hang_up():
+    with self._ignore_lost_terminal():
       if self._terminal:
         self._bar = self._bar or _bar(self._console, total)
         self._bar.update(self._bar.task_ids[0], completed=done, description=line, refresh=True)
@@ -93,7 +93,7 @@ class Console:
         self._console.out(line, highlight=False)
 
   @contextlib.contextmanager
-  def _hang_up(self) -> Iterator[None]:
+  def _ignore_lost_terminal(self) -> Iterator[None]:
     try:
       yield
     except OSError:  # the terminal is gone; the log goes on
@@ -102,7 +102,7 @@ class Console:
   def _end_bar(self) -> None:
     bar, self._bar = self._bar, None
     if bar:
-      with self._hang_up():
+      with self._ignore_lost_terminal():
         bar.stop()
 
   def _record(self, text: str) -> None:
@@ -140,14 +140,14 @@ class Pace:
     self._first: tuple[float, int] | None = None
 
   def rate(self, done: int) -> float | None:
-    """How many a second; None as long as it cannot be told."""
+    """How many a second; None while nothing has been done since the first call."""
     now = time.monotonic()
     began, first = self._first = self._first or (now, done)
     return (done - first) / (now - began) if done > first and now > began else None
 
 
 def shortened(text: str, most: int) -> str:
-  """The text, its end replaced by an ellipsis where it takes more than `most` columns."""
+  """Shortens a text to `most` columns of a terminal, with an ellipsis at its end."""
   from rich.text import Text
 
   short = Text(text)
@@ -156,12 +156,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
-  """The rows of a table as lines.
-
-  Args:
-    rows: cells; the first row may hold the headings.
-    left: columns that are aligned to the left; the others are to the right.
-  """
+  """Formats a table as lines; the columns numbered in `left` are aligned to the left."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '  '.join(
@@ -196,17 +191,9 @@ def duration(seconds: float) -> str:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-  """Suggests the known name that a misspelled one stands for.
+  """Suggests a known name for a misspelled one: 'did you mean X?', or '' if none is like it.
 
-  `lr` and `optimizer.lr` are `optimizer.learning_rate`: initials count for more than letters in
-  common.
-
-  Args:
-    word: what was given, such as `no_lnr` or `optimizer.lr`.
-    known: the names that are allowed.
-
-  Returns:
-    'did you mean X?', or '' if no name is like it.
+  Initials come first: `lr` and `optimizer.lr` suggest `optimizer.learning_rate`.
   """
   section, _, name = word.rpartition('.')
   same_initials = [

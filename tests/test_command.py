@@ -4,13 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.commands import ENVIRONMENT, ROOT
 from helpers.tiny_data import write_images
-
-from alexnet_jax.run.claim import with_workdir
 
 
 def run(*words, **environment):
@@ -43,11 +40,6 @@ def test_an_ablation_may_be_given_twice():
   twice = run('-m', 'alexnet_jax.summarize', config, '--ablation=no_lrn', '--ablation=tanh')
   assert once.returncode == 0 and 'net cifar_18pct (no_lrn, tanh)' in once.stdout
   assert twice.stdout == once.stdout
-
-
-def test_the_command_for_another_folder():
-  command = with_workdir('python -m x --config=c.py "--workdir=runs/a b" --seed=3', Path('b c'))
-  assert command == "python -m x --config=c.py --seed=3 '--workdir=b c'"
 
 
 SCRIPT = """

@@ -35,30 +35,27 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
   """The checkpoints of one run: the newest few in `last/`, the best one in `best/`.
 
-  There can be one writer only: process 0 of the job. All others are not `primary`: the other
-  processes, and whoever reads the checkpoints of a job that may be running.
-
   Attributes:
-    primary: whether this process writes.
+    primary: whether this process writes: only process 0 of the job that trains.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2, primary: bool = True):
-    """Opens the directory; the primary process makes it and sweeps away what a kill left.
+    """Opens the directory; the primary process makes it and removes what a kill left unfinished.
 
     Args:
       directory: a local or network folder.
       keep: how many of the newest checkpoints stay in `last/`; `best/` keeps one.
-      primary: whether this process writes; the others only read.
+      primary: whether this process writes.
     """
     self._directory = Path(directory).absolute()
     self._keep = {'last': keep, 'best': 1}
     self.primary = primary
     self._thread = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
     self._pending: Future | None = None
-    self._read_back = False  # whether a save of this process has been
+    self._read_back = False  # whether this process has read a checkpoint that it wrote
     for folder in [self._directory / kind for kind in KINDS if primary]:
       folder.mkdir(parents=True, exist_ok=True)
-      _sweep(folder)
+      _clean(folder)
 
   def save(self, step: int, state: Any, meta: dict, *, kind: str = 'last') -> None:
     """Writes a checkpoint in the background; the state may be donated or changed at once.
@@ -82,7 +79,7 @@ class Checkpoints:
     leaves = {
       name: _snapshot(name, leaf) for name, leaf in checkpoint_files.named_leaves(state).items()
     }
-    self._pending = self._thread.submit(self._write, self._directory / kind, step, leaves, meta)
+    self._pending = self._thread.submit(self._write, kind, step, leaves, meta)
 
   def restore(self, target: Any) -> tuple[int, Any, dict] | None:
     """Reads the newest good checkpoint of `last/` into a pytree; see `newest`.
@@ -106,13 +103,10 @@ class Checkpoints:
     return step, jax.tree.unflatten(jax.tree.structure(target), ordered), meta
 
   def newest(self, kind: str = 'last') -> tuple[int, dict[str, np.ndarray], dict] | None:
-    """Reads the newest checkpoint that is exactly what was written, whatever it holds.
+    """Reads the newest checkpoint whose checksums agree.
 
     Damaged ones are logged and passed over; once a good one is found, the primary process moves
-    them to `damaged-<step>`, for a person to look at and delete.
-
-    Args:
-      kind: 'last' or 'best'.
+    them to `damaged-<step>`.
 
     Returns:
       (step, {name: array} with names such as 'params/conv1/kernel', meta); None if there are no
@@ -129,12 +123,11 @@ class Checkpoints:
       try:
         leaves, meta = checkpoint_files.read_checkpoint(path)
       except DamagedError as error:
-        _log.warning('checkpoint %s is damaged (%s); trying the one before', path, error)
+        _log.warning(f'checkpoint {path} is damaged ({error}); trying the one before')
         damaged[step] = error
         continue
-      if self.primary:
-        for step_aside in damaged:
-          _set_aside(self._directory / kind / str(step_aside))
+      for other in damaged if self.primary else ():
+        _set_aside(self._directory / kind / str(other))
       return step, leaves, meta
     if damaged:
       reasons = '; '.join(f'{step}: {error}' for step, error in damaged.items())
@@ -145,8 +138,9 @@ class Checkpoints:
     return None
 
   def steps(self, kind: str = 'last') -> list[int]:
-    """The finished steps, oldest first; a save in progress is not among them."""
-    return _steps(self._directory / kind)
+    """The steps of finished checkpoints, oldest first."""
+    names = [path.name for path in (self._directory / kind).glob('*')]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
   def wait(self) -> None:
     """Waits for the save in progress and raises what it raised."""
@@ -155,17 +149,18 @@ class Checkpoints:
       pending.result()
 
   def close(self) -> None:
-    """Waits for the save in progress and ends the thread. A program that ends without loses it."""
+    """Waits for the save in progress, which is lost otherwise, and ends the thread."""
     try:
       self.wait()
     finally:
       self._thread.shutdown()
 
-  def _write(self, folder: Path, step: int, leaves: dict[str, Any], meta: dict) -> None:
+  def _write(self, kind: str, step: int, leaves: dict[str, Any], meta: dict) -> None:
     """The part of `save` that runs in the thread."""
+    folder = self._directory / kind
     size = sum(leaf.nbytes for leaf in leaves.values())
     try:
-      _sweep(folder)
+      _clean(folder)
       if shutil.disk_usage(folder).free < size:  # before the disk is full for everybody
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       saving = folder / f'.saving-{step}'
@@ -175,31 +170,31 @@ class Checkpoints:
           checkpoint_files.read_checkpoint(saving)
         except DamagedError as error:
           raise UserError(
-            f'the first checkpoint, just written to {folder}, cannot be read back ({error}): look'
-            ' at that disk, or choose another --workdir'
+            f'the first checkpoint, just written to {folder}, cannot be read back ({error}): check'
+            ' that disk, or choose another --workdir'
           ) from error
         self._read_back = True
       _publish(folder, step)
-      _retire(folder, step, self._keep[folder.name])
+      self._remove_old(kind, step)
     except Exception as error:
-      _sweep(folder)
+      _clean(folder)
       if not _is_disk_full(error):
         raise
       free = shutil.disk_usage(folder).free
       _log.error(
-        'checkpoint %s/%d is not saved: the disk or quota is full (%s needed, '
-        '%s free on the disk); older ones are intact, training goes on, the next '
-        'save tries again',
-        folder,
-        step,
-        si(size, 'B'),
-        si(free, 'B'),
+        f'checkpoint {folder}/{step} is not saved: the disk or quota is full ({si(size, "B")}'
+        f' needed, {si(free, "B")} free on the disk); older ones are intact, training goes on, the'
+        ' next save tries again'
       )
 
-
-def _steps(folder: Path) -> list[int]:
-  names = [path.name for path in folder.glob('*')]
-  return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+  def _remove_old(self, kind: str, step: int) -> None:
+    """Removes all checkpoints but the newest ones up to the step just saved."""
+    folder, steps = self._directory / kind, self.steps(kind)
+    if later := [old for old in steps if old > step]:
+      _log.warning(f'removing checkpoints {later} in {folder}: later than step {step} just saved')
+    for old in later + [old for old in steps if old <= step][: -self._keep[kind]]:
+      (folder / str(old)).rename(folder / f'.deleting-{old}')
+    _clean(folder)
 
 
 def _publish(folder: Path, step: int) -> None:
@@ -210,27 +205,15 @@ def _publish(folder: Path, step: int) -> None:
   files.sync(folder)
 
 
-def _retire(folder: Path, step: int, keep: int) -> None:
-  """Removes all but the newest `keep` checkpoints up to the step just saved."""
-  later = [old for old in _steps(folder) if old > step]
-  if later:
-    _log.warning(
-      'removing checkpoints %s in %s: later than step %d just saved', later, folder, step
-    )
-  for old in later + [old for old in _steps(folder) if old <= step][:-keep]:
-    (folder / str(old)).rename(folder / f'.deleting-{old}')
-  _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-  """Removes unfinished and half-deleted ones; undoes a replacement that was cut short."""
+def _clean(folder: Path) -> None:
+  """Removes unfinished and half-deleted checkpoints; undoes a replacement that was cut short."""
   for path in folder.glob('.*-*'):
     state, _, step = path.name[1:].partition('-')
     if state == 'replaced' and not (folder / step).exists():
       path.rename(folder / step)
     elif state in ('saving', 'replaced', 'deleting'):
       if state == 'saving':
-        _log.warning('removing the unfinished checkpoint %s', path)
+        _log.warning(f'removing the unfinished checkpoint {path}')
       shutil.rmtree(path, ignore_errors=True)
 
 
@@ -239,7 +222,7 @@ def _set_aside(path: Path) -> None:
   shutil.rmtree(aside, ignore_errors=True)
   with contextlib.suppress(FileNotFoundError):
     path.rename(aside)
-    _log.warning('moved the damaged checkpoint to %s; delete it when you have seen it', aside)
+    _log.warning(f'moved the damaged checkpoint to {aside}, which nothing reads any more')
 
 
 def _snapshot(name: str, leaf: Any) -> Any:
@@ -253,7 +236,7 @@ def _snapshot(name: str, leaf: Any) -> Any:
 
 
 def _require_fit(leaves: dict[str, np.ndarray], target: Any, path: Path) -> None:
-  """Raises UserError that names the first array of a checkpoint which does not fit."""
+  """Raises UserError naming the first array whose shape or dtype is not that in `target`."""
   wanted = checkpoint_files.named_leaves(target)
   for name in sorted(wanted.keys() | leaves.keys()):
     saved, here = (_shape(tree[name]) if name in tree else 'missing' for tree in (leaves, wanted))

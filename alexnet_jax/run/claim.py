@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import shlex
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,15 +33,14 @@ def read_run_config(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def check_workdir(
-  workdir: Path, config: ml_collections.ConfigDict, command: str, allowed: Sequence[str] = ()
+  workdir: Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
   """Compares a config with that of the run in the folder, if there is one.
 
   Args:
-    workdir: folder of a run, or to be.
+    workdir: folder of the run.
     config: what is about to run there.
-    command: how the user started it.
-    allowed: fields that may have changed although that alters the run.
+    allowed: fields of --allow_change, which may differ although they alter the run.
 
   Returns:
     The changes, {field: (old, new)}.
@@ -66,8 +64,7 @@ def check_workdir(
       else f'resume it with its own config, accept this with --allow_change={",".join(refused)},'
     )
     raise UserError(
-      f'{workdir} holds a run with another config ({shown}); {ways} or start this one elsewhere:'
-      f' {with_workdir(command, free_workdir(workdir))}'
+      f'{workdir} holds a run with another config ({shown}); {ways} or choose another --workdir'
     )
   return changes
 
@@ -87,15 +84,10 @@ def check_allowed(config: ml_collections.ConfigDict, names: Sequence[str]) -> No
 
 
 def alters_run(path: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
-  """Whether a change of one field makes the steps that were done those of another run.
+  """Whether the training done so far would have been different with the new value of a field.
 
-  More epochs do not, unless the rate's schedule spans the whole run; nor does a field that does
-  nothing in the new config, where the field that made it idle is what altered the run.
-
-  Args:
-    path: of the field.
-    old, new: its values.
-    config: the new one.
+  More epochs alter it only if the rate's schedule spans the whole run. A field without effect in
+  the new `config` does not: the field that disabled it does.
   """
   if path == 'epochs':
     kinds = (config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind)
@@ -112,11 +104,8 @@ def claim_workdir(
 ) -> None:
   """Writes config.json, env.json, preprocessing.npz and, if there are changes, changes.jsonl.
 
-  With the preprocessing, which has the data's mean and deviations, the folder can be used without
-  the data.
-
   Raises:
-    UserError: it cannot be written.
+    UserError: the folder cannot be written.
   """
   folder = RunFolder(workdir)
   with writable(workdir):
@@ -128,17 +117,3 @@ def claim_workdir(
     files.write_json(folder.config, configs.to_json(config))
     files.write_json(folder.environment, environment(devices))
     write_preprocessing(folder.preprocessing, preprocessing)
-
-
-def with_workdir(command: str, workdir: Path) -> str:
-  """A command, with its flags as --name=value, with another --workdir."""
-  words = [word for word in shlex.split(command) if not word.startswith('--workdir=')]
-  return shlex.join([*words, f'--workdir={workdir}'])
-
-
-def free_workdir(workdir: Path) -> Path:
-  """The first of workdir-2, workdir-3, ... that does not exist."""
-  number = 2
-  while (candidate := workdir.with_name(f'{workdir.name}-{number}')).exists():
-    number += 1
-  return candidate

@@ -143,7 +143,7 @@ def check_batch_size(
 ) -> None:
   """Raises UserError unless the global batch of field `name` divides over the devices.
 
-  If the size is `fixed`, the advice is to change the number of devices instead.
+  If the size is `fixed`, since the run began with it, the advice is to change the devices instead.
   """
   divisor = devices.global_count * micro_batches
   if size % divisor:
@@ -153,7 +153,8 @@ def check_batch_size(
     nearest = f'{lower} or {lower + divisor}' if lower else f'{divisor}'
     advice = f'use --config.{name}={nearest}'
     if fixed:
-      advice = 'this run began with it: resume with a number of devices that divides it'
+      advice = f'the run began with it: resume on a number of devices that divides {size}'
+      advice += f' / {micro_batches}' * (micro_batches > 1)
     raise UserError(f'{name}={size} is not divisible by {what}: {advice}')
 
 

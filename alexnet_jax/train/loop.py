@@ -48,8 +48,8 @@ def train(
   Args:
     config: validated.
     workdir: folder of the run; created if it does not exist.
-    command: how the user started the run, for messages and results.json.
-    allowed: fields that may differ from those the run was begun with.
+    command: how the user started the run, for results.json.
+    allowed: fields of --allow_change.
     weights: the net that config.weights names; None if it names none.
 
   Returns:
@@ -65,7 +65,7 @@ def train(
   primary = devices.process_index == 0
   check_training_batch(config, devices, begun=folder.config.exists())
   check_batch_size('eval.batch_size', config.eval.batch_size, devices)
-  changes = check_workdir(workdir, config, command, allowed)
+  changes = check_workdir(workdir, config, allowed)
   results = None if changes else read_results(workdir)
   if processes.from_first(np.array(results is not None)):
     if results:
