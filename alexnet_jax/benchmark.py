@@ -9,18 +9,17 @@
 step: a training step, uint8 images to updated weights, against the same net in PyTorch and in each
 --python, after loss and gradients are shown to be equal; and what share of the device that is.
 loop: steps fed from the store of a config, against the step alone.
-feed: --images (8192 if not given, 0.2 MB each) stored 256x256 images, in batches to memory.
+feed: --num_images (8192 if not given, 0.2 MB each) stored 256x256 images, in batches to memory.
 checkpoint: how long a save holds training up, and how long it and a restore take.
-startup: from the command to the first finished step, without and with programs compiled before.
 communication: bytes that a device sends in a step with and without --config.model.shard_dense,
 counted in the program compiled for 8 virtual devices and by formula up to 1,024; nothing is timed.
 compile: a training step compiled for --topology by the TPU's compiler, which needs no TPU: memory,
 collectives and its estimate of cycles by layer.
-prepare: --images (2000 if not given) of the photos of --photos to a finished store, on all cores.
-all: all of these, which is also what no word means; prepare only if there are photos, compile only
-if libtpu is installed.
+prepare: --num_images (2000 if not given) of the folder --images to a finished store, on all cores.
+all: all of these, which is also what no word means; prepare only with --images, compile only if
+libtpu is installed.
 
-Without --config they take configs/imagenet.py, step and startup others too.  Contestants take
+Without --config they take configs/imagenet.py, step configs/cifar10.py too.  Contestants take
 turns, each in a process of its own.  Goals, and how each is measured: docs/performance.md.
 """
 
@@ -42,14 +41,13 @@ from alexnet_jax.terminal import did_you_mean
 if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
   from alexnet_jax.benchmarks.race import Result
 
-_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'startup', 'communication', 'compile', 'prepare')
+_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'communication', 'compile', 'prepare')
 # What is measured without --config: file and batch size, None for the config's own.
 _IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
   'step': (('configs/cifar10.py:18pct', 128), (_IMAGENET, 32)),
   'loop': ((_IMAGENET, None),),
   'checkpoint': ((_IMAGENET, 32),),
-  'startup': (('configs/digits.py', None), ('configs/cifar10.py:18pct', None), (_IMAGENET, None)),
   'communication': ((_IMAGENET, 32),),
   'compile': ((_IMAGENET, 1024),),
 }
@@ -62,16 +60,15 @@ _PEERS = flags.DEFINE_list(
   'peers', None, 'Whom to compare with, such as eager,compiled; all if not given, none if empty.'
 )
 _ROUNDS = flags.DEFINE_integer(
-  'rounds',
-  None,
-  'Turns of each contestant, saves, or starts; 9 if not given, and 3 starts.',
-  lower_bound=1,
+  'rounds', 9, 'Turns of each contestant, or saves of checkpoint.', lower_bound=1
 )
 _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
 )
-_IMAGES = flags.DEFINE_integer('images', None, 'Images of feed and of prepare.', lower_bound=10)
-_PHOTOS = flags.DEFINE_string('photos', None, 'Folder of photos for the prepare benchmark.')
+_NUM_IMAGES = flags.DEFINE_integer(
+  'num_images', None, 'How many images to feed, or to prepare.', lower_bound=10
+)
+_IMAGES = flags.DEFINE_string('images', None, 'Folder of images for the prepare benchmark.')
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPUs for the compile benchmark.')
 _TOPOLOGY_TIMEOUT = flags.DEFINE_float(
   'topology_timeout', 1200.0, 'Seconds that a compilation for --topology may take.', lower_bound=1.0
@@ -109,8 +106,8 @@ def _targets(words: list[str]) -> list[str]:
   if words and 'all' not in words:
     return [target for target in _TARGETS if target in words]
   absent = {}
-  if not _PHOTOS.value:
-    absent['prepare'] = 'it needs --photos=FOLDER'
+  if not _IMAGES.value:
+    absent['prepare'] = 'it needs --images=FOLDER'
   if importlib.util.find_spec('libtpu') is None:
     absent['compile'] = "it needs the TPU's compiler: pip install 'jax[tpu]'"
   for target, reason in absent.items():
@@ -127,7 +124,6 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     time_feed,
     time_loop,
     time_prepare,
-    time_startup,
     time_step,
     topology,
   )
@@ -138,17 +134,17 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     'step': time_step.measure_step,
     'loop': time_loop.measure_loop,
     'checkpoint': time_checkpoint.measure_checkpoint,
-    'startup': time_startup.measure_startup,
     'communication': compiled.count_communication,
     'compile': topology.estimate_step,
   }
   for target in targets:
     options = race.Options(
-      rounds=_ROUNDS.value or (3 if target == 'startup' else 9),
+      rounds=_ROUNDS.value,
       turn_seconds=_TURN_SECONDS.value,
       peers=_PEERS.value,
       pythons=_PYTHON.value,
       profile=Path(_PROFILE.value) if _PROFILE.value else None,
+      num_images=_NUM_IMAGES.value,
       images=_IMAGES.value,
       topology=_TOPOLOGY.value,
       topology_timeout=_TOPOLOGY_TIMEOUT.value,
@@ -159,7 +155,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     elif target == 'feed':
       yield time_feed.measure_feed(options)
     else:
-      yield time_prepare.measure_prepare(_PHOTOS.value, options)
+      yield time_prepare.measure_prepare(options)
 
 
 def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:

@@ -4,12 +4,11 @@
   python -m alexnet_jax.specialization --workdir=runs/a --json=a.json --figure=a.png
 
 The chroma index of a kernel is the share of its energy that is not along the gray axis: 0 of a gray
-kernel, 1 of opponent colors, 2/3 of noise (`results/chroma.py`).  For each run there is the mean of
-both towers' kernels at initialization and at every evaluation, and how rarely a random split of all
-kernels into halves has means as far apart (two-sided p).  A run of a net without groups is a
-control: its halves are of no meaning.  The folders are only read; one that was trained before
-kernels were kept at evaluations shows the beginning and the end.  The figure goes to the first
-run's figures if --figure does not say where.
+kernel, 1 of opponent colors, 2/3 of noise (`results/chroma.py`).  For each run it prints the mean
+index of both towers' kernels at initialization and at every evaluation, and the share of random
+splits of all kernels into halves whose means differ as much (two-sided p).  A run of a net without
+groups is a control: its halves mean nothing.  The folders are only read, but for the figure, which
+goes to the figures of the first run if there is no --figure.
 """
 
 import sys
@@ -21,7 +20,7 @@ from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_multi_string('workdir', [], 'Folder of a run; may be given several times.')
-_SPLITS = flags.DEFINE_integer('splits', 10_000, 'Random splits of the kernels.', lower_bound=1)
+_SPLITS = flags.DEFINE_integer('splits', 10_000, 'Number of random splits.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the random splits.', lower_bound=0)
 _FIGURE = flags.DEFINE_string('figure', None, 'PNG of the figure.')
 _JSON = flags.DEFINE_string('json', None, 'File for the results.')
@@ -33,20 +32,20 @@ def main() -> None:
   import jax
 
   from alexnet_jax import files
-  from alexnet_jax.inference import specialization
+  from alexnet_jax.inference import tower_chroma
   from alexnet_jax.results import chroma
   from alexnet_jax.run.folder import RunFolder
 
   jax.config.update('jax_platforms', 'cpu')  # a job may be training on the accelerator
   workdirs = [Path(name) for name in _WORKDIR.value]
-  courses = [specialization.course_of(path, _SPLITS.value, _SEED.value) for path in workdirs]
-  print('\n'.join(specialization.table_of_courses(courses)))
+  histories = [tower_chroma.read_history(path, _SPLITS.value, _SEED.value) for path in workdirs]
+  print('\n'.join(tower_chroma.table_of_histories(histories)))
   if _JSON.value:
-    runs = [specialization.json_of(course) for course in courses]
+    runs = [tower_chroma.json_of(history) for history in histories]
     settings = {'command': cli.command_line(), 'splits': _SPLITS.value, 'seed': _SEED.value}
     files.write_json(_JSON.value, {**settings, 'runs': runs})
   figure = Path(_FIGURE.value or RunFolder(workdirs[0]).figure('specialization'))
-  chroma.draw(courses, figure)
+  chroma.draw_histories(histories, figure)
   print(figure)
 
 

@@ -168,7 +168,7 @@ def test_images_may_lie_with_channels_last(ours):
   peers = [torch_step(table, weights, kind) for kind in ('TorchStep', 'ChannelsLast')]
   check_equal('channels_last', expected, peers[1].loss_and_grads(weights), TOLERANCE)
   assert [peer.run(3) for peer in peers] == [18, 18]
-  first, last = (peer.facts()['loss'] for peer in peers)
+  first, last = (peer.info()['loss'] for peer in peers)
   assert last == pytest.approx(first, rel=1e-5)
   assert last != pytest.approx(expected.loss, rel=1e-3)
 
@@ -223,7 +223,7 @@ class Fake(Workload):
     return 4 * batches
   def fail(self, kind):
     raise {'user': UserError, 'unavailable': Unavailable}.get(kind, KeyError)(kind)
-  def facts(self):
+  def info(self):
     return {'name': os.environ['NAME'], 'loss': self.last_loss}
   def environment(self):
     return {'date': 'today'}
@@ -256,7 +256,7 @@ OPTIONS = Options(rounds=2, turn_seconds=0.0, peers=None)
 
 def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
   with start_worker(fake('a')) as worker:
-    assert worker.call('facts')['name'] == 'a'
+    assert worker.call('info')['name'] == 'a'
     with pytest.raises(UserError, match='user'):
       worker.call('fail', 'user')
     with pytest.raises(Unavailable, match='unavailable'):
@@ -405,15 +405,6 @@ def test_saves_of_a_small_net(tmp_path):
 
 
 @pytest.mark.slow
-def test_start_of_a_small_net(tmp_path):
-  _, found = measured(tmp_path, 'startup', '--config=configs/digits.py', '--rounds=1')
-  seconds = found['details']['seconds']
-  assert list(seconds) == ['nothing compiled yet', 'compiled before', '--help']
-  assert all(times[0] > 0 for times in seconds.values())
-  assert found['environment']['versions']['jax']
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize('steps', [1, 3])
 def test_loop_is_fed_from_the_store(tmp_path, steps):
   """Steps on digits of scikit-learn beside the same step on one batch; a turn is a call."""
@@ -429,7 +420,7 @@ def test_loop_is_fed_from_the_store(tmp_path, steps):
 
 @pytest.mark.slow
 def test_feed(tmp_path):
-  printed, found = measured(tmp_path, 'feed', '--rounds=1', '--images=200')
+  printed, found = measured(tmp_path, 'feed', '--rounds=1', '--num_images=200')
   assert 'goal: 40,000 images/core-s' in printed
   (turn,) = found['contestants']['alexnet_jax']['samples']
   assert turn['images'] == 128 and turn['core_seconds'] > 0

@@ -10,9 +10,9 @@ from helpers.commands import error_line, run
 from helpers.trained import digits_config, random_variables, write_run
 from PIL import Image
 
-from alexnet_jax.inference.specialization import course_of
+from alexnet_jax.inference.tower_chroma import read_history
 from alexnet_jax.model import layers, nets
-from alexnet_jax.results.chroma import Course, chroma_index, compare_halves, draw
+from alexnet_jax.results.chroma import ChromaHistory, chroma_index, compare_halves, draw_histories
 from alexnet_jax.train import loop
 from alexnet_jax.weights.run_folder import read_checkpoint
 
@@ -89,9 +89,9 @@ def test_p_shows_towers_that_differ_and_only_those():
 def test_figure_of_grouped_and_ungrouped_runs(tmp_path):
   kernels = {0.0: halves_apart(1)[..., ::-1], 1.0: halves_apart(2)}
   tests = {e: compare_halves(chroma_index(kernel), 100, 0) for e, kernel in kernels.items()}
-  courses = [Course(f'$run {g}', 'net', g, kernels, tests) for g in (False, True)]
-  for number, shown in enumerate((courses, courses[:1])):
-    draw(shown, tmp_path / f'{number}.png')
+  histories = [ChromaHistory(f'$run {g}', 'net', g, kernels, tests) for g in (False, True)]
+  for number, shown in enumerate((histories, histories[:1])):
+    draw_histories(shown, tmp_path / f'{number}.png')
     with Image.open(tmp_path / f'{number}.png') as image:
       assert image.format == 'PNG' and image.size[0] == 1920
     assert (tmp_path / f'{number}.png').stat().st_size < 200_000
@@ -107,19 +107,19 @@ def test_a_run_keeps_the_kernels_of_its_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'make_experiment', lambda *words: made.append(make(*words)) or made[-1])
   loop.train(config, tmp_path / 'run', command='test')
 
-  course = course_of(tmp_path / 'run', 100, 0)
-  assert course.grouped
+  history = read_history(tmp_path / 'run', 100, 0)
+  assert history.grouped
   step, variables, _ = read_checkpoint(tmp_path / 'run', 'last')
   steps = sorted(int(path.stem) for path in (tmp_path / 'run' / 'first_layer').iterdir())
   assert len(steps) == 2 and steps[-1] == step
   calendar = made[0].calendar
-  assert list(course.tests) == [0, *map(calendar.epoch_of, steps)]
+  assert list(history.tests) == [0, *map(calendar.epoch_of, steps)]
   scale = made[0].recipe.preprocessing.scale[:, None]
   initial = np.asarray(made[0].initial_state().params['conv1']['kernel'])
-  np.testing.assert_array_equal(course.kernels[0], initial * scale)
+  np.testing.assert_array_equal(history.kernels[0], initial * scale)
   last = variables['params']['conv1']['kernel'].astype(np.float16)
-  np.testing.assert_array_equal(course.last, last * scale)
-  assert not np.array_equal(course.last, course.kernels[calendar.epoch_of(steps[0])])
+  np.testing.assert_array_equal(history.last, last * scale)
+  assert not np.array_equal(history.last, history.kernels[calendar.epoch_of(steps[0])])
 
 
 @pytest.mark.slow

@@ -19,12 +19,12 @@ import ml_collections
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.hlo import SENT_PER_BYTE, Program, collectives
 from alexnet_jax.benchmarks.our_step import compile_step
-from alexnet_jax.benchmarks.race import Options, Result, say
+from alexnet_jax.benchmarks.race import Options, Result
 from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
-from alexnet_jax.terminal import aligned
+from alexnet_jax.terminal import Console, aligned
 from alexnet_jax.train.devices import Devices, check_training_batch
 from alexnet_jax.train.sharded_dense import sharded_layers
 
@@ -60,7 +60,7 @@ def count_communication(name: str, config: ml_collections.ConfigDict, options: O
     if sharded and not sharded_layers(table, DEVICES):
       continue
     config.model.shard_dense = sharded
-    say(f'compiling: {mode}')
+    Console().message(f'compiling: {mode}')
     with start_worker(_VIRTUAL, config=configs.to_json(config)) as worker:
       compiled[mode], machine = worker.call('count')
     formula[mode] = bytes_by_formula(table, shape, dtype, DEVICES, images, sharded)

@@ -99,9 +99,9 @@ class OurStep(Workload):
     jax.block_until_ready((self._state, self._metrics))
     return batches * len(self._images)
 
-  def facts(self) -> dict:
+  def info(self) -> dict:
     """Also the loss of the last batch."""
-    return super().facts() | {'loss': float(self._metrics['loss'])}
+    return super().info() | {'loss': float(self._metrics['loss'])}
 
   def roofline(self) -> roofline.Roofline:
     """What the step needs and what the devices can do; after the first batch."""

@@ -20,12 +20,13 @@ class Options:
   """How to measure.
 
   Attributes:
-    rounds: turns of each contestant, or how often a single thing is timed.
+    rounds: turns of each contestant, or number of saves.
     turn_seconds: about how long a turn lasts.
     peers: names of those to compare with; None for all.
     pythons: other interpreters to run our training step in.
     profile: folder for traces; None for none.
-    images: how many to feed or to prepare; None for the benchmark's own number.
+    num_images: how many to feed or to prepare; None for the benchmark's own number.
+    images: folder of those to prepare.
     topology, topology_timeout: what to compile for, and seconds that a compilation may take.
   """
 
@@ -34,7 +35,8 @@ class Options:
   peers: Sequence[str] | None
   pythons: Sequence[str] = ()
   profile: Path | None = None
-  images: int | None = None
+  num_images: int | None = None
+  images: str | None = None
   topology: str = 'v5e:2x4'
   topology_timeout: float = 1200.0
 
@@ -99,21 +101,22 @@ def take_turns(
     measure: the property of `Sample` that ratios are taken of.
 
   Returns:
-    For each: title, settings, its `Workload.facts`, and `speeds`.
+    For each: title, settings, its `Workload.info`, and `speeds`.
   """
+  console = Console()
   for worker in workers.values():
-    say(f'{worker.contestant.title}: compiling')
+    console.message(f'{worker.contestant.title}: compiling')
     worker.call('prepare', options.turn_seconds)
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
-    say(f'round {number + 1} of {options.rounds}')
+    console.message(f'round {number + 1} of {options.rounds}')
     for name in list(workers)[:: -1 if number % 2 else 1]:
       samples[name].append(workers[name].call('measure'))
   return {
     name: {
       'title': worker.contestant.title,
       'settings': worker.contestant.settings,
-      **worker.call('facts'),
+      **worker.call('info'),
       **speeds(samples[name], samples[OURS], measure),
     }
     for name, worker in workers.items()
@@ -137,7 +140,7 @@ def speeds(samples: list[Sample], ours: list[Sample], measure: str) -> dict[str,
 def speed_table(
   contestants: dict[str, dict], batch_size: int, measure: str = 'per_second'
 ) -> list[str]:
-  """What `take_turns` returns, for people."""
+  """What `take_turns` returns, as the lines of a table."""
   unit = {'per_second': 'images/s', 'per_core_second': 'images/core-s'}[measure]
   heading = ['', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles']
   rows = [(*heading, f'ours/peer in {unit}', 'quartiles')]
@@ -147,19 +150,6 @@ def speed_table(
     ratio = _cells(found['ratio'], '.3f') if 'ratio' in found else ('', '')
     rows.append((found['title'], milliseconds, *speed, *ratio))
   return aligned(rows)
-
-
-def seconds_table(seconds: dict[str, list[float]]) -> tuple[str, ...]:
-  """Lines of a table of how long single things took, each time that they were timed."""
-  rows = [('', 'median s', 'quartiles', 'worst', 'times')]
-  for name, times in seconds.items():
-    rows.append((name, *_cells(spread(times), '.3f'), f'{max(times):.3f}', str(len(times))))
-  return tuple(aligned(rows))
-
-
-def say(line: str) -> None:
-  """Tells what is going on, apart from the results."""
-  Console().message(line)
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -13,11 +13,11 @@ from flax.serialization import to_state_dict
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.our_step import OurStep
-from alexnet_jax.benchmarks.race import Options, Result, say, seconds_table
+from alexnet_jax.benchmarks.race import Options, Result, spread
 from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.benchmarks.workload import timed
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.terminal import si
+from alexnet_jax.terminal import Console, aligned, si
 from alexnet_jax.train.devices import to_host
 
 _OURS = Contestant('training that saves', 'alexnet_jax.benchmarks.time_checkpoint:SavingTraining')
@@ -37,14 +37,18 @@ def measure_checkpoint(name: str, config: ml_collections.ConfigDict, options: Op
     seconds = collections.defaultdict[str, list[float]](list)
     size, _ = worker.call('save_and_restore')  # the first compiles, and does not count
     for number in range(options.rounds):
-      say(f'save {number + 1} of {options.rounds}')
+      Console().message(f'save {number + 1} of {options.rounds}')
       for what, took in worker.call('save_and_restore')[1].items():
         seconds[what].append(took)
     environment = worker.call('environment')
+  rows = [('', 'median s', 'quartiles', 'worst')]
+  for what, times in seconds.items():
+    median, low, high = spread(times).values()
+    rows.append((what, f'{median:.3f}', f'{low:.3f} - {high:.3f}', f'{max(times):.3f}'))
   return Result(
     target='checkpoint',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, a state of {si(size, "B")}',
-    lines=seconds_table(seconds),
+    lines=tuple(aligned(rows)),
     environment=environment,
     details={'seconds': dict(seconds), 'bytes': size, 'config': plain},
   )

@@ -34,7 +34,7 @@ def measure_feed(options: Options) -> Result:
   Raises:
     UserError: the disk is too full.
   """
-  images = options.images or 8192
+  images = options.num_images or 8192
   shape = (images, IMAGE_SIZE, IMAGE_SIZE, 3)
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-') as folder:
     file = Path(folder) / 'images.npy'
@@ -43,7 +43,7 @@ def measure_feed(options: Options) -> Result:
       os.sync()  # else the disk would be busy while we measure
     except OSError as error:
       raise UserError(
-        f'--images={images} cannot be written to {folder} ({error.strerror}): use fewer, or set'
+        f'--num_images={images} cannot be written to {folder} ({error.strerror}): use fewer, or set'
         ' TMPDIR'
       ) from None
     peers = {OURS: _OURS} | options.wanted(PEERS)

@@ -77,6 +77,6 @@ class OurLoop(Workload):
     self._seconds += sample.seconds
     return sample
 
-  def facts(self) -> dict:
+  def info(self) -> dict:
     """Also the share of all turns' time that was spent waiting for the feed."""
-    return super().facts() | {'data_wait': self._waited / self._seconds}
+    return super().info() | {'data_wait': self._waited / self._seconds}

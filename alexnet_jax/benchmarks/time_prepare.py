@@ -1,4 +1,4 @@
-"""The prepare benchmark: photos to a finished store."""
+"""The prepare benchmark: image files to a finished store."""
 
 import shutil
 import tempfile
@@ -20,40 +20,38 @@ GOAL_CORE_HOURS = 1.3
 _OURS = Contestant(OURS, 'alexnet_jax.benchmarks.time_prepare:Preparation')
 
 
-def measure_prepare(photos: str | None, options: Options) -> Result:
-  """Measures how fast photos become a raw store, on all cores.
-
-  Args:
-    photos: folder of image files; generated ones are not like photos, so there is no default.
-    options: how to measure; 2000 images at a time, the photos again and again, if not given.
+def measure_prepare(options: Options) -> Result:
+  """Measures how fast image files become a raw store, on all cores.
 
   Raises:
-    UserError: no photos.
+    UserError: `options.images` has no files; generated images are not like photos, so there is no
+      default.
   """
-  images = options.images or 2000
-  files = sorted(path for path in Path(photos).rglob('*') if path.is_file()) if photos else []
+  count = options.num_images or 2000
+  folder = options.images or ''
+  files = sorted(path for path in Path(folder).rglob('*') if path.is_file()) if folder else []
   if not files:
-    raise UserError(f'--photos={photos or ""}: give a folder of photos, such as some of ImageNet')
+    raise UserError(f'--images={folder}: give a folder of photos, such as some of ImageNet')
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-prepare-') as temporary:
-    folder = Path(temporary)
-    for number in range(images):
+    place = Path(temporary)
+    for number in range(count):
       file = files[number % len(files)]
-      link = folder / 'photos' / f'class{number % 2}' / f'{number:06}{file.suffix}'
+      link = place / 'images' / f'class{number % 2}' / f'{number:06}{file.suffix}'
       link.parent.mkdir(parents=True, exist_ok=True)
       link.symlink_to(file.resolve())
-    raced = race({OURS: _OURS}, options, 'per_core_second', folder=folder)
+    raced = race({OURS: _OURS}, options, 'per_core_second', folder=place)
   contestants = raced['contestants']
   hours = IMAGENET_IMAGES / contestants[OURS]['per_core_second']['median'] / 3600
   return Result(
     target='prepare',
-    title=f'{images:,} photos ({len(files)} different) to {IMAGE_SIZE}x{IMAGE_SIZE},'
+    title=f'{count:,} images ({len(files)} different) to {IMAGE_SIZE}x{IMAGE_SIZE},'
     f' {usable_cores()} processes',
     lines=(
-      *speed_table(contestants, images, 'per_core_second'),
+      *speed_table(contestants, count, 'per_core_second'),
       f"all of ImageNet's {IMAGENET_IMAGES:,} images at this rate: {hours:.2f} core-hours"
       f' (goal: {GOAL_CORE_HOURS})',
     ),
-    details={'images': images, 'photos': len(files)},
+    details={'images': count, 'different': len(files)},
     **raced,
   )
 
@@ -64,7 +62,7 @@ class Preparation(Workload):
   def __init__(self, folder: Path):
     self._config = default().data
     self._config.source = 'folder'
-    self._config.dir = str(folder / 'photos')
+    self._config.dir = str(folder / 'images')
     self._config.store = str(folder / 'store')
     self._config.image_size = IMAGE_SIZE
 

@@ -7,10 +7,11 @@ import math
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.race import OURS, Options, Result, say, speed_table, take_turns
+from alexnet_jax.benchmarks.race import OURS, Options, Result, speed_table, take_turns
 from alexnet_jax.benchmarks.step_task import check_equal, lively_weights
 from alexnet_jax.benchmarks.worker import Contestant, Unavailable, start_worker
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import Console
 
 _OURS = Contestant(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
 _MODULE = 'alexnet_jax.benchmarks.torch_step'
@@ -59,7 +60,7 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
         continue
       expected = expected or ours.call('loss_and_grads', weights)
       equality[peer] = check_equal(peer, expected, actual, task.tolerance)
-      say(f'{contestant.title}: computes the same')
+      Console().message(f'{contestant.title}: computes the same')
       workers[peer] = worker
     contestants = take_turns(workers, options)
     for peer, found in contestants.items():

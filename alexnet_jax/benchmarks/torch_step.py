@@ -122,9 +122,9 @@ class TorchStep(Workload):
       torch.cuda.synchronize()
     return batches * len(self._labels)
 
-  def facts(self) -> dict:
+  def info(self) -> dict:
     """Also the loss of the last batch, and the number of threads."""
-    return super().facts() | {'loss': self._loss.item(), 'threads': torch.get_num_threads()}
+    return super().info() | {'loss': self._loss.item(), 'threads': torch.get_num_threads()}
 
 
 class ChannelsLast(TorchStep):

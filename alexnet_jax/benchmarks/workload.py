@@ -57,7 +57,7 @@ class Workload(abc.ABC):
 
     return environment(Devices())
 
-  def facts(self) -> dict[str, Any]:
+  def info(self) -> dict[str, Any]:
     """What else is worth knowing after the last turn: versions of what does the work."""
     names = [name for name in ('jax', 'torch', 'tensorflow') if name in sys.modules]
     versions = {name: sys.modules[name].__version__ for name in names}

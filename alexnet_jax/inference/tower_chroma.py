@@ -1,4 +1,4 @@
-"""Whether the towers of conv1 specialize in gray and in color (paper section 6.1), run by run."""
+"""Chroma of the first layer of runs: do its towers specialize? (paper section 6.1)"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.results.chroma import Course, chroma_index, compare_halves
+from alexnet_jax.results.chroma import ChromaHistory, chroma_index, compare_halves
 from alexnet_jax.run.claim import read_run_config
 from alexnet_jax.run.first_layer import read_first_layer
 from alexnet_jax.run.folder import RunFolder
@@ -18,11 +18,11 @@ from alexnet_jax.train.step import init_variables
 from alexnet_jax.weights.run_folder import read_checkpoint
 
 
-def course_of(workdir: Path, splits: int, seed: int) -> Course:
+def read_history(workdir: Path, splits: int, seed: int) -> ChromaHistory:
   """The chroma of a run's first layer at initialization and at each evaluation.
 
   The initial kernels are drawn again from the config's seed, unless the run started from weights.
-  A run that kept no kernels at its evaluations has its last checkpoint.
+  Where no kernels were saved at evaluations, those of the last checkpoint are taken.
 
   Args:
     workdir: folder of the run, which is only read.
@@ -46,36 +46,36 @@ def course_of(workdir: Path, splits: int, seed: int) -> Course:
     step, variables, meta = read_checkpoint(workdir, 'last')
     epoch = step * config.batch_size / meta['train_images']
     kernels[epoch] = variables['params'][first.name]['kernel']
-  # For pixels in gray levels, whose channels the preprocessing may scale apart.
+  # For pixels of 0 to 255: the preprocessing may scale each channel differently.
   scale = read_preprocessing(RunFolder(workdir).preprocessing).scale[:, None]
   kernels = {epoch: kernel * scale for epoch, kernel in kernels.items()}
   tests = {e: compare_halves(chroma_index(kernel), splits, seed) for e, kernel in kernels.items()}
   grouped = any(row.groups > 1 for row in table if isinstance(row, layers.Conv))
   name = '/'.join(workdir.absolute().parts[-2:])
-  return Course(name, nets.title(config.model), grouped, kernels, tests)
+  return ChromaHistory(name, nets.title(config.model), grouped, kernels, tests)
 
 
-def table_of_courses(courses: Sequence[Course]) -> list[str]:
+def table_of_histories(histories: Sequence[ChromaHistory]) -> list[str]:
   """A line for each run and epoch."""
   rows = [('run', 'net', 'halves are', 'epoch', 'first', 'second', 'difference', 'p')]
-  for course in courses:
-    names = (course.name, course.net, 'towers' if course.grouped else 'arbitrary')
-    for epoch, test in course.tests.items():
+  for history in histories:
+    names = (history.name, history.net, 'towers' if history.grouped else 'arbitrary')
+    for epoch, test in history.tests.items():
       means = (f'{test.first:.3f}', f'{test.second:.3f}', f'{test.difference:+.3f}')
       rows.append((*names, f'{epoch:.2f}', *means, f'{test.p:.4f}'))
   return aligned(rows, left=(0, 1, 2))
 
 
-def json_of(course: Course) -> dict:
-  """The same of a run, and the index of each of its last kernels in the order of the channels."""
+def json_of(history: ChromaHistory) -> dict:
+  """Those lines of a run as JSON, and the index of each of its last kernels in their order."""
   tests = [
     {'epoch': epoch, 'difference': test.difference, **vars(test)}
-    for epoch, test in course.tests.items()
+    for epoch, test in history.tests.items()
   ]
   return {
-    'run': course.name,
-    'net': course.net,
-    'towers': course.grouped,
+    'run': history.name,
+    'net': history.net,
+    'towers': history.grouped,
     'epochs': tests,
-    'last_index': chroma_index(course.last),
+    'last_index': chroma_index(history.last),
   }
