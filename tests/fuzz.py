@@ -274,6 +274,54 @@ def _shards() -> Target:
   return Target(samples, read)
 
 
+def _zips() -> Target:
+  from alexnet_jax.data import zip_files
+
+  def samples():
+    made = {}
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+      for names in ('train/{label}/{n}.png', '{label}_{n}.png', 'images/{n}.png'):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, 'w', method) as archive:
+          for n in range(8):
+            archive.writestr(names.format(n=n, label='ab'[n % 2]), bytes([n]) * 700)
+          if 'images' in names:
+            table = ''.join(f'{n},{"ab"[n % 2]}\n' for n in range(8))
+            archive.writestr('labels.csv', f'id,label\n{table}')
+        made[f'{method} {names}'] = file.getvalue()
+    return made
+
+  def read(path):
+    source = zip_files.open_zips(path, [path], 0.25)
+    try:
+      for index in range(len(source.train)):
+        source.train[index]
+    except OSError as error:  # an unreadable image
+      raise UserError(str(error)) from None
+
+  return Target(samples, read)
+
+
+def _tables() -> Target:
+  from alexnet_jax.data.image_folder import open_folder
+
+  folder = Path(tempfile.mkdtemp(prefix='fuzzed-table-'))
+  tiny_data.write_images(folder / 'images', 8)
+  rows = [(f'{n:03}.png', 'ab'[n % 2]) for n in range(8)]
+
+  def samples():
+    return {
+      f'with {sign}': ''.join(f'{file}{sign}{label}\r\n' for file, label in rows).encode()
+      for sign in ',;\t'
+    }
+
+  def read(path):
+    (folder / 'labels.csv').write_bytes(path.read_bytes())
+    open_folder(folder, 0.25, 'labels.csv')
+
+  return Target(samples, read)
+
+
 TARGETS = {
   'weights': _weights,
   'images': _images,
@@ -281,6 +329,8 @@ TARGETS = {
   'labels': lambda: _store('train/labels.npy'),
   'parquet': _parquet,
   'shards': _shards,
+  'zips': _zips,
+  'tables': _tables,
 }
 
 

@@ -139,6 +139,12 @@ def test_flat_folder_as_kaggle_packs_it(tmp_path):
     file.write_bytes(b'other')
   inner = open_source(data_config(dir=tmp_path / 'train', validation_fraction=0.2))
   assert [f'train/{file}' for file in inner.eval.files] == list(source.eval.files)
+  for file in (tmp_path / 'train').iterdir():  # another sign, the same data
+    file.rename(file.with_name('_0'.join(file.name.split('.', 1))))
+  other = open_source(data_config(dir=tmp_path, validation_fraction=0.2))
+  assert (other.classes, len(other.train)) == (source.classes, 24)
+  for file in (tmp_path / 'train').iterdir():
+    file.rename(file.with_name(file.name.replace('_0', '.')))
   # Images to validate on, called alike, are used; test1/ is not, even so.
   (tmp_path / 'test1').rename(tmp_path / 'test')
   write_flat(tmp_path / 'test1', cat=1)

@@ -16,6 +16,7 @@ from typing import Any
 from alexnet_jax.errors import UserError
 
 Label = int | str | None
+LABEL_COLUMNS = ('label', 'labels', 'fine_label', 'class', 'target', 'cls', 'category')
 _WNID = re.compile(r'(?<![A-Za-z0-9])n\d{8}(?!\d)')
 
 
@@ -67,7 +68,7 @@ def number_classes(
       remark = ', numbered anew in the order of their WNIDs'
     classes = tuple(wnids[label] for label in ordered)
   else:
-    words, ordered = (), _in_order(labels)
+    words, ordered = (), in_order(labels)
     if names and all(isinstance(label, str) for label in labels) and labels <= set(names):
       ordered = list(dict.fromkeys(names))
     elif names and all(isinstance(label, int) for label in labels):
@@ -81,7 +82,7 @@ def number_classes(
       )
       remark += f', {sum(n for n in counts.values() if n > 1)} of which share their names'
   by_label = {label: number for number, label in enumerate(ordered)}
-  if strangers := _in_order(others - by_label.keys()):
+  if strangers := in_order(others - by_label.keys()):
     raise UserError(
       f'{root} has validation images of {len(strangers)} class(es) that no training image has, the'
       f' first is {strangers[0]!r}: are all files there, and of one data set?'
@@ -129,7 +130,7 @@ def _word(label: Label, names: Sequence[str]) -> str:
   return names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
 
 
-def _in_order(labels: Set[Any]) -> list[Any]:
+def in_order(labels: Set[Any]) -> list[Any]:
   """Numbers, also those written as text, in their order; other text in that of the alphabet."""
 
   def key(label: Any) -> tuple:

@@ -1,40 +1,20 @@
-"""Images in one folder whose names say their class: `<class>.<number>.<extension>`.
+"""Images in one folder whose names say their class: `<class>.<number>.<extension>`, or with `_`.
 
 Kaggle's dogs-vs-cats as downloaded: `train/cat.0.jpg` to `train/dog.12499.jpg`, beside `test1/`
-with images of unknown class.  The folder of images may also be the root itself.
+with images of unknown class; Oxford's pets: `Abyssinian_1.jpg`.  The folder of images may also be
+the root itself.
 """
 
-import dataclasses
 import os
 import pathlib
 import re
 
-from alexnet_jax.data.listing import Listing
+from alexnet_jax.data.listing import LabeledFiles, Listing
 from alexnet_jax.errors import UserError
 
 _TRAIN = ('train', 'training')
 _VALIDATION = ('val', 'valid', 'validation', 'test', 'testing')
-_STEM = re.compile(r'(.+)\.\d+')
-
-
-@dataclasses.dataclass(frozen=True)
-class LabeledFiles:
-  """Image files, relative to the root of a data set, by the name of their class.
-
-  Attributes:
-    train: class name -> its sorted training files.
-    validation: class name -> its sorted validation files; empty: a part of `train` is to be held
-      out.
-    train_folder: where the training files are, '' if at the top.
-    validation_folder: where the validation files are.
-    ignored: what is not used, in words.
-  """
-
-  train: dict[str, list[str]]
-  validation: dict[str, list[str]]
-  train_folder: str
-  validation_folder: str
-  ignored: list[str]
+_STEM = re.compile(r'(.+)[._]\d+')
 
 
 def class_of(file: str) -> str | None:
@@ -106,4 +86,4 @@ def read_flat(root: pathlib.Path, listing: Listing) -> LabeledFiles | None:
       ' beside it: if those are validation images, call the folder validation/ and its images'
       f' {next(iter(train))}.0.jpg and so on; otherwise move it elsewhere'
     )
-  return LabeledFiles(train, validation, folder, validation_folder, ignored)
+  return LabeledFiles(dict(sorted(train.items())), validation, folder, validation_folder, ignored)

@@ -6,9 +6,10 @@ import pathlib
 from alexnet_jax.data import image_folder, imagenet
 from alexnet_jax.data.examples import Source
 from alexnet_jax.data.images import EXTENSIONS
+from alexnet_jax.data.listing import TABLE
 from alexnet_jax.errors import UserError
 
-PARQUET, TAR = '.parquet', '.tar'
+PARQUET, TAR, ZIP = '.parquet', '.tar', '.zip'
 COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _DEPTH = 4  # folders in folders that are searched for packed files
 
@@ -33,19 +34,25 @@ def open_images(root: pathlib.Path, validation_fraction: float) -> Source:
     from alexnet_jax.data import shards
 
     return shards.open_shards(root, _files(root, kind), validation_fraction)
+  if kind == ZIP:
+    from alexnet_jax.data import zip_files
+
+    return zip_files.open_zips(root, _files(root, kind), validation_fraction)
   if kind in COMPRESSED:
     raise UserError(
       f'{_files(root, kind)[0]} is compressed, so that no image can be found in it: unpack it to a'
       ' .tar file first, for instance with gunzip'
     )
+  if root.is_file() and root.suffix.lower() == TABLE:
+    return image_folder.open_folder(root.parent, validation_fraction, root.name)
   return image_folder.open_folder(root, validation_fraction)
 
 
 def _packed_kind(root: pathlib.Path) -> str:
-  """The extension of packed files, '' if the first thing found are images."""
+  """The extension of packed files, '' if the first thing found are images, of zips if any are."""
   if root.is_file() or imagenet.kaggle_images(root):
     return _kind(root.name)
-  folders = [os.fspath(root)]
+  folders, found = [os.fspath(root)], ''
   for _ in range(_DEPTH):
     inner = []
     for folder in folders:
@@ -58,16 +65,19 @@ def _packed_kind(root: pathlib.Path) -> str:
           continue
         if entry.name.lower().endswith(EXTENSIONS):
           return ''
-        if kind := _kind(entry.name):
+        if (kind := _kind(entry.name)) == ZIP:
+          found = kind  # what images were unpacked from may lie beside them
+        elif kind:
           return kind
         if entry.is_dir():
           inner.append(entry.path)
     folders = inner
-  return ''
+  return found
 
 
 def _kind(name: str) -> str:
-  return next((kind for kind in (PARQUET, TAR, *COMPRESSED) if name.lower().endswith(kind)), '')
+  kinds = (PARQUET, TAR, ZIP, *COMPRESSED)
+  return next((kind for kind in kinds if name.lower().endswith(kind)), '')
 
 
 def _files(root: pathlib.Path, kind: str) -> list[pathlib.Path]:

@@ -2,13 +2,15 @@
 
 Either `train/<class>/` with `validation/<class>/` (also `val`, `valid` or `test`, in any case), or
 only class folders (in `train/`, or at the top), of which a fixed part of every class is held out.
-In place of class folders, the names of files may say their class: see `flat_folder`.
+In place of class folders, the names of files may say their class: see `flat_folder`; or a table of
+files and labels: see `label_tables`.
 Images may lie at any depth in the folder of their class. The validation images of ImageNet may lie
 in `validation/` itself, as in their archive: see `imagenet`. Kaggle's ImageNet may be given by any
 level of its folder. Classes are numbered in the order of their names, as in Caffe's and
 torchvision's ImageNet lists.
 """
 
+import collections
 import dataclasses
 import errno
 import hashlib
@@ -16,17 +18,36 @@ import itertools
 import os
 import pathlib
 import zlib
-from typing import Any
+from typing import Any, Protocol
 
 from alexnet_jax.data import imagenet, order
-from alexnet_jax.data.examples import AbsentData, Example, Source
-from alexnet_jax.data.flat_folder import LabeledFiles, read_flat
+from alexnet_jax.data.examples import AbsentData, Example, Source, SourceSplit
+from alexnet_jax.data.flat_folder import read_flat
 from alexnet_jax.data.images import EXTENSIONS
-from alexnet_jax.data.listing import Listing, list_images
+from alexnet_jax.data.label_tables import read_tables
+from alexnet_jax.data.listing import TABLE, LabeledFiles, Listing, list_images
 from alexnet_jax.errors import UserError
 
 # Errors of a disk or network mount that has gone away.
 _GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)
+
+
+class Files(Protocol):
+  """Files by their paths below a root, in a folder or in an archive."""
+
+  def read(self, file: str) -> bytes: ...
+
+  def split(self, files: tuple[str, ...], labels: tuple[int, ...]) -> 'FileSplit': ...
+
+
+class FileSplit(SourceSplit, Protocol):
+  """Image files: `files[i]` shows class number `labels[i]`."""
+
+  @property
+  def files(self) -> tuple[str, ...]: ...
+
+  @property
+  def labels(self) -> tuple[int, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +81,77 @@ class FolderSplit:
       raise
 
 
-def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """The files in a folder."""
+
+  root: pathlib.Path
+
+  def read(self, file: str) -> bytes:
+    return (self.root / file).read_bytes()
+
+  def split(self, files: tuple[str, ...], labels: tuple[int, ...]) -> FolderSplit:
+    return FolderSplit(str(self.root), files, labels)
+
+
+def open_folder(root: pathlib.Path, validation_fraction: float, table: str = '') -> Source:
   """Lists an image folder.
 
   Args:
     root: the folder.
     validation_fraction: part of each class to hold out, in (0, 1), where there is no validation
       folder. Which images are held out depends on nothing but their names.
+    table: the file in there that says the classes; '' to find out what does.
 
   Raises:
     AbsentData: the folder is absent or empty.
-    UserError: it cannot be read or understood, has no classes, a class has no
-      image or too few to hold one out, or the validation folder has a class that the training
-      folder lacks or images whose class is not known.
+    UserError: as `label_files`; or the folder cannot be read.
   """
   if not root.is_dir() or not any(root.iterdir()):  # of an absent disk, the mount point is there
     raise AbsentData(
       f'data.dir={root} is not a folder, or empty: give a folder with one folder of images for'
       ' each class, or with train/ and validation/ made of such folders'
     )
-  name, prefix = root.resolve().name, ''
-  if kaggle := imagenet.kaggle_images(root):
-    root, name, prefix = kaggle, 'imagenet', f'ImageNet as Kaggle packs it, at {kaggle}: '
+  name, title = root.resolve().name, ''
+  if not table and (kaggle := imagenet.kaggle_images(root)):
+    root, name, title = kaggle, 'imagenet', f'ImageNet as Kaggle packs it, at {kaggle}: '
   listing = list_images(root, imagenet.KNOWN_FILES)
-  facts = {file: str(size) for file, size in listing.files.items()}
-  labeled = read_flat(root, listing) or _read_class_folders(root, listing, facts)
+  return label_files(name, root, Folder(root), listing, validation_fraction, title, table)
+
+
+def label_files(
+  name: str,
+  root: pathlib.Path,
+  content: Files,
+  listing: Listing,
+  validation_fraction: float,
+  title: str = '',
+  table: str = '',
+) -> Source:
+  """The data set of image files whose folders, names or tables say their classes.
+
+  Args:
+    name: of the data set.
+    root: its folder or archive, for messages.
+    content: reads its files.
+    listing: what is in it.
+    validation_fraction: part of each class to hold out, in (0, 1), where there are no validation
+      images.
+    title: what this is, for the user, with its punctuation.
+    table: the file in there that says the classes; '' to find out what does.
+
+  Raises:
+    UserError: it cannot be understood, has no classes, a class has no image or too few to hold one
+      out, or there are validation images of a class that training images lack, or of none.
+  """
+  facts = dict(listing.files)
+  labeled = (
+    read_tables(root, content.read, listing, facts, table)
+    or read_flat(root, listing)
+    or _read_class_folders(root, listing, facts)
+  )
   train, validation = labeled.train, labeled.validation
-  classes = tuple(sorted(train))
+  classes = tuple(train)
   counts = [len(train[name]) for name in classes]
   if strangers := sorted(set(validation) - set(train)):
     raise UserError(
@@ -99,23 +164,25 @@ def open_folder(root: pathlib.Path, validation_fraction: float) -> Source:
     train = {name: pair[0] for name, pair in pairs.items()}
     validation = {name: pair[1] for name, pair in pairs.items()}
 
-  def split(files: dict[str, list[str]]) -> FolderSplit:
+  def split(files: dict[str, list[str]]) -> FileSplit:
     numbered = [(file, label) for label, name in enumerate(classes) for file in files.get(name, ())]
     names, labels = zip(*numbered, strict=True)
-    return FolderSplit(str(root), names, labels)
+    return content.split(names, labels)
 
   train_split, eval_split = split(train), split(validation)
   small, large = counts.index(min(counts)), counts.index(max(counts))
-  part = f'{labeled.validation_folder}/'
+  part = labeled.validation_folder + '/' * (not labeled.tables)
   if not labeled.validation:
     part = f'{validation_fraction:g} of each class'
   found = (
-    f'{prefix}{len(train_split):,} training and {len(eval_split):,} validation images ({part}) of'
+    f'{title}{len(train_split):,} training and {len(eval_split):,} validation images ({part}) of'
     f' {len(classes):,} classes, the smallest {classes[small]} with {counts[small]:,}, the largest'
     f' {classes[large]} with {counts[large]:,}'
   )
-  ignored = [f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items())]
-  ignored = labeled.ignored + ignored
+  if labeled.tables:
+    found += f'; classes from {" and ".join(labeled.tables)}'
+  kinds = listing.ignored - collections.Counter({TABLE: len(labeled.tables)})
+  ignored = [*labeled.ignored, *(f'{count:,} {kind}' for kind, count in sorted(kinds.items()))]
   return Source(
     name,
     classes,
@@ -132,7 +199,7 @@ def _read_class_folders(
 ) -> LabeledFiles:
   """Images in folders of their classes; `facts` gets the classes of ImageNet's flat validation."""
   train_folder, validation_folder, ignored = _find_splits(root, listing)
-  train = _list_classes(root, train_folder, listing)
+  train = dict(sorted(_list_classes(root, train_folder, listing).items()))
   validation = {}
   if validation_folder:
     validation = _list_validation(root, validation_folder, listing, facts)
@@ -213,7 +280,7 @@ def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, 
   if not classes:
     raise UserError(
       f'{folder} has no class folders: put the images of each class in its own, or call them'
-      ' cat.0.jpg, dog.0.jpg and so on'
+      ' cat.0.jpg, dog.0.jpg and so on, or add a labels.csv with the columns file and label'
     )
   for name, files in classes.items():
     if not files:
@@ -237,7 +304,7 @@ def hold_out(name: str, files: list[Any], fraction: float) -> tuple[list[Any], l
   return kept, [files[index] for index in sorted(chosen)]
 
 
-def _fingerprint(train: FolderSplit, validation: FolderSplit, facts: dict[str, str]) -> str:
+def _fingerprint(train: FileSplit, validation: FileSplit, facts: dict[str, str]) -> str:
   """SHA-256 of the names, sizes and order of all files, and of classes not in their names."""
   digest = hashlib.sha256()
   for split in (train, validation):

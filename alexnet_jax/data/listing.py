@@ -11,20 +11,24 @@ from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 
+TABLE = '.csv'
+
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """What is below a folder; all paths are relative to it.
+  """What is below a folder, or in an archive; all paths are relative to it.
 
   Attributes:
-    files: image file -> bytes, sorted. A broken link that is named like an image has -1: it is an
-      image that cannot be read.
+    files: image file -> what differs if it does, such as its size; sorted. A broken link that is
+      named like an image has -1: it is an image that cannot be read.
     folders: every folder at any depth.
-    ignored: kind of entry -> how many there are.
+    tables: files at the top that end in `TABLE`.
+    ignored: kind of entry -> how many there are, `tables` among them.
   """
 
-  files: dict[str, int]
+  files: dict[str, str]
   folders: list[str]
+  tables: list[str]
   ignored: collections.Counter[str]
 
   def children(self, folder: str = '') -> tuple[list[str], dict[str, list[str]]]:
@@ -42,6 +46,27 @@ class Listing:
     return direct, below
 
 
+@dataclasses.dataclass(frozen=True)
+class LabeledFiles:
+  """Image files, relative to the root of a data set, by the name of their class.
+
+  Attributes:
+    train: class name -> its training files, in the order in which classes are numbered.
+    validation: class name -> its validation files; empty: a part of `train` is to be held out.
+    train_folder: where the training files are, '' if at the top.
+    validation_folder: where the validation files are.
+    ignored: what is not used, in words.
+    tables: the files that say the classes, if names and folders do not.
+  """
+
+  train: dict[str, list[str]]
+  validation: dict[str, list[str]]
+  train_folder: str
+  validation_folder: str
+  ignored: list[str]
+  tables: tuple[str, ...] = ()
+
+
 def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> Listing:
   """Lists a folder at any depth. Links to folders are followed, except into one around them.
 
@@ -52,8 +77,9 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
   Raises:
     UserError: a folder cannot be read, or a link is broken.
   """
-  files: dict[str, int] = {}
+  files: dict[str, str] = {}
   folders: list[str] = []
+  tables: list[str] = []
   ignored: collections.Counter[str] = collections.Counter()
 
   def walk(folder: str, prefix: str, around: set[str]) -> None:
@@ -64,7 +90,7 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
       elif entry.is_symlink() and not os.path.exists(entry.path):
         if not is_image:
           raise UserError(f'{entry.path} is a broken link: repair or remove it')
-        files[path] = -1
+        files[path] = '-1'
       elif entry.is_dir():
         real = os.path.realpath(entry.path)
         if real in around:
@@ -73,15 +99,18 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
           folders.append(path)
           walk(entry.path, f'{path}/', around | {real})
       elif is_image and stat.S_ISREG(entry.stat().st_mode):
-        files[path] = entry.stat().st_size
+        files[path] = str(entry.stat().st_size)
       elif entry.name not in known:
-        ignored[os.path.splitext(entry.name)[1].lower() or 'without extension'] += 1
+        kind = os.path.splitext(entry.name)[1].lower()
+        ignored[kind or 'without extension'] += 1
+        if kind == TABLE and not prefix:
+          tables.append(path)
 
   try:
     walk(os.fspath(root), '', {os.path.realpath(root)})
   except OSError as error:
     raise UserError(f'{root} cannot be read to its end: {error}') from error
-  return Listing(dict(sorted(files.items())), folders, ignored)
+  return Listing(dict(sorted(files.items())), folders, sorted(tables), ignored)
 
 
 def find_images(arguments: Iterable[str]) -> list[pathlib.Path]:

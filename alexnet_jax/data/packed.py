@@ -54,17 +54,8 @@ class Pieces:
     return sum(map(len, self.starts))
 
   def read(self, index: int) -> bytes:
-    """Raises UserError: the file is gone or was cut off."""
     file, row = place(tuple(map(len, self.starts)), index)
-    path, size = self.files[file], int(self.sizes[file][row])
-    try:
-      with open(path, 'rb') as opened:
-        data = os.pread(opened.fileno(), size, int(self.starts[file][row]))
-      if len(data) != size:
-        raise OSError('it was cut off')
-    except OSError as error:
-      raise gone(path, error) from error
-    return data
+    return read_piece(self.files[file], int(self.starts[file][row]), int(self.sizes[file][row]))
 
   def name(self, index: int) -> str:
     file, row = place(tuple(map(len, self.starts)), index)
@@ -107,6 +98,22 @@ def place(counts: Sequence[int], index: int) -> tuple[int, int]:
   ends = list(itertools.accumulate(counts))
   file = bisect.bisect_right(ends, index)
   return file, index - (ends[file] - counts[file])
+
+
+def read_piece(path: str, start: int, size: int) -> bytes:
+  """Reads so many bytes of a file.
+
+  Raises:
+    UserError: it is gone or was cut off.
+  """
+  try:
+    with open(path, 'rb') as opened:
+      data = os.pread(opened.fileno(), size, start)
+    if len(data) != size:
+      raise OSError('it was cut off')
+  except OSError as error:
+    raise gone(path, error) from error
+  return data
 
 
 def gone(path: str | os.PathLike, error: Exception) -> UserError:

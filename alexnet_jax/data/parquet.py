@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from alexnet_jax.data.class_numbers import LABEL_COLUMNS
 from alexnet_jax.data.examples import Source
 from alexnet_jax.data.packed import Listed, packed_source, place
 from alexnet_jax.data.split_files import find_splits
 from alexnet_jax.errors import UserError
 
 IMAGE_COLUMNS = ('image', 'img', 'jpg', 'jpeg', 'png', 'webp')
-LABEL_COLUMNS = ('label', 'labels', 'fine_label', 'class', 'target', 'cls')
 _ROWS = 64  # that are in memory at a time
 
 

@@ -44,8 +44,8 @@ def find_splits(
     matches = (_SPLIT.search(word) for word in words)
     split = next((_SPLITS[match[1].lower()] for match in matches if match), '')
     found.setdefault(split, []).append(path)
-  if TRAIN not in found and list(found) == ['']:
-    found = {TRAIN: found['']}
+  if TRAIN not in found and '' in found:
+    found[TRAIN] = found.pop('')
   if TRAIN not in found:
     raise UserError(
       f'{root} has no files to train on: name the folder, or call them train-0000 and so on;'

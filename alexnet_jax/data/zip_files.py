@@ -1,0 +1,178 @@
+"""Zip archives of images, which are read where they are; nothing is unpacked.
+
+What is in an archive is taken as a folder of the same files would be, see `image_folder`. Folders
+that hold all of it do not count. Of several archives, each is a folder of its name: `train.zip`.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from alexnet_jax.data.examples import Example, Source
+from alexnet_jax.data.image_folder import label_files
+from alexnet_jax.data.images import EXTENSIONS
+from alexnet_jax.data.listing import TABLE, Listing
+from alexnet_jax.data.packed import read_piece
+from alexnet_jax.errors import UserError
+
+_HEADER = struct.Struct('<26xHH')  # of a file in an archive: bytes of its name and of what follows
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 1
+_MOST_DEFLATED = 1032  # bytes that deflate makes of one
+
+
+@dataclasses.dataclass(frozen=True)
+class ZipSplit:
+  """Image files in archives: `files[i]` shows class number `labels[i]`.
+
+  Attributes:
+    files: paths as in a folder of the same files.
+    labels: class numbers.
+    archives: paths of the archives.
+    places: for each file int64 (6,): number of its archive, where it begins, its bytes there and
+      when unpacked, how it is packed, CRC32.
+  """
+
+  files: tuple[str, ...]
+  labels: tuple[int, ...]
+  archives: tuple[str, ...]
+  places: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, index: int) -> Example:
+    """Reads one file.
+
+    Raises:
+      UserError: the archive is gone, or was cut off.
+      OSError: this file is damaged.
+    """
+    archive, *place = self.places[index].tolist()
+    path = self.archives[archive]
+    name = f'{path}/{self.files[index]}'
+    return Example(_unpack(path, name, *place), self.labels[index], name)
+
+
+def _unpack(path: str, name: str, start: int, packed: int, size: int, method: int, crc: int):
+  """The bytes of a file in an archive."""
+  header = _HEADER.size + sum(_HEADER.unpack(read_piece(path, start, _HEADER.size)))
+  data = read_piece(path, start + header, packed)
+  if method == zipfile.ZIP_DEFLATED:
+    try:
+      data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+    except zlib.error as error:
+      raise OSError(f'{name} is damaged ({error})') from error
+  if len(data) != size or zlib.crc32(data) != crc:
+    raise OSError(f'{name} is damaged: its checksum does not agree')
+  return data
+
+
+@dataclasses.dataclass(frozen=True)
+class _Archives:
+  """The files in archives: path -> its place, as in `ZipSplit`."""
+
+  paths: tuple[str, ...]
+  places: dict[str, tuple[int, ...]]
+
+  def read(self, file: str) -> bytes:
+    archive, *place = self.places[file]
+    return _unpack(self.paths[archive], file, *place)
+
+  def split(self, files: tuple[str, ...], labels: tuple[int, ...]) -> ZipSplit:
+    places = np.array([self.places[file] for file in files], np.int64)
+    return ZipSplit(files, labels, self.paths, places)
+
+
+def open_zips(
+  root: pathlib.Path, paths: Sequence[pathlib.Path], validation_fraction: float
+) -> Source:
+  """Opens a data set of zip archives.
+
+  Args:
+    root: the folder of the data set, or its only archive.
+    paths: its archives.
+    validation_fraction: part of each class to hold out where there are no validation images.
+
+  Raises:
+    UserError: an archive is damaged, encrypted or packed in a way that is not known; or as
+      `image_folder.label_files`.
+  """
+  listing, content = _list(paths)
+  if not listing.files:
+    kinds = ', '.join(f'{count:,} {kind}' for kind, count in sorted(listing.ignored.items()))
+    raise UserError(
+      f'{root} has no images ({" ".join(EXTENSIONS)}), but {kinds or "nothing"}: where those are'
+      ' archives, unpack it and give their folder'
+    )
+  title = f'zip file{"s" * (len(paths) > 1)}, at {root}: '
+  return label_files(root.resolve().name, root, content, listing, validation_fraction, title)
+
+
+def _list(paths: Sequence[pathlib.Path]) -> tuple[Listing, _Archives]:
+  files, tables, ignored = dict[str, str](), list[str](), collections.Counter[str]()
+  places: dict[str, tuple[int, ...]] = {}
+  for number, path in enumerate(paths):
+    entries, used = _entries(path), dict[str, zipfile.ZipInfo]()
+    for name, entry in entries.items():
+      kind = os.path.splitext(name)[1].lower()
+      if any(part.startswith('.') or part == '__MACOSX' for part in name.split('/')):
+        ignored['hidden'] += 1
+        continue
+      if kind in (*EXTENSIONS, TABLE):
+        used[name] = entry
+      if kind not in EXTENSIONS:
+        ignored[kind or 'without extension'] += 1
+    around = os.path.commonpath(map(os.path.dirname, used)) if used else ''
+    for name, entry in used.items():
+      file = name[len(around) + 1 if around else 0 :]
+      file = f'{path.stem}/{file}' if len(paths) > 1 else file
+      sizes = entry.compress_size, entry.file_size
+      places[file] = number, entry.header_offset, *sizes, entry.compress_type, entry.CRC
+      if not name.lower().endswith(TABLE):
+        files[file] = f'{entry.file_size} {entry.CRC}'
+      elif '/' not in file:
+        tables.append(file)
+  folders = {os.path.dirname(file) for file in files}
+  for folder in list(folders):
+    while folder := os.path.dirname(folder):
+      folders.add(folder)
+  listing = Listing(dict(sorted(files.items())), sorted(folders - {''}), sorted(tables), ignored)
+  return listing, _Archives(tuple(map(str, paths)), places)
+
+
+def _entries(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
+  """The files in an archive, by their paths with `/`."""
+  try:
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+      found = [entry for entry in archive.infolist() if not entry.is_dir()]
+    for entry in found:
+      place = max(entry.header_offset, entry.compress_size)
+      if entry.header_offset < 0 or place > size or entry.file_size > _MOST_DEFLATED * size:
+        raise zipfile.BadZipFile('a size in it is larger than the file')
+  except Exception as error:  # zipfile fails in many ways on damaged bytes
+    raise UserError(
+      f'{path} is cut short, damaged, or no zip file ({" ".join(str(error).split())[:200]}): fetch'
+      ' it again'
+    ) from error
+  entries: dict[str, zipfile.ZipInfo] = {}
+  for entry in found:
+    encrypted, method = entry.flag_bits & _ENCRYPTED, entry.compress_type
+    if encrypted or method not in _METHODS:
+      raise UserError(
+        f'{path}: {entry.filename!r:.80} is {"encrypted" if encrypted else f"of method {method}"},'
+        ' allowed are stored and deflated files: pack it again'
+      )
+    name = os.path.normpath(entry.filename.replace('\\', '/')).lstrip('/')
+    if name in entries:
+      raise UserError(f'{path} has two files {name!r:.80}: pack it again')
+    entries[name] = entry
+  return entries
