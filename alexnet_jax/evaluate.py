@@ -6,15 +6,14 @@
   python -m alexnet_jax.evaluate --weights=cifar10 --config=configs/cifar10.py --top5=cifar10/a.npz
 
 Every validation image is counted exactly once, on any number of devices.  The softmax probabilities
-of views, and of the members of an ensemble, are averaged.  Beside the table come the 95 % Wilson
-interval of each error and the worst classes; the first folder gets `predictions-*.npz` (label,
-probabilities) and `evaluation-*.json`.
+of views, and of the members of an ensemble, are averaged.  Prints each error with its 95 % Wilson
+interval and the worst classes; writes `predictions-*.npz` (label, probabilities) and
+`evaluation-*.json` into the folder of the (first) run.
 
---weights takes what `alexnet_jax.convert` takes.  They are evaluated on the data of --config with
-the preprocessing that they were trained with; the files go to runs/<name of the weights>.
+--weights takes what `alexnet_jax.convert` takes and evaluates it on the data of --config with its
+own preprocessing; the files go to runs/<name of the weights>.
 
---top5 writes the five most probable classes of every image, and beside them once `labels.npz`: few
-bytes, from which the errors of docs/results.md are computed again.
+--top5 writes the five most probable classes of every image as an .npz, and `labels.npz` beside it.
 """
 
 import sys
@@ -52,7 +51,7 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it 
 def main() -> None:
   top5 = Path(_TOP5.value) if _TOP5.value else None
   if top5 and (top5.suffix != '.npz' or top5.name == 'labels.npz'):
-    raise UserError(f'--top5={top5}: give an .npz, called otherwise than the labels.npz beside it')
+    raise UserError(f'--top5={top5}: give an .npz, with another name than the labels.npz beside it')
   if [bool(flag.value) for flag in (_WORKDIR, _ENSEMBLE, _WEIGHTS)].count(True) != 1:
     raise UserError(
       'give one of --workdir=RUN, --ensemble=RUN,RUN,... and --weights=FILE (with --config=...)'
@@ -68,23 +67,20 @@ def main() -> None:
   if _WEIGHTS.value:
     config.data.dir = _DATA_DIR.value or config.data.dir
     path = Path(_WEIGHTS.value)
-    net = error_rates.evaluate_weights(path, config, _NET.value, _CHECKPOINT.value, views)
-    error_rates.report([net], Path('runs', path.stem), 'imported', cli.command_line(), top5)
-    return
-  workdirs = [Path(name) for name in _ENSEMBLE.value or [_WORKDIR.value or '']]
-  resolved = [workdir.resolve() for workdir in workdirs]
-  for workdir in workdirs:
-    if resolved.count(workdir.resolve()) > 1:
-      raise UserError(f'--ensemble has {workdir} more than once: give each run once')
-  if len(workdirs) > 1:
+    folder, saved_as = Path('runs', path.stem), 'imported'
+    nets = [error_rates.evaluate_weights(path, config, _NET.value, _CHECKPOINT.value, views)]
+  elif len(_ENSEMBLE.value) > 1:
+    workdirs = [Path(name) for name in _ENSEMBLE.value]
+    if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
+      raise UserError(f'--ensemble={",".join(_ENSEMBLE.value)}: has a run more than once')
+    folder, saved_as = workdirs[0], f'ensemble-{_CHECKPOINT.value}'
     nets = error_rates.evaluate_ensemble(
       workdirs, _ENSEMBLE_WEIGHTS.value, _CHECKPOINT.value, views, _DATA_DIR.value
     )
-    saved_as = f'ensemble-{_CHECKPOINT.value}'
   else:
-    nets = [error_rates.evaluate_run(workdirs[0], _CHECKPOINT.value, views, _DATA_DIR.value)]
-    saved_as = _CHECKPOINT.value
-  error_rates.report(nets, workdirs[0], saved_as, cli.command_line(), top5)
+    folder, saved_as = Path(_WORKDIR.value or _ENSEMBLE.value[0]), _CHECKPOINT.value
+    nets = [error_rates.evaluate_run(folder, saved_as, views, _DATA_DIR.value)]
+  error_rates.print_and_save(nets, folder, saved_as, cli.command_line(), top5)
 
 
 if __name__ == '__main__':

@@ -6,10 +6,10 @@
   python -m alexnet_jax.predict --workdir=runs/digits --features=fc4 --npz=features.npz photos/
   python -m alexnet_jax.predict --workdir=runs/digits --neighbors=6 --gallery=photos/ a.png
 
-Words are files, folders (of all images at any depth), or - for a list of files on standard input.
-They are decoded and resized as in training.  Where an image's folder is named as a class, that is
-taken for its true class.  An image that cannot be read is named and passed over: the exit code is
-2 only if none can be read.
+Arguments are files, folders (of all images at any depth), or - for a list of files on standard
+input.  They are decoded and resized as in training.  Where an image's folder has the name of a
+class, that is taken for its true class.  Images that cannot be read are listed and skipped: the
+exit code is 2 only if none can be read.
 """
 
 import sys
@@ -36,19 +36,19 @@ _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'last'], 'Which saved state of the run.'
 )
 _CLASSES = flags.DEFINE_string(
-  'classes', None, "Text file with a class a line, in place of the weights' own names."
+  'classes', None, 'Text file with the name of a class per line, in place of those of the weights.'
 )
 _VIEWS = flags.DEFINE_enum('views', '1', ['1', '9', '10'], 'Views averaged per image.')
 _TOP = flags.DEFINE_integer('top', 5, 'Classes named per image.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Images at a time.', lower_bound=1)
-_JSON = flags.DEFINE_string('json', None, 'File for all that is found; - for standard output.')
-_FIGURE = flags.DEFINE_string('figure', None, 'PNG of the first images with what is found.')
+_JSON = flags.DEFINE_string('json', None, 'File for all results; - for standard output.')
+_FIGURE = flags.DEFINE_string('figure', None, 'PNG of eight images with their results.')
 _FEATURES = flags.DEFINE_string(
-  'features', None, 'Layer whose outputs are wanted, such as fc7; for --neighbors the last hidden.'
+  'features', None, 'Layer whose outputs to save, such as fc7, or to find --neighbors by.'
 )
-_NPZ = flags.DEFINE_string('npz', None, 'File for names and features; features-LAYER.npz.')
+_NPZ = flags.DEFINE_string('npz', None, 'File for --features; features-LAYER.npz if not given.')
 _NEIGHBORS = flags.DEFINE_integer(
-  'neighbors', None, 'How many images of the gallery to find for each.', lower_bound=1
+  'neighbors', None, 'How many nearest images of --gallery to find for each.', lower_bound=1
 )
 _GALLERY = flags.DEFINE_string('gallery', None, 'Folder of images to look for neighbors in.')
 
@@ -57,7 +57,9 @@ def main(words: list[str]) -> None:
   path = _checked_path(words)
   from alexnet_jax.data.listing import find_images
 
-  files = find_images(_with_listed(words))
+  if '-' in words:
+    words = [word for word in words if word != '-'] + sys.stdin.read().splitlines()
+  files = find_images([word for word in words if word])
   gallery = find_images([_GALLERY.value]) if _GALLERY.value else []
   set_up_jax()
   from alexnet_jax.inference.predictor import Predictor
@@ -73,7 +75,7 @@ def main(words: list[str]) -> None:
 
 
 def _checked_path(words: list[str]) -> Path:
-  """The net; raises UserError for flags that do not fit each other."""
+  """The path of the net; UserError if flags do not fit each other."""
   if bool(_WORKDIR.value) == bool(_WEIGHTS.value):
     raise UserError('give either --workdir=RUN or --weights=FILE')
   if not words:
@@ -81,7 +83,7 @@ def _checked_path(words: list[str]) -> Path:
   if bool(_NEIGHBORS.value) != bool(_GALLERY.value):
     raise UserError('--neighbors=K and --gallery=FOLDER need each other')
   if _NPZ.value and not _FEATURES.value:
-    raise UserError(f'--npz={_NPZ.value}: which layer? give --features=LAYER too')
+    raise UserError(f'--npz={_NPZ.value}: give --features=LAYER too')
   if _NPZ.value and _GALLERY.value:
     raise UserError(f'--npz={_NPZ.value}: leave out --neighbors and --gallery to save features')
   if _WORKDIR.value and not Path(_WORKDIR.value).is_dir():
@@ -89,20 +91,10 @@ def _checked_path(words: list[str]) -> Path:
   return Path(_WORKDIR.value or _WEIGHTS.value or '')
 
 
-def _with_listed(words: list[str]) -> list[str]:
-  """The words, `-` replaced by the lines of standard input."""
-  listed = []
-  if '-' in words:
-    listed = [line for line in sys.stdin.read().splitlines() if line]
-    if not listed and words == ['-']:
-      raise UserError('no images: standard input has no line')
-  return [word for word in words if word != '-'] + listed
-
-
 def _predict(
   predictor: 'Predictor', files: Sequence[Path], title: str, features: str | None
 ) -> list['ImagePrediction']:
-  """Predictions of all files, with a progress bar; what cannot be read is named."""
+  """Predictions of all files, with a progress bar; prints which ones cannot be read."""
   from alexnet_jax.terminal import Console
 
   progress = Console(quiet=len(files) <= 2 * _BATCH_SIZE.value)
@@ -126,7 +118,7 @@ def _show_predictions(predictor: 'Predictor', files: Sequence[Path], title: str)
   classes = len(predictor.weights.classes)
   values: dict[str, Any] = {**image_predictions.error_rates(found, classes)}
   values['images'] = image_predictions.predictions_json(found)
-  _put_out(predictor, image_predictions.predictions_text(found, classes), values)
+  _output(predictor, image_predictions.predictions_text(found, classes), values)
   readable = [each for each in found if not each.error]
   if _FEATURES.value:
     names, features = zip(*((each.name, each.features) for each in readable), strict=True)
@@ -151,7 +143,7 @@ def _show_neighbors(
   text = neighbors.neighbors_text(queries, found)
   if broken := looked_at - len(queries) - len(candidates):
     text += f'\n\n{looked_at:,} images, of which {broken:,} cannot be read'
-  _put_out(predictor, text, {'layer': layer, 'images': neighbors.neighbors_json(queries, found)})
+  _output(predictor, text, {'layer': layer, 'images': neighbors.neighbors_json(queries, found)})
   if figure := _FIGURE.value:
 
     def tile(each: 'ImagePrediction', note: str = ''):
@@ -167,7 +159,7 @@ def _show_neighbors(
 
 
 def _spread(items: Sequence[_T]) -> list[_T]:
-  """At most `_SHOWN` of them, evenly: neighbors in a list often show the same class."""
+  """At most `_SHOWN` of them, evenly spaced: those next to each other are often of one class."""
   count = min(len(items), _SHOWN)
   return [items[i * len(items) // count] for i in range(count)]
 
@@ -181,7 +173,7 @@ def _pixels(predictor: 'Predictor', prediction: 'ImagePrediction'):
   )
 
 
-def _put_out(predictor: 'Predictor', text: str, values: dict[str, Any]) -> None:
+def _output(predictor: 'Predictor', text: str, values: dict[str, Any]) -> None:
   """Prints the text, and writes the values where --json says."""
   from alexnet_jax import files
 

@@ -191,7 +191,10 @@ def test_evaluating_weights(tmp_path):
     (('--weights=a.npz',), '--config is missing'),
     (('--workdir=run', CONFIG), 'a run is evaluated with its own config; leave it out'),
     (('--weights=a.npz', '--workdir=.', CONFIG), 'give one of --workdir'),
-    (('--weights=a.npz', CONFIG, '--config.data.image_size=40'), 'wants images of 32 pixels'),
+    (
+      ('--weights=a.npz', CONFIG, '--config.data.image_size=40'),
+      'was trained on images of 32 pixels',
+    ),
   ):
     assert message in error_line(run('alexnet_jax.evaluate', *arguments, folder=tmp_path))
 

@@ -37,9 +37,13 @@ from alexnet_jax.weights.run_folder import read_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedNet:
-  """Predictions of one net, `name` in the table, averaged over `views` views.
+  """Predictions of one net on the validation images.
 
-  `image_names` gives the names of the images, for which it reads them.
+  Attributes:
+    name: in the table.
+    predictions: averaged over `views` views.
+    classes: names.
+    image_names: reads the names of the images.
   """
 
   name: str
@@ -57,8 +61,8 @@ def evaluate_run(
   Args:
     workdir: folder of the run.
     checkpoint: 'last' or 'best'.
-    views: 1, 9 or 10; None for those that its config ends with.
-    data_dir: where its data is now; None if it has not moved.
+    views: 1, 9 or 10; None for the config's eval.final_views.
+    data_dir: replaces the config's data.dir.
 
   Raises:
     UserError: no run, no checkpoint, or no data.
@@ -89,9 +93,9 @@ def evaluate_weights(
   """Evaluates weights that were trained elsewhere, with their own preprocessing.
 
   Args:
-    path, net, checkpoint: see `load`.
-    config: of the data to evaluate on.
-    views: 1, 9 or 10; None for those of the config.
+    path, net, checkpoint: see `weights.load.load`.
+    config: its data is evaluated on.
+    views: 1, 9 or 10; None for the config's eval.final_views.
 
   Raises:
     UserError: the weights cannot be read, or are for other images or classes.
@@ -100,7 +104,7 @@ def evaluate_weights(
   views = views or config.eval.final_views
   if config.data.image_size != weights.image_size:
     raise UserError(
-      f'config.data.image_size={config.data.image_size}: {path} wants images of'
+      f'config.data.image_size={config.data.image_size}: {path} was trained on images of'
       f' {weights.image_size} pixels; use --config.data.image_size={weights.image_size}'
     )
   devices = Devices()
@@ -109,8 +113,8 @@ def evaluate_weights(
   check_same_classes(path, weights.classes, store)
   if config.data.resize != weights.resize:
     print(
-      f'note: the weights were made for images resized by {weights.resize!r}, these are resized'
-      f' by {config.data.resize!r}; --config.data.resize={weights.resize} prepares theirs'
+      f'note: the weights were trained on images resized by {weights.resize!r}, these are resized'
+      f' by {config.data.resize!r}; --config.data.resize={weights.resize} resizes them likewise'
     )
   experiment = make_experiment(config, store, devices.platform)
   experiment = dataclasses.replace(
@@ -137,10 +141,11 @@ def _predict(
 def evaluate_ensemble(
   workdirs: Sequence[Path], weights: str, checkpoint: str, views: int | None, data_dir: str | None
 ) -> list[EvaluatedNet]:
-  """Evaluates each run, and last the weighted mean of their probabilities.
+  """Evaluates each run, and then the weighted mean of their probabilities, the last of the list.
 
   Args:
-    weights: 'equal', 'search' (on these very images), or numbers such as '0.4,0.6'.
+    workdirs, checkpoint, views, data_dir: see `evaluate_run`.
+    weights: 'equal', 'search' (on the validation images themselves), or numbers like '0.4,0.6'.
 
   Raises:
     UserError: the runs have other views, images or classes, or the weights do not fit.
@@ -149,8 +154,8 @@ def evaluate_ensemble(
   if not views and len(set(final.values())) > 1:
     found = ', '.join(f'{workdir} {count}' for workdir, count in final.items())
     raise UserError(
-      f'--ensemble: eval.final_views of the members differ ({found}); say how many all are to'
-      ' average with --views=1, 9 or 10'
+      f'--ensemble: eval.final_views of the members differ ({found}): set --views=1, 9'
+      ' or 10 for all'
     )
   nets = [evaluate_run(workdir, checkpoint, views, data_dir) for workdir in workdirs]
   members, label = [net.predictions.probabilities for net in nets], nets[0].predictions.label
@@ -185,21 +190,21 @@ def _factors(given: str, members: Sequence[np.ndarray], label: np.ndarray) -> li
   return factors
 
 
-def report(
+def print_and_save(
   nets: Sequence[EvaluatedNet],
   workdir: Path,
   saved_as: str,
   command: str,
   top5: Path | None = None,
 ) -> None:
-  """Prints a table and the worst classes of the last net, and saves both and its predictions.
+  """Prints and saves the error rates of all nets, and of the last its predictions too.
 
   Args:
     nets: evaluated on the same images.
     workdir: where to save.
     saved_as: 'last', 'best', 'imported', ... in the names of the files.
-    command: that asked for it.
-    top5: file for the best five classes of the last net, see `run.predictions`.
+    command: the command line, which is saved too.
+    top5: file for the five most probable classes of the last net, see `run.predictions`.
 
   Raises:
     UserError: that file cannot be written, or is in the folder of another data set.
@@ -215,13 +220,12 @@ def report(
     results[net.name] = scores.compute_metrics(probabilities, label)
     print(net.name)
     for metric, value in list(results[net.name].items()):
-      text = f'  {metric:<11}{value:.4f}'
       if metric in scores.TOP_K:
-        wrong = scores.wrong(probabilities, label, scores.TOP_K[metric])
-        low, high = scores.error_interval(wrong.sum(), len(wrong))
+        low, high = scores.error_interval(round(value * len(label)), len(label))
         results[net.name][f'{metric}_interval'] = (low, high)
-        text = f'  {metric:<11}{value:7.2%}   95 % interval {low:.2%} to {high:.2%}'
-      print(text)
+        print(f'  {metric:<11}{value:7.2%}   95 % interval {low:.2%} to {high:.2%}')
+      else:
+        print(f'  {metric:<11}{value:.4f}')
   print(f'  over {len(label):,} images\n\nworst classes')
   for name, images, error, taken_for in scores.worst_classes(probabilities, label, last.classes):
     print(
@@ -233,7 +237,7 @@ def report(
   try:
     files.write_json(folder.evaluation(saved_as, last.views), record | environment(devices))
     write_predictions(folder.predictions(saved_as, last.views), last.predictions)
-  except OSError as error:  # somebody else's run, or a full disk: the table is what was asked for
+  except OSError as error:  # a read-only run, or a full disk: the table has been printed
     print(f'warning: the results are not saved in {workdir}: {error.strerror}', file=sys.stderr)
   if top5:
     write_top5(top5, last.predictions, last.image_names())

@@ -23,7 +23,7 @@ def predictions(
   """Draws images with bars for their most probable classes, the true one in red (Figure 4 left).
 
   Args:
-    shown: image uint8 (S, S, 3) and its prediction; in rows of four.
+    shown: images uint8 (S, S, 3) with their predictions; drawn in rows of four.
     path: where to put the PNG.
     title: a line above.
   """

@@ -9,8 +9,8 @@ import numpy as np
 from alexnet_jax.results.scores import TOP_K
 from alexnet_jax.terminal import aligned, shortened
 
-_MANY = 20  # images, above which each gets a line instead of a block
-_BAR, _NAME = 24, 40  # characters, at most; ImageNet's classes have many names each
+_MANY = 20  # images; more get a line each instead of a block
+_BAR, _NAME = 24, 40  # characters at most; ImageNet's classes have long names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,13 +18,13 @@ class ImagePrediction:
   """The prediction for one image.
 
   Attributes:
-    name: the file, or '#3' for the third of some arrays.
-    classes: names of the most probable classes, best first; () if the image cannot be read.
+    name: the file, or '#3' for the third of an array or list of arrays.
+    classes: names of the k most probable classes, best first; () if the image cannot be read.
     labels: their indices.
-    probabilities: theirs, float32 (k,).
-    true_class: what the folder of the file says it shows; '' if it says nothing.
+    probabilities: their probabilities, float32 (k,).
+    true_class: the class after which a folder of the file is named; '' if none is.
     true_label: the index of that class, or None.
-    features: float32, the output of the layer that was asked for, or None.
+    features: float32, the output of the layer given as `features`, or None.
     error: why the image cannot be read; '' if it can.
   """
 
@@ -42,7 +42,7 @@ def predictions_text(found: Sequence[ImagePrediction], classes: int) -> str:
   """A block for each image, or a line if there are many, and a summary.
 
   Args:
-    found: of which one can be read at least.
+    found: predictions; at least one image could be read.
     classes: how many the net has.
   """
   readable = [each for each in found if not each.error]
@@ -105,12 +105,12 @@ def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
   shares = error_rates(found, classes)
   if count := shares.pop('known'):
     told = ', '.join(f'top-{TOP_K[name]} error {share:.2%}' for name, share in shares.items())
-    line += f'; {told} over the {count:,} in folders named as a class'
+    line += f'; {told} of the {count:,} in folders named after their class'
   return line
 
 
 def predictions_json(found: Sequence[ImagePrediction]) -> list[dict[str, Any]]:
-  """One object an image: file, and predictions with true_class if known, or error."""
+  """An object for each image: file, and predictions with true_class if known, or error."""
   return [
     {'file': each.name, 'error': each.error}
     if each.error

@@ -16,11 +16,11 @@ Neighbors = Sequence[Sequence[tuple[float, ImagePrediction]]]
 def search(
   queries: Sequence[ImagePrediction], gallery: Sequence[ImagePrediction], count: int
 ) -> Neighbors:
-  """For each query the nearest images of the gallery, itself left out.
+  """The nearest images of the gallery for each query, without the query itself.
 
   Args:
     queries, gallery: with features of the same layer.
-    count: how many; fewer where there are no more.
+    count: number of neighbors of each.
   """
   files = [Path(each.name).resolve() for each in gallery]
   found = []
@@ -45,7 +45,7 @@ def neighbors_text(queries: Sequence[ImagePrediction], found: Neighbors) -> str:
 
 
 def neighbors_json(queries: Sequence[ImagePrediction], found: Neighbors) -> list[dict[str, Any]]:
-  """One object a query: file, and neighbors with their distance."""
+  """An object for each query: file, and neighbors with their distance."""
   return [
     {
       'file': query.name,

@@ -35,22 +35,22 @@ class Predictor:
   Attributes:
     weights: the trained net.
     table: its layers.
-    last_hidden: name of the layer that the logits are computed from, whose outputs paper section
-      6.1 compares.
+    last_hidden: name of the layer whose outputs the logits are computed from, and by which images
+      are compared in paper section 6.1.
   """
 
   def __init__(
     self, weights: str | os.PathLike | Pretrained, *, views: int = 1, batch_size: int = _BATCH_SIZE
   ):
-    """Reads the net; compiles it at the first call.
+    """Loads the net; it is compiled at the first call.
 
     Args:
-      weights: a file, the folder of a run, or a net that has been read.
+      weights: a file, the folder of a run, or loaded weights.
       views: 1 (the center), 9 or 10, over which probabilities and features are averaged.
       batch_size: images at a time.
 
     Raises:
-      UserError: no such net or number of views, or all views would be the same.
+      UserError: no such weights or number of views, or all views would be the same.
     """
     if views not in VIEWS:
       raise UserError(f'views={views!r}: must be one of {", ".join(map(str, VIEWS))}')
@@ -64,8 +64,8 @@ class Predictor:
     preprocessing = self.weights.preprocessing
     if views > 1 and preprocessing.crop == (preprocessing.resize_to or self.weights.image_size):
       raise UserError(
-        f'{views} views: all are the same, because {self.weights.source} sees the whole of its'
-        f' {preprocessing.crop}-pixel images; use 1'
+        f'{views} views: all are the same, because {self.weights.source} takes whole'
+        f' {preprocessing.crop}-pixel images without cropping; use 1'
       )
 
   def __call__(
@@ -76,15 +76,15 @@ class Predictor:
     Args:
       inputs: one image: a path, a PIL image, or pixels uint8 (H, W, 3) RGB, (H, W, 1) or (H, W)
         gray. Or many: an iterable of such, or a batch uint8 (N, H, W, 3) or (N, H, W, 1).
-      top: classes to name, at most as many as there are.
-      features: a layer whose outputs are wanted too.
+      top: how many classes to name.
+      features: name of a layer whose outputs to return too.
 
     Returns:
-      An ImagePrediction for one image; a list of them, in order, for many. What cannot be read
-      has an `error`.
+      An ImagePrediction for one image, a list of them for many; with an `error` where an image
+      cannot be read.
 
     Raises:
-      UserError: something is no image, or there is no such layer.
+      UserError: an input is no image, or there is no such layer.
     """
     listed, single = images.as_list(inputs)
     found = list(self.stream(listed, top=top, features=features))
@@ -98,11 +98,11 @@ class Predictor:
     features: str | None = None,
     advance: Callable[[int], None] = lambda count: None,
   ) -> Iterator[ImagePrediction]:
-    """Yields an ImagePrediction for each image; while the net works, others are decoded.
+    """Yields an ImagePrediction for each image, decoding the next ones meanwhile.
 
     Args:
       inputs, top, features: see `__call__`.
-      advance: told the number of images just done.
+      advance: called with the number of images just done.
     """
     if features is not None:
       self._check_layer(features)
@@ -140,7 +140,7 @@ class Predictor:
   def _true_label(self, name: str) -> int | None:
     """The class after which the nearest folder above an image is named; None if none is.
 
-    ImageNet's folders are WNIDs, and then so is the order of its classes, whatever they are called.
+    A folder named by a WNID is ImageNet's class of that WNID if there are 1000 classes.
     """
     classes = self.weights.classes
     for folder in (parent.name for parent in Path(name).parents):
@@ -151,7 +151,7 @@ class Predictor:
     return None
 
   def _averaged(self, pixels: np.ndarray, top: int, features: str | None):
-    """The best labels of each image, their probabilities, and a layer's output, of all views."""
+    """The best labels of each image, their probabilities, a layer's output; means over views."""
     placed = jax.device_put(pixels)
     found = [self._view(self._variables, placed, place, features) for place in self._views]
     probabilities, outputs = jax.tree.map(lambda *each: sum(each) / len(each), *found)

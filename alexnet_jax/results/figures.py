@@ -1,7 +1,7 @@
 """Figures of a run: learning curves and first-layer kernels.
 
-They are drawn with Matplotlib's objects, never `pyplot`, and set what they look like themselves:
-the figures, the back end and the defaults of a user's session stay as they are.
+Drawn with Matplotlib's objects, never `pyplot`, so that the open figures, the back end and the
+rcParams of a user's session stay as they are.
 """
 
 import functools
@@ -48,16 +48,14 @@ _FONTS = (
 def learning_curves(
   records: Sequence[Mapping[str, float]], path: str | os.PathLike, title: str = ''
 ) -> None:
-  """Draws loss and error against epochs, for a handful of records or many thousands.
+  """Draws loss and error against epochs.
 
-  Many noisy training points are shown faintly, under their running mean. The loss axis is
+  More than 100 training points are shown faintly, under their running mean. The loss axis is
   logarithmic when the loss falls by more than a factor of ten. The legend has the last values, and
   up to eight drops of the learning rate are marked.
 
   Args:
-    records: What `read_metrics` returns: dicts with `step` and some of `epoch`, `train/loss`,
-      `eval/loss`, `train/top1_error`, `eval/top1_error`, `eval/top5_error` (shares in [0, 1]) and
-      `learning_rate`.
+    records: What `read_metrics` returns.
     path: Where to put the PNG, 1920 x 800 pixels.
     title: A line above.
   """
@@ -99,7 +97,7 @@ def learning_curves(
 def series(records: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
   """The finite values of a metric: (n, 2), columns epoch and value.
 
-  The epoch of a step stands in the first of its records alone.
+  Of the records of a step only the first has its epoch.
   """
   epochs = {record['step']: record['epoch'] for record in records if 'epoch' in record}
   found = [(epochs.get(r['step'], np.nan), r[name]) for r in records if name in r]
@@ -122,7 +120,7 @@ def _curve(axes, points: np.ndarray, label: str, color: str) -> np.ndarray:
 
 
 def style_axes(axes) -> None:
-  """Quiet axes: no box, faint horizontal rules, small gray figures."""
+  """Removes the box and makes grid and tick labels faint."""
   axes.spines[['top', 'right', 'left']].set_visible(False)
   axes.spines['bottom'].set_color(FAINT)
   axes.grid(axis='y', color=_RULE, linewidth=0.8)
@@ -136,13 +134,13 @@ def filter_grid(
 ) -> None:
   """Draws each kernel of a first layer as an image, as in Figure 3 of the paper.
 
-  Each kernel is scaled by itself: zero is mid-gray, and its largest absolute weight, of all places
-  and channels, is 0 or 255 in that channel. Weights are magnified to squares, not interpolated.
+  Each kernel is scaled by itself: zero is mid-gray, and its largest absolute weight, of all
+  positions and channels, is 0 or 255 in that channel. Weights become squares, not interpolated.
 
   Args:
     kernel: Weights (height, width, 3 or 1 input channels, kernels), finite, in RGB order.
     path: Where to put the PNG.
-    towers: The parts into which the kernels are split, in order; drawn as separate blocks.
+    towers: The number of equal parts of the kernels, in order, that are drawn as separate blocks.
     title: A line above.
   """
   from matplotlib.figure import Figure
@@ -167,23 +165,14 @@ def filter_grid(
 
 
 def kernel_image(kernel: np.ndarray) -> np.ndarray:
-  """Kernels (h, w, c, n) in rows of sixteen, scaled one by one: uint8 (height, width, 3)."""
-  return _grid(_tiles(kernel))
-
-
-def _tiles(kernel: np.ndarray) -> np.ndarray:
-  """Kernels (h, w, c, n) as images, uint8 (n, h * s, w * s, 3), zero at mid-gray."""
+  """Kernels (h, w, c, n) in rows of sixteen on white, each scaled by itself: uint8 (H, W, 3)."""
   kernel = kernel.astype(np.float64)
   largest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
   levels = np.rint(127.5 + 127.5 * kernel / np.where(largest > 0, largest, 1))
   images = np.moveaxis(levels.astype(np.uint8), 3, 0)
   images = np.broadcast_to(images, (*images.shape[:3], 3))
   scale = max(1, round(_TILE / max(kernel.shape[:2])))
-  return images.repeat(scale, axis=1).repeat(scale, axis=2)
-
-
-def _grid(tiles: np.ndarray) -> np.ndarray:
-  """Images (n, h, w, 3) in rows of sixteen on white, uint8 (height, width, 3)."""
+  tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
   gap, columns = 6, min(_COLUMNS, len(tiles))
   missing = -len(tiles) % columns
   padding = ((0, missing), (0, gap), (0, gap), (0, 0))
@@ -195,7 +184,7 @@ def _grid(tiles: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def text_style() -> dict[str, Any]:
-  """Arguments of Matplotlib for names in any script, shown as they are, never as formulas."""
+  """Matplotlib arguments for text in any script, with `$` shown as it is, not as math."""
   from matplotlib import font_manager
 
   installed = font_manager.get_font_names()
@@ -203,7 +192,7 @@ def text_style() -> dict[str, Any]:
 
 
 def drawable(text: str) -> str:
-  """The text with '?' for bytes that are no UTF-8, which names of files may hold."""
+  """The text with '?' for bytes that are not UTF-8, which file names may have."""
   return text.encode('utf-8', 'replace').decode()
 
 
@@ -213,7 +202,7 @@ def save_png(figure, path: str | os.PathLike) -> None:
 
 
 def png(figure) -> bytes:
-  """Renders `figure` as PNG; letters that no font has are boxes."""
+  """Renders `figure` as PNG; glyphs that no font has become boxes."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
   content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: one template and style, and pictures inside the page."""
+"""Self-contained HTML pages: a common template and style, images as data URIs."""
 
 import base64
 from typing import Any
@@ -15,15 +15,15 @@ _ENVIRONMENT = jinja2.Environment(
 
 
 def render(template: str, **values: Any) -> str:
-  """The page of a template that extends results/page.html.j2; texts are escaped.
+  """Renders a template that extends results/page.html.j2; texts are escaped.
 
   Args:
     template: its path in the package.
-    values: what it names.
+    values: its variables.
   """
   return _ENVIRONMENT.get_template(template).render(values)
 
 
 def data_uri(content: bytes, kind: str = 'png') -> str:
-  """A picture's bytes as an address; `kind` is 'png' or 'jpeg'."""
+  """The bytes of an image as a data URI; `kind` is 'png' or 'jpeg'."""
   return f'data:image/{kind};base64,' + base64.b64encode(content).decode('ascii')

@@ -1,7 +1,6 @@
-"""Scores of predictions: error rates and their intervals, worst classes, confusions, ensembles.
+"""Metrics of predictions: error rates and their intervals, worst classes, confusions, ensembles.
 
-NumPy on (probabilities, labels) of a split, so that every figure can be computed again from a
-saved `predictions-*.npz`.
+All are functions of the probabilities and labels of a split, such as a saved `predictions-*.npz`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ TOP_K = {'top1_error': 1, 'top5_error': 5}  # metric -> k
 
 
 def wrong(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-  """Whether the label is not among the k most probable classes; ties and NaN count as wrong.
+  """Whether each label is not among the k most probable classes; ties and NaN count as wrong.
 
   Args:
     probabilities: (n, classes).
@@ -49,14 +48,11 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def error_interval(wrongs: int, images: int) -> tuple[float, float]:
-  """95 % interval of an error rate (Wilson 1927); not a point where none or all are wrong.
+  """95 % score interval of an error rate (Wilson 1927), as fractions.
 
   Args:
     wrongs: number of misclassified images.
-    images: all of them.
-
-  Returns:
-    Lower and upper end, fractions.
+    images: number of images.
   """
   low, high = stats.binomtest(int(wrongs), images).proportion_ci(0.95, method='wilson')
   return float(low), float(high)
@@ -77,14 +73,14 @@ def worst_classes(
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """The confusion matrix, int64 (classes, classes): a row for each true class, a column a guess."""
+  """The confusion matrix, int64 (true classes, predicted classes)."""
   classes = probabilities.shape[1]
   pairs = labels.astype(np.int64) * classes + probabilities.argmax(1)
   return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-  """The weighted mean of the members' probabilities (CHM avg-test.py), (n, classes)."""
+  """The weighted mean of probabilities (n, classes) of several nets (CHM avg-test.py)."""
   mixed = np.zeros_like(members[0])
   for weight, member in zip(weights, members, strict=True):
     mixed += weight / sum(weights) * member
@@ -92,16 +88,14 @@ def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
 
 
 def search_weights(members: Sequence[np.ndarray], labels: np.ndarray) -> list[float]:
-  """Weights in [0, 1] with the least top-5 error, by coordinate search from 0.5 each.
+  """Weights in [0, 1] with the least top-5 error, by coordinate search (CHM avg-valid.py).
 
-  As CHM avg-valid.py, at most five rounds over the members.
-
-  Searched on the images that the error is then given for, as in 2012: report it as such.  With at
-  most 5 classes the top-1 error is searched.
+  From 0.5 each, at most five rounds over the members.  As in 2012 the error is then given for the
+  images that it was minimized on: say so.  With at most 5 classes it is the top-1 error.
 
   Args:
     members: probabilities (n, classes) of each net.
-    labels: (n,).
+    labels: integers (n,).
   """
   k = 5 if members[0].shape[1] > 5 else 1
   grid = np.linspace(0, 1, 21)
@@ -110,14 +104,11 @@ def search_weights(members: Sequence[np.ndarray], labels: np.ndarray) -> list[fl
   def error(candidate):
     return np.inf if not sum(candidate) else wrong(mix(members, candidate), labels, k).mean()
 
-  best = error(weights)
   for _ in range(5):
-    before = best
+    before = weights
     for i in range(len(members)):
-      for value in grid:
-        candidate = [*weights[:i], float(value), *weights[i + 1 :]]
-        if (found := error(candidate)) < best:
-          best, weights = found, candidate
-    if best == before:
+      candidates = [[*weights[:i], float(value), *weights[i + 1 :]] for value in grid]
+      weights = min([weights, *candidates], key=error)
+    if weights == before:
       break
   return weights
