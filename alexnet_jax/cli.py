@@ -1,4 +1,4 @@
-"""What all commands share: the config flag, errors as one line, exit codes."""
+"""What all commands share: --config and --ablation, errors as one line, exit codes."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
 
   Args:
     main: the command.
-    positional: whether `main` takes the list of arguments that are not flags; else there are none.
+    positional: whether `main` takes the list of arguments that are not flags.
     configured: whether the command takes --config and --ablation.
 
   Returns:
@@ -72,8 +72,8 @@ def run(main: Callable[..., None], *, positional: bool = False, configured: bool
 def _leave(code: int) -> None:
   """Ends the process at once.
 
-  A normal end would wait for threads that a signal has cut off from what they wait for, and in a
-  job of several processes for all the others, who may be waiting for us in a collective.
+  A normal exit would wait for threads which a signal may have left waiting for ever, and for the
+  other processes of a job, which may be waiting for this one in a collective.
   """
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
@@ -142,7 +142,7 @@ def experiment_name(config_filename: str, source: str) -> str:
 
 
 def command_line() -> str:
-  """The command, its flags as --name=value."""
+  """The command as the user typed it, with flags as --name=value."""
   module = sys.modules['__main__'].__spec__
   program = (
     f'python -m {module.name.removesuffix(".__main__")}' if module else f'python {sys.argv[0]}'
@@ -151,7 +151,7 @@ def command_line() -> str:
 
 
 def _stop(number, frame):
-  """Handles signals outside the training loop, whose `StopSignal` saves the state first."""
+  """Handles signals outside the training loop; there `StopSignal` does."""
   del frame
   raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command goes on')
 
@@ -185,7 +185,7 @@ def _fail(error) -> int:
 
 
 def _parse() -> list[str]:
-  """Reads the flags but for --config.FIELD, see `config_files.parse`; what are no flags.
+  """Parses all flags but --config.FIELD (see `config_files.parse`); returns the other arguments.
 
   Raises:
     UserError: a flag that is not known or without its value, or a path that is not on a disk.
@@ -193,7 +193,7 @@ def _parse() -> list[str]:
   sys.argv[1:] = words = [_expanded(word) for word in one_word_per_flag(sys.argv[1:])]
   fields = [word for word in words if _is_field(word)]
   if fields and not any(word.startswith('--config=') for word in words):
-    raise UserError(f'{fields[0]}: give the file whose field that is, as --config=FILE')
+    raise UserError(f'{fields[0]}: --config=FILE is missing, the config that has this field')
   try:
     return flags.FLAGS([sys.argv[0], *(word for word in words if word not in fields)])[1:]
   except SystemExit:  # --help, after which absl ends with 1
@@ -224,11 +224,7 @@ def _takes_value(name: str) -> bool:
 
 
 def _expanded(word: str) -> str:
-  """A word with `~` expanded in its paths.
-
-  Raises:
-    UserError: a path is one of an object store, or of an unknown home.
-  """
+  """A word of the command line with `~` expanded in its paths; raises like `files.expand`."""
   flag, equals, value = word.partition('=') if word.startswith('-') else ('', '', word)
   given = value.split(',')
   paths = [files.expand(path, flag or 'path') for path in given]

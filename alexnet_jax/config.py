@@ -310,14 +310,10 @@ LAST = 'last'  # in optimizer.layer_lr_factors: the layer that gives the logits
 
 
 def find_field(path: str, flag: str = '') -> Field:
-  """The field of a path, such as "optimizer.layer_weight_decay" and any layer's entry in it.
-
-  Args:
-    path: dotted name.
-    flag: what it was given in, for the message, such as "--grid=".
+  """The field of a dotted path, which may end with a layer as "optimizer.layer_lr_factors.conv1".
 
   Raises:
-    UserError: there is none.
+    UserError: there is none; the message begins with `flag`, such as "--grid=".
   """
   section = path.rpartition('.')[0]
   if section in FIELDS:
@@ -395,7 +391,7 @@ def image_size(config: ml_collections.ConfigDict) -> int:
 
 
 def idle(config: ml_collections.ConfigDict, path: str) -> str:
-  """Why a field does nothing in a config, such as "only used with ..."; '' if it does something."""
+  """Why a field has no effect in a config, such as "only used with ..."; '' if it has one."""
   condition = find_field(path).used_if
   return '' if not condition or condition.holds(config) else f'only used with {condition.text}'
 
@@ -408,12 +404,12 @@ def get(config: ml_collections.ConfigDict, path: str) -> Any:
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Plain nested dicts, lists and scalars, as they come back from a JSON file."""
+  """A config as nested dicts, lists and scalars."""
   return json.loads(config.to_json())
 
 
 def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
-  """The config that `to_json` wrote; fields that are missing there get their defaults.
+  """The config that `to_json` made; fields missing there get their defaults.
 
   Raises:
     UserError: a field that is not known, of another type, or with a value that is not allowed.

@@ -1,4 +1,4 @@
-"""From `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` and `--ablation=NAME` to a config."""
+"""Makes a config of `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` and `--ablation=NAME`."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -93,21 +93,19 @@ def parse(words: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
 def apply_ablations(
   config: ml_collections.ConfigDict, names: Sequence[str], typed: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
-  """A copy of a config with ablations, in the order given, all of it validated.
+  """Applies ablations to a copy of a config, in the order given, and validates it.
 
-  What a config file or an ablation leaves idle may be; what the user typed has to do something.
-  Fields whose use depends on the machine (deterministic, model.onednn, model.shard_dense) or on
-  the data (data.validation_fraction) are judged when a run starts.
+  Fields whose effect depends on the machine (deterministic, model.onednn, model.shard_dense) or on
+  the data (data.validation_fraction) are checked when a run starts.
 
   Args:
-    config: without them.
+    config: without ablations.
     names: of ablations; see model/ablations.py.
-    typed: fields that the user typed.
+    typed: fields that the user typed, which must have an effect, see `config.Field.used_if`.
 
   Raises:
     UserError: a field or combination that is not allowed; an ablation that is not known or changes
-      nothing here, with those that would fit; or a field that was typed and does nothing in the
-      end.
+      nothing here; or a typed field without effect.
   """
   validate(config)
   before = config
@@ -129,7 +127,7 @@ def apply_ablations(
 
 
 def ablation_changes(config: ml_collections.ConfigDict, name: str) -> dict[str, tuple[Any, Any]]:
-  """What an ablation does to a config, {field: (old, new)}; nothing if it does not fit."""
+  """The fields that an ablation changes, {field: (old, new)}; {} if it does not fit."""
   try:
     return diff(to_json(config), to_json(_ablated(config, name)))
   except (ValueError, UserError):

@@ -1,4 +1,4 @@
-"""The ways a command can end other than well, each with its exit code."""
+"""The exceptions that end a command with one line and an exit code, see `cli.run`."""
 
 
 class UserError(Exception):

@@ -1,7 +1,7 @@
-"""Paths that users give, files that are written atomically, and JSON.
+"""Paths that users give, atomic writes, and JSON.
 
-Files are written beside the target, flushed to disk and renamed: a reader, or a run killed in the
-middle of a write, sees the old content or the new, never a part.
+Files are written beside the target, flushed to disk and renamed: a reader sees the old content or
+the new, never a part, even if the writer is killed.
 """
 
 import contextlib
@@ -18,15 +18,10 @@ from alexnet_jax.errors import UserError
 
 
 def expand(path: str | os.PathLike, what: str) -> Path:
-  """The path that a user gave, `~` expanded.
-
-  Args:
-    path: as given.
-    what: the flag, field or variable that it was given in, such as '--workdir' or 'data.dir'.
+  """The path that a user gave in the flag, field or variable `what`, `~` expanded.
 
   Raises:
-    UserError: an address such as gs://bucket, of which `Path` would make a folder; an unknown
-      home.
+    UserError: a URL such as gs://bucket, of which `Path` would make a folder; an unknown home.
   """
   text = os.fspath(path)
   if re.match('[A-Za-z][A-Za-z0-9+.-]*://', text):
@@ -42,10 +37,10 @@ def expand(path: str | os.PathLike, what: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file to write that becomes `path` when it is complete and on disk; makes its folder.
+  """Opens a file that becomes `path` when it is complete and on disk; makes its folder.
 
   Raises:
-    OSError: the disk is full, the folder is read-only, ...; `path` then holds what it held before.
+    OSError: the disk is full, the folder is read-only, ...; `path` is then as before.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,18 +60,18 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write(path: str | os.PathLike, content: bytes | str) -> None:
-  """Like `replacing`, of bytes, or text as UTF-8, that are there."""
+  """Writes bytes, or text as UTF-8, atomically; see `replacing`."""
   with replacing(path) as file:
     file.write(content.encode('utf-8') if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Like `write`, of `value` as indented JSON; see `json_text`."""
+  """Writes a value as indented JSON, atomically; see `json_text`."""
   write(path, json_text(value, indent=2) + '\n')
 
 
 def write_npz(path: str | os.PathLike, **arrays: Any) -> None:
-  """Like `write`, of a NumPy archive of arrays by name."""
+  """Writes a NumPy archive of arrays by name, atomically."""
   import numpy as np  # help and typos do not need it
 
   with replacing(path) as file:
@@ -84,10 +79,10 @@ def write_npz(path: str | os.PathLike, **arrays: Any) -> None:
 
 
 def read_npz(path: Path, names: Iterable[str], advice: str) -> dict[str, Any]:
-  """The arrays of these names that `write_npz` wrote.
+  """Reads the arrays of these names.
 
   Raises:
-    UserError: the file is damaged; it ends with the advice.
+    UserError: the file is damaged; the message ends with `advice`.
   """
   import numpy as np
 
@@ -118,9 +113,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-  """Strict JSON text: numbers that are not finite become null, arrays lists, paths strings.
+  """Strict JSON: numbers that are not finite become null, arrays lists, paths strings.
 
-  Bytes of file names that are no UTF-8 become JSON's own escapes, which readers turn back.
+  Bytes of file names that are not UTF-8 become JSON escapes, which readers turn back.
   """
   text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
   return text.encode('utf-8', 'backslashreplace').decode()

@@ -476,7 +476,7 @@ def test_fields_may_stand_before_the_config_and_values_in_words_of_their_own():
 @pytest.mark.parametrize(
   'words, message',
   [
-    (['--config.epochs=1'], '--config.epochs=1: give the file whose field that is, as --config='),
+    (['--config.epochs=1'], '--config.epochs=1: --config=FILE is missing'),
     ([], '--config is missing: give a config file, or the name of one: .*digits'),
     (['--config=digits', '--config.optimizer.beta2=0.9'], 'config.optimizer.beta2=0.9: only used'),
     (['--config=digits', '--workdir=gs://b/x'], '--workdir=gs://b/x: not a folder'),

@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, ROOT, run
-from test_rooms import ROOMS
+from test_rooms import PACKAGES
 
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'launch/README.md') + tuple(
   f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))
@@ -115,11 +115,11 @@ def test_every_command_is_run_or_has_its_reason():
   assert found == {*RUN, *NOT_RUN}  # and no rule is left over
 
 
-def test_the_map_has_the_rooms_in_their_order():
+def test_the_map_has_the_packages_in_their_order():
   lines = (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
   assert len(lines) <= 130
   tree = '\n'.join(line for line in lines if line.startswith('    '))
-  places = [re.search(rf'\b{room}(/|\.py|, |: )', tree).start() for room in ROOMS]
+  places = [re.search(rf'\b{name}(/|\.py|, |: )', tree).start() for name in PACKAGES]
   assert places == sorted(places)
 
 

@@ -1,4 +1,4 @@
-"""Each room imports only from rooms above it in README's map, and no import goes in a circle."""
+"""Each package imports only from those above it in README's map, without circles."""
 
 import ast
 import graphlib
@@ -8,7 +8,7 @@ import alexnet_jax
 from alexnet_jax.run.folder import RunFolder
 
 ROOT = Path(alexnet_jax.__file__).parent
-ROOMS = (  # the order of README's map
+PACKAGES = (  # the order of README's map
   'errors files terminal runtime data model config config_files results run weights'
   ' train inference explorer sweep benchmarks cli'
 ).split()
@@ -19,22 +19,27 @@ def imports() -> dict[str, set[str]]:
   modules = {'.'.join(p.relative_to(ROOT).with_suffix('').parts): p for p in ROOT.rglob('*.py')}
   graph = {}
   for name, path in modules.items():
-    nodes = ast.walk(ast.parse(path.read_text(encoding='utf-8')))
-    found = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
-    full = {f'{n.module}.{alias.name}' for n in found for alias in n.names}
+    full = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Import):
+        full |= {alias.name for alias in node.names}
+      elif isinstance(node, ast.ImportFrom):
+        assert not node.level, f'{name}: relative imports are not seen by this test'
+        full |= {f'{node.module}.{alias.name}' for alias in node.names}
     full = {word.removeprefix('alexnet_jax.') for word in full if word.startswith('alexnet_jax.')}
-    graph[name] = {word if word in modules else word.rpartition('.')[0] for word in full}
+    packages = {word for word in full if f'{word}.__init__' in modules}
+    graph[name] = packages | {w if w in modules else w.rpartition('.')[0] for w in full - packages}
   return graph
 
 
 def test_imports_point_one_way():
-  rank = {room: place for place, room in enumerate(ROOMS)}
+  rank = {package: place for place, package in enumerate(PACKAGES)}
   for module, imported in imports().items():
     here = module.split('.')[0]
-    for room in {name.split('.')[0] for name in imported} - {here, ''}:
-      # What is no room is a command: it imports from rooms, and nothing imports it.
-      assert room in rank, f'{module} imports {room}, a command'
-      assert rank[room] < rank.get(here, len(ROOMS)), f'{module} imports {room}, a room below'
+    for package in {name.split('.')[0] for name in imported} - {here, ''}:
+      # All other modules are commands, which nothing imports.
+      assert package in rank, f'{module} imports {package}, a command'
+      assert rank[package] < rank.get(here, len(PACKAGES)), f'{module} imports {package} below'
 
 
 def test_no_module_imports_itself_through_others():

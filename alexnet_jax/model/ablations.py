@@ -1,7 +1,7 @@
 """The paper's claims as changes of a config: `--ablation=NAME`, or `NAME,NAME`, on any command.
 
-An ablation edits the rows of the net or sets fields of the recipe; beside it stands what was
-published of it.  `config_files.apply_ablations` applies them to a config.
+An ablation edits the rows of the net or sets config fields.  `config_files.apply_ablations` applies
+them to a config.
 
 "#147" and the like are Krizhevsky's configurations and his notes in them,
 github.com/computerhistory/AlexNet-Source-Code layers/layers-147.cfg and layer-params-147.cfg; "§"
@@ -30,7 +30,7 @@ from alexnet_jax.model.layers import (
   without,
 )
 
-BASELINE = 'baseline'  # the name of no ablation
+BASELINE = 'baseline'  # the name of a run without ablations
 # (rows of a net, (height, width, channels) of its input) -> other rows
 Edit = Callable[[Table, Shape], Table]
 _NORMS = (ResponseNorm, SpatialNorm)
@@ -38,14 +38,14 @@ _NORMS = (ResponseNorm, SpatialNorm)
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-  """A change of the net or of the recipe, and what was published about it.
+  """A change of the net or of config fields, and what was published about it.
 
   Attributes:
     source: where it was published, and what was said beside the numbers; '' if nowhere.
     difference: published error with the change minus that without, in points, (top-1, top-5);
       None where no number was published.
-    edit: the change of the net's rows; None for a change of the recipe.
-    fields: {config field: its new value}, for a change of the recipe.
+    edit: the change of the net's rows; None for a change of config fields.
+    fields: {config field: its new value}.
   """
 
   source: str = ''

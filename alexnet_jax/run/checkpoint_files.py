@@ -1,11 +1,10 @@
-"""What is in one checkpoint: arrays written by orbax, and a record that proves them unchanged.
+"""The files of one checkpoint: arrays written by orbax, and a record of their checksums.
 
     state/      the arrays; plain `orbax.checkpoint.StandardCheckpointer().restore` reads them
     meta.json   {"crc32": of the rest, "checkpoint": {"meta": ..., "files": ..., "leaves": ...}}
 
-`leaves` holds shape, dtype and CRC32 of every array, for what comes out must be what went in:
-orbax restores a flipped bit without a word. `files` holds size and CRC32 of every file below
-`state/`, so that no parser ever sees a damaged one.
+`leaves` holds shape, dtype and CRC32 of every array, since orbax does not notice a flipped bit.
+`files` holds size and CRC32 of every file below `state/`, so that no parser reads a damaged one.
 """
 
 import contextlib
@@ -31,11 +30,11 @@ _MISREAD = re.compile(r'[\[\]*?\\\udc80-\udcff]')  # patterns to orbax; bytes th
 
 
 class DamagedError(Exception):
-  """A checkpoint is not what was written; the message says in a few words what is wrong."""
+  """A checkpoint is not what was written."""
 
 
 def write_checkpoint(path: Path, leaves: dict[str, np.ndarray], meta: dict) -> None:
-  """Writes a checkpoint so that a power cut after the return does not harm it.
+  """Writes a checkpoint, and waits until it is on disk.
 
   Args:
     path: folder to make.
@@ -114,7 +113,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _orbax(path: Path) -> Iterator[tuple['ocp.Checkpointer', Path]]:
-  """Orbax without its barriers, for one process writes and each reads alone, and its folder.
+  """An orbax checkpointer without barriers between processes, and the path for it.
 
   Uncompressed: trained weights would shrink by 7 %, and reading take three times as long.
   """
@@ -134,7 +133,7 @@ def _orbax(path: Path) -> Iterator[tuple['ocp.Checkpointer', Path]]:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-  """Orbax logs each error with stack traces, once per thread, before it raises it."""
+  """Drops what orbax logs: each error with stack traces, once per thread, before it raises it."""
   return 'orbax' not in Path(record.pathname).parts
 
 
@@ -162,5 +161,5 @@ def _file_crc32(path: Path) -> int:
 
 
 def _sealed(body: bytes) -> bytes:
-  """A JSON object that carries the CRC32 of what it holds."""
+  """A JSON object with another one and its CRC32."""
   return b'{"crc32": "%08x", "checkpoint": %b}' % (zlib.crc32(body), body)

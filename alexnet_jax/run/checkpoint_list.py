@@ -1,4 +1,4 @@
-"""A table of the checkpoints of a run and their health, unfinished and damaged ones too."""
+"""A table of the checkpoints of a run, with unfinished and damaged ones."""
 
 import contextlib
 from pathlib import Path
@@ -17,10 +17,10 @@ _STATES = {
 
 
 def print_checkpoints(directory: Path, verify: bool) -> None:
-  """Prints kind, step, size, metrics and health of each, also while a job is writing there.
+  """Prints kind, step, size, metrics and health of each; a job may be writing there.
 
   Args:
-    directory: what `Checkpoints` was given.
+    directory: of `Checkpoints`.
     verify: check every checksum ('ok') instead of only the sizes ('complete').
 
   Raises:
@@ -47,7 +47,7 @@ def print_checkpoints(directory: Path, verify: bool) -> None:
 
 
 def _examine(path: Path, verify: bool) -> tuple[str, str]:
-  """Metrics and health; `a-30` is in the state `a`."""
+  """Metrics and health of a checkpoint."""
   metrics = ''
   if state := path.name.rpartition('-')[0]:
     return metrics, _STATES.get(state, state)

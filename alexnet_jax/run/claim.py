@@ -1,4 +1,4 @@
-"""Which run a folder belongs to: its config, and the changes of it that are allowed."""
+"""The config of the run in a folder, and which changes of it are allowed on resume."""
 
 import datetime
 import json
@@ -70,13 +70,13 @@ def check_workdir(
 
 
 def check_allowed(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
-  """Raises UserError if --allow_change names no field, or one that it does nothing for."""
+  """Raises UserError if --allow_change names no field, or one for which it has no effect."""
   for name in names:
     field = configs.find_field(name, '--allow_change=')
     reason = configs.idle(config, name)
     reason = reason and f'is {reason}'
     if not field.alters_run:
-      reason = 'may change without it, for it does not alter the run'
+      reason = 'may change without it, since it does not alter the run'
     if field.alters_epochs:
       reason = f'cannot change: {_COUNTS_STEPS}'
     if reason:

@@ -1,9 +1,7 @@
-"""TensorBoard event files, written without TensorFlow, protobuf or a background thread.
+"""TensorBoard event files, written without the libraries that import PyTorch or TensorFlow.
 
-The format is small and frozen: records of `length, crc(length), data, crc(data)` (TensorFlow's
-tfrecord framing, masked CRC-32C), each a protocol-buffer `Event` (tensorboard/compat/proto/
-event.proto, summary.proto). Only scalars are needed, which is two dozen lines; the libraries that
-write them import PyTorch or TensorFlow into the training process wherever one is installed.
+A file has records of `length, crc(length), data, crc(data)` (TensorFlow's tfrecord framing, masked
+CRC-32C), each a protocol-buffer `Event` (tensorboard/compat/proto/event.proto, summary.proto).
 """
 
 import ctypes
@@ -12,20 +10,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-EVENTS = 'events.out.tfevents.'  # how names of files begin that TensorBoard reads
+EVENTS = 'events.out.tfevents.'  # TensorBoard reads files whose names begin so
 _VERSION, _SUMMARY, _SESSION_LOG = 3, 5, 7  # field numbers of Event
 _START = 1  # SessionLog.SessionStatus
 
 
 class EventWriter:
-  """Appends scalars to a new event file in a run's folder; every call reaches the file at once."""
+  """Appends scalars to a new event file in a run's folder, unbuffered."""
 
   def __init__(self, directory: str | Path, *, purge_step: int | None = None):
     """Starts a file.
 
     Args:
-      directory: The folder that TensorBoard is pointed at.
-      purge_step: TensorBoard forgets the points of earlier files from this step on; None keeps all.
+      directory: the run's folder.
+      purge_step: TensorBoard drops the points of earlier files from this step on; None keeps all.
     """
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     # TensorBoard reads a folder's files in order of name, so the name begins with the time.

@@ -15,9 +15,7 @@ def write_first_layer(workdir: Path, step: int, kernel: np.ndarray) -> None:
 
 
 def read_first_layer(workdir: Path) -> dict[float, np.ndarray]:
-  """What `write_first_layer` wrote at the evaluations in the metrics, by epoch.
-
-  A file of a step that the run has gone back before is passed over, as its metrics are.
+  """Reads the kernels at the evaluations that are in the metrics.
 
   Returns:
     {epoch: float16 (height, width, 3, kernels)}, in order; {} for a run that kept none.

@@ -1,4 +1,4 @@
-"""The files of a run: their names, the lock, and what is made of a disk that fails."""
+"""The folder of a run: names of its files, its lock, and errors of its disk."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from alexnet_jax.errors import DiskFailed, UserError
 
 
 class RunFolder:
-  """Names every file of a run; no other module spells one."""
+  """The paths of all files of a run."""
 
   def __init__(self, path: str | os.PathLike):
     self.path = Path(path)
@@ -60,9 +60,7 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-  """Makes the folder if need be and locks it, so that two runs never write to the same one.
-
-  The lock ends with the process, however that ends.
+  """Makes the folder and locks it while this process lives, so that no other run writes there.
 
   Raises:
     UserError: another process holds it, or it cannot be written.
@@ -100,7 +98,7 @@ def writable(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_failures(workdir: Path) -> Iterator[None]:
-  """Turns an OSError in the middle of a run, of a disk or link that goes away, into DiskFailed."""
+  """Turns an OSError in the middle of a run, such as of a disk that goes away, into DiskFailed."""
   try:
     yield
   except (TimeoutError, ConnectionError):  # of other processes

@@ -15,27 +15,26 @@ from alexnet_jax.run.folder import RunFolder
 
 
 class MetricWriter:
-  """Writes scalars by step, so that a killed and resumed run leaves the record of an unbroken one.
+  """Writes scalars by step; those of a run that was killed and resumed are as if it was not.
 
-  * `metrics.jsonl`: one object a line, `"step"` first; numbers that are not finite are null. A line
-    reaches the operating system within `write`, so a kill loses at most the line being written.
-  * `metrics.csv`: the same as a wide table, one row a step, one column a name, an empty cell where
-    nothing was written. It is rebuilt from the JSON lines and replaced in one stroke when the run
-    starts, after each line with an `eval/` name, and on `close`: its header grows with the names,
-    and it is a whole table whenever it is opened.
+  * `metrics.jsonl`: one object a line, `"step"` first; numbers that are not finite are null. A kill
+    loses at most the line being written.
+  * `metrics.csv`: the same as a table, one row a step, one column a name. It is rebuilt from the
+    JSON lines when the run starts, after each line with an `eval/` name, and on `close`, since its
+    header grows with the names.
   * TensorBoard event files.
   """
 
   def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True):
     """Opens the record of a run that continues after `start_step`.
 
-    Lines of later steps, and a last line torn by a kill, are dropped: the run will write them
-    again. Lines of `start_step` itself stay.
+    Lines of later steps, and a last line cut short by a kill, are dropped: the run will write them
+    again.
 
     Args:
-      workdir: The run's folder; made if need be.
-      start_step: The number of steps that the run's state has seen.
-      tensorboard: Whether to write event files.
+      workdir: the run's folder; made if need be.
+      start_step: the step of the run's state.
+      tensorboard: whether to write event files.
 
     Raises:
       UserError: `metrics.jsonl` is damaged before its last line.
@@ -59,8 +58,8 @@ class MetricWriter:
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Records `scalars` (name -> number) at `step`.
 
-    A name already recorded at this step is left as it is: a run saved at a step and killed during
-    the evaluation that follows evaluates again, and must not leave the same line twice.
+    A name already recorded at this step is skipped: a run that is killed after it has recorded an
+    evaluation may evaluate again when it resumes.
     """
     step = int(step)
     new = {n: float(v) for n, v in scalars.items() if (step, n) not in self._written}
@@ -100,7 +99,7 @@ class MetricWriter:
 
 
 class NoMetrics:
-  """What all processes of a job but the first have in place of a `MetricWriter`."""
+  """In place of a `MetricWriter` on all processes of a job but the first."""
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Does nothing."""
@@ -110,11 +109,11 @@ class NoMetrics:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-  """The record of a run, as it stands; safe while the run goes on.
+  """Reads the metrics of a run, which may be running.
 
   Returns:
-    One dict a line, in the order written: `step` (int) and names (float; null becomes NaN). Empty
-    if nothing is recorded yet. A torn last line is left out.
+    One dict a line, in the order written: `step` (int) and names (float; null becomes NaN). A last
+    line that is incomplete is left out.
 
   Raises:
     UserError: the file is damaged before its last line.

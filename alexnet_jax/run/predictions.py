@@ -1,8 +1,8 @@
-"""Saved predictions: the probabilities that a net gave every validation image, or the best five.
+"""Saved predictions of every validation image: all probabilities, or the best five classes.
 
-The five, without probabilities, are few bytes, to keep beside published figures.  A folder has
-those of one data set: `<run>.npz` with `top5`, uint8 (n, 5), best first, and `labels.npz` with
-`label`, uint8 (n,), and `names_sha256`, of the images' names, one a line, in the order of the rows.
+The five are small enough to keep beside published figures.  A folder has those of one data set:
+`<run>.npz` with `top5`, uint8 (n, 5), best first, and `labels.npz` with `label`, uint8 (n,), and
+`names_sha256`, of the images' names, one a line, in the order of the rows.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class SplitProbabilities:
 
 
 def results_prefix(views: int) -> str:
-  """Where results.json has the errors over the final views: 'ten_views' of 'ten_views/loss'."""
+  """The prefix of results of the final views in results.json: 'ten_views' of 'ten_views/loss'."""
   return VIEW_NAMES[views].replace(' ', '_')
 
 
@@ -38,7 +38,7 @@ def write_predictions(path: Path, predictions: SplitProbabilities) -> None:
 
 
 def read_predictions(path: Path) -> SplitProbabilities | None:
-  """What `write_predictions` wrote; None if there is no such file.
+  """Reads what `write_predictions` wrote; None if there is no such file.
 
   Raises:
     UserError: damaged.

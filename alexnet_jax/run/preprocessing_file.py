@@ -1,4 +1,4 @@
-"""preprocessing.npz: with it the folder of a run is enough to use its net, without the data."""
+"""preprocessing.npz, with which a run's net can be used without the training data."""
 
 import dataclasses
 from pathlib import Path

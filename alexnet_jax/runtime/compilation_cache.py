@@ -1,12 +1,11 @@
 """JAX's persistent compilation cache, which is on by default here.
 
 It is in `~/.cache/alexnet_jax/jax-...` (`$XDG_CACHE_HOME` moves it).
-`JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` does without.
-The folder may be deleted at any time.  Whoever can write there decides what runs here, so it is
-private to the user.
+`JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+The folder may be deleted at any time.  Since programs from there are run, only the user can write
+to it.
 
-What is loaded is the machine code that was compiled, and a run has the same bits either way.  JAX's
-key holds program, jaxlib and XLA's flags.  On a CPU that is not enough: machine code is for
+JAX's key holds program, jaxlib and XLA's flags.  On a CPU that is not enough: machine code is for
 the instructions of one processor (jaxlib logs an error when they differ and runs it all the same:
 jax-ml/jax#38445) and for the number of cores that it was divided over.  Both are therefore part of
 the folder's name.  On processors for which LLVM avoids gathers, that error is logged for
@@ -29,8 +28,8 @@ _MIN_COMPILE_SECONDS = 'jax_persistent_cache_min_compile_time_secs'
 def enable() -> None:
   """Turns the cache on; to be called before JAX's first computation.
 
-  Only for a process alone: where one of several finds a program and another has to compile it, a
-  GPU's compiler, which works on it together, would wait for ever.
+  Not in a job of several processes: XLA:GPU autotunes on all of them together, and would wait for
+  ever for one that has found the program in its cache.
   """
   import jax
 
@@ -59,8 +58,8 @@ def enable() -> None:
 def disabled():
   """Programs that are compiled within this context are not cached.
 
-  For programs that jaxlib 0.10 does not know how to write down (those with oneDNN's convolutions):
-  it fails in a way that looks like too little memory.
+  For programs with oneDNN's convolutions, which jaxlib 0.10 cannot serialize: it fails as if memory
+  were short.
   """
   import jax
 
@@ -73,7 +72,7 @@ def disabled():
 
 
 def folder() -> Path:
-  """The folder of the cache, which need not exist: the user's, or that of this kind of machine.
+  """The folder of the cache: the one that the user names, or that of this kind of machine.
 
   Raises:
     RuntimeError: the user has no home.
@@ -87,7 +86,7 @@ def folder() -> Path:
 
 
 def _machine() -> str:
-  """A name that two machines share only if they can run each other's programs."""
+  """A hash that two machines share only if they can run each other's programs."""
   kinds = ('vendor_id', 'cpu family', 'model', 'flags', 'Features', 'CPU')
   processor = [value for name, value in cpu_info().items() if name.startswith(kinds)]
   parts = [

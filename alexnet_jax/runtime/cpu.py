@@ -1,4 +1,4 @@
-"""Process settings that make XLA's CPU backend fast; other devices do not notice."""
+"""Process settings that make XLA's CPU backend fast; they do not affect other devices."""
 
 import ctypes
 import mmap
@@ -23,7 +23,7 @@ def configure() -> None:
 
 
 def settings(onednn: bool) -> str:
-  """The settings in force, for the log; `onednn`: whether the net convolves by oneDNN."""
+  """Describes the settings for the log; `onednn`: whether the net convolves by oneDNN."""
   eigen = _EIGEN_CONVOLUTIONS in os.environ.get('XLA_FLAGS', '')
   others = 'Eigen' if eigen else "XLA's choice"
   convolutions = f'oneDNN, those of gradients of filters by {others}' if onednn else others
@@ -37,12 +37,11 @@ def has_avx512() -> bool:
 
 
 def _keep_freed_memory() -> None:
-  """Makes malloc keep what is freed.
+  """Makes malloc keep freed memory.
 
-  XLA allocates and frees every activation in every step. By default glibc takes large blocks from
-  the kernel and gives them back each time; the kernel zeroes them, page by page: 138,000 page
-  faults and a fifth of the time of a step of the full-size net. Threads share the arena because
-  only the main one can hold large blocks.
+  XLA allocates and frees every activation in every step. By default glibc gives large blocks back
+  to the kernel, which zeroes them: 138,000 page faults and a fifth of the time of a step of the
+  full-size net. Threads share one arena because only the main one can hold large blocks.
   """
   if mallopt := _mallopt():
     mallopt(_M_ARENA_MAX, 1)
@@ -69,9 +68,9 @@ def _prefer_eigen_convolutions() -> None:
 
 
 def _jaxlib_knows_the_flag() -> bool:
-  """Looks for the flag in jaxlib: XLA ends the process at a flag that it does not know.
+  """Looks for the flag in jaxlib, since XLA aborts at a flag that it does not know.
 
-  The name as a C string is that of a flag; with other bytes behind it, that of a protobuf's field.
+  As a C string the name is that of the flag; elsewhere it is that of a protobuf's field.
   """
   words = (f'{_FLAG}\0'.encode(), b'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION')
   return all(map(jaxlib_contains, words))

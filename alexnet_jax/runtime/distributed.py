@@ -1,8 +1,8 @@
-"""Whether this process is one of many, decided before anything else asks JAX for devices.
+"""Joins a job of several processes, before anything else asks JAX for devices.
 
-JAX finds out by itself who is who in a cluster. What it does not know is whether it is meant to: a
-bare `python` in an interactive Slurm allocation would wait for tasks that nobody has started. So
-here we look for a job that has several processes, and leave the rest to `jax.distributed`.
+`jax.distributed` finds the other processes by itself, but would also wait for them where there are
+none, such as for `python` in an interactive Slurm allocation. So it is called only if the
+environment describes a job of several processes.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Versions and hardware, to stand beside every number."""
+"""Versions and hardware, recorded with every result."""
 
 import datetime
 import importlib.metadata
@@ -14,7 +14,7 @@ _PACKAGES = (
 
 
 def environment(devices) -> dict[str, Any]:
-  """Versions, hardware and date, to stand beside every number."""
+  """Date, hardware and versions, recorded with every result."""
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'hardware': f'{devices.global_count} x {devices.platform} ({devices.kind})',
@@ -41,7 +41,7 @@ def usable_cores() -> int:
 
 
 def cpu_info() -> dict[str, str]:
-  """What Linux says of the first core, such as {'flags': 'fpu sse ...'}; {} on other systems."""
+  """/proc/cpuinfo of the first core, such as {'flags': 'fpu sse ...'}; {} without Linux."""
   try:
     core = Path('/proc/cpuinfo').read_text(encoding='utf-8').partition('\n\n')[0]
   except OSError:

@@ -1,4 +1,4 @@
-"""What a command settles before JAX's first computation."""
+"""Sets up JAX for a command, before its first computation."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ def set_up_jax(job: str = 'off', autotune: Path | None = None) -> None:
 
   if jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # its stubs leave out flags
     jax.config.update('jax_enable_x64', False)
-    print('note: JAX_ENABLE_X64 is left aside: nets compute in 32 bits or less', file=sys.stderr)
+    print('note: JAX_ENABLE_X64 is ignored: nets compute in 32 bits or less', file=sys.stderr)
   local_devices()
 
 
@@ -52,11 +52,10 @@ def local_devices() -> list:
 
 
 def _make_gpu_deterministic(folder: Path) -> None:
-  """Has a GPU repeat itself to the bit, with the algorithms that were chosen by timing.
+  """Makes a GPU compute the same bits every time, also after a resume.
 
-  Order, crops, noise and masks never depend on the machine.  Sums do: XLA's CPU and TPU backends
-  add up in the same order every time, a GPU only with deterministic kernels and with the algorithms
-  of when the run began, which are therefore kept in `folder`.
+  It does with deterministic kernels and the same algorithms; XLA chooses these by timing, so the
+  choice is kept in `folder`.  CPUs and TPUs add up in the same order anyway.
   """
   if any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +68,7 @@ def _make_gpu_deterministic(folder: Path) -> None:
 
 
 def resume_note(platform: str, deterministic: bool) -> str:
-  """What holds for a run that is stopped and resumed on the same hardware, for people."""
+  """How exactly a run continues after a resume on the same hardware, for the log."""
   if platform == 'gpu' and not deterministic:
     return (
       'resume: same examples, float-close (--config.deterministic=true for the same bits, slower)'

@@ -34,13 +34,10 @@ from alexnet_jax.train.loop import make_program
 from alexnet_jax.train.schedules import initial_rate
 from alexnet_jax.train.step import TrainState
 
-# A batch is learned when every image is classified correctly and the loss is below this share of
-# ln(classes); training has diverged when it is above this multiple.
-LEARNED, DIVERGED = 0.1, 100.0
-# A loss above this share of the labels' entropy does not tell images apart.
-PLATEAU = 0.95
-# Logit signal of #145 on ImageNet images; with the paper's initialization it is 0.011, of Caffe's
-# two nets 0.005 and 0.008.
+LEARNED, DIVERGED = 0.1, 100.0  # bounds of the loss, as multiples of ln(classes)
+PLATEAU = 0.95  # a loss above this share of the labels' entropy does not tell images apart
+# Of #145 on ImageNet images; it is 0.011 with the paper's initialization, 0.005 and 0.008 in
+# Caffe's two nets.
 _SIGNAL_2012 = 0.164
 _WEAK_SIGNAL, _STRONG_SIGNAL = 0.03, 1.0
 
@@ -98,17 +95,14 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
       raise UserError(f'--json={options.json} cannot be written: {error.strerror}') from error
 
 
-# Images.
-
-
 def choose_batch(
   config, size: int, folder: str | None
 ) -> tuple[Store, np.ndarray, np.ndarray, str]:
   """Takes at most `size` images of the config, of another folder, or generated ones.
 
   Returns:
-    A store with the statistics of the training images, images uint8 (n, S, S, 3), labels int32
-    (n,), and a line that says what they are.
+    The store of the training images, images uint8 (n, S, S, 3), labels int32 (n,), and a line that
+    says what they are.
   """
   path = preparation.store_path(config.data)
   if config.data.source != 'tfds' or path.exists():
@@ -138,10 +132,8 @@ def generated_store(classes: int, count: int, image_size: int) -> Store:
 def read_folder(folder: Path, count: int, data, upright: bool) -> np.ndarray:
   """At most `count` images of a folder and its subfolders, as uint8 (n, S, S, 3).
 
-  Args:
-    count: the most to take, evenly over the names, which often begin with the class.
-    data: config.data, of which `image_size` and `resize` are read.
-    upright: whether to turn them by their EXIF orientation.
+  They are spread evenly over the names, which often begin with the class. `data` is config.data,
+  `upright` whether to turn them by their EXIF orientation.
 
   Raises:
     UserError: no such folder, no images in it, or one that cannot be read.
@@ -161,19 +153,15 @@ def read_folder(folder: Path, count: int, data, upright: bool) -> np.ndarray:
   return np.stack(images)
 
 
-# At initialization.
-
-
 def activations(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[dict]:
-  """Statistics of every layer, from the input to the logits.
+  """Statistics of every layer's output for the central views of images, uint8 (n, S, S, 3).
 
-  Of the central view of images, uint8 (n, S, S, 3). Dropout is left out, and batch normalization
-  takes the moments of these images, as in training.
+  Dropout is left out, and batch normalization takes the moments of these images, as in training.
 
   Returns:
-    name and kind of each layer; shape of its output for an image; mean and std over all units and
-    images; active, the share of outputs above 0, of ReLU only; and signal, the standard deviation
-    of a unit across images, averaged over the units.
+    For the input and each layer: name, kind, and shape (of one image); mean and std over all units
+    and images; active, the share of outputs above 0, for ReLU only; and signal, the standard
+    deviation of a unit across images, averaged over the units.
   """
   table = tuple(row for row in experiment.table if not isinstance(row, layers.Dropout))
   # With XLA's own convolutions: oneDNN's would be compiled at every start, for a single call.
@@ -241,9 +229,6 @@ def interpretation(signal: float, classes: int) -> str:
   )
 
 
-# One batch.
-
-
 class _MeanDropout(AlexNet):
   """The same net, with dropout that multiplies by its mean in training, as it does in the test."""
 
@@ -260,9 +245,9 @@ def one_batch_experiment(
 ) -> Experiment:
   """The run of a config without what would hide whether its net can learn a single batch.
 
-  Central crops, no flips, color noise, label smoothing or ghost batches, and a constant
-  `single_batch_rate`. Dropout multiplies by its mean, so that the loss has no noise and units keep
-  the size that the rate was chosen for. Weight decay, momentum and the biases' rate stay.
+  Without augmentation, label smoothing and ghost batches, at a constant `single_batch_rate`.
+  Dropout multiplies by its mean, so that the loss has no noise and units keep the size that the
+  rate was chosen for. Weight decay, momentum and the biases' rate stay.
   """
   config = copy.deepcopy(config)
   config.optimizer.learning_rate = single_batch_rate(config, batch_size, len(store.classes))

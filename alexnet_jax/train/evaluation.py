@@ -1,4 +1,4 @@
-"""Predictions on a split: every image once, on any number of devices, averaged over views."""
+"""Evaluation: the probabilities of every validation image, averaged over views."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,8 @@ from alexnet_jax.train.experiment import Experiment
 class Evaluator:
   """Evaluates a net on a split, compiled once.
 
-  The softmax probabilities of the views are averaged, and that is what is scored (paper section
-  4.1; CHM worker.cu MultiviewTestWorker), see `results/scores.py`.
+  The softmax probabilities of the views are averaged (paper section 4.1; CHM worker.cu
+  MultiviewTestWorker).
   """
 
   def __init__(self, experiment: Experiment, split: Split, devices: Devices):

@@ -1,4 +1,4 @@
-"""Everything that a run computes with, built from its config and its data."""
+"""Builds the net, preprocessing, rates and optimizer of a run from its config and its data."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ class Experiment:
     model: the net.
     recipe: constants of the training step.
     calendar: converts steps to epochs and back.
-    plateau: a schedule that follows the validation error; None for other schedules.
+    plateau: the schedule of kind plateau; None for other kinds.
     weights: the trained net to start from; None for random weights.
     new_layer: with `weights`, the layer that starts at random nevertheless; None if there is none.
   """
@@ -82,7 +82,8 @@ def make_experiment(
     UserError: the data has fewer than two classes, or the weights are of another net.
   """
   if len(store.classes) < 2:
-    raise UserError(f'the data has {len(store.classes)} class: at least 2 are needed to classify')
+    found = ', '.join(store.classes) or 'none'
+    raise UserError(f'the data needs images of at least 2 classes and has: {found}; check data.dir')
   if config.weights and weights is None:
     raise ValueError(f'config.weights={config.weights}: pass weights=weights_of(config)')
   calendar = Calendar(len(store.train.labels), config.batch_size, config.epochs)

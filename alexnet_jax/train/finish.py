@@ -1,4 +1,4 @@
-"""The end of a run: its predictions, its results and its figures."""
+"""The end of a run: writes its predictions, results and figures."""
 
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def finish(
     experiment: the run.
     store: its data.
     state: the last one.
-    predictions: of that state, with the final views.
-    workdir: folder of the run, with its metrics.
+    predictions: of that state, over config.eval.final_views.
+    workdir: folder of the run.
     origin: command, hardware and versions, for results.json.
     console: where the results are shown.
 
@@ -92,7 +92,7 @@ def finish(
 
 
 def results_table(results: dict, workdir: Path) -> str:
-  """The content of results.json, as far as it is there, as a table for people."""
+  """The content of results.json as a table of text."""
   rows: list[tuple[str, ...]] = [
     ('', 'top-1 error', 'top-5 error', 'top-1 accuracy', 'top-5 accuracy', 'loss')
   ]

@@ -1,8 +1,7 @@
-"""The optional modes of training: which of them a config asks for, and the program they make.
+"""The optional modes of training, which replace parts of the program of `loop.make_program`.
 
-Each mode is a file of its own that replaces a part of the plain program of `loop.make_program`:
-`sharded_dense.py` (model.shard_dense), `grad_accum.py` (grad_accum_steps) and `multi_step.py`
-(steps_per_call). They can be combined.
+Each is in a file of its own: `sharded_dense.py` (model.shard_dense), `grad_accum.py`
+(grad_accum_steps) and `multi_step.py` (steps_per_call). They can be combined.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ def any_mode(config) -> bool:
 
 
 def check(experiment: Experiment, split: Split, devices: Devices) -> list[str]:
-  """Returns what the console says about the modes that a config asks for.
+  """Checks the modes that a config asks for, and returns messages about them.
 
   Raises:
     UserError: one of them is impossible with these devices.

@@ -30,7 +30,7 @@ def calls(start: int, end: int, most: int, is_due: Callable[[int], bool]) -> Ite
   Args:
     start, end: steps taken before the first call and after the last.
     most: the largest number of steps of a call.
-    is_due: number of steps taken -> whether a call has to end there.
+    is_due: whether a call has to end after this number of steps.
 
   Yields:
     The steps of each call.
@@ -55,7 +55,7 @@ def check_memory(config, split: Split, devices: Devices) -> None:
 
 
 def add_examples(program: Program, config, devices: Devices, split: Split) -> Program:
-  """Feeds a program whose step is that of `make_train_steps`: images once, then row numbers."""
+  """Feeds a program whose step is of `make_train_steps`: all images once, then row numbers."""
   examples = {
     'image': devices.per_device(feed.all_images(split)),
     'label': devices.per_device(split.labels),

@@ -26,7 +26,13 @@ from alexnet_jax.train.throughput import Throughput, progress_line
 
 
 class PeriodicActions:
-  """Logs, evaluates and saves a run when that is due, and stops it when asked to."""
+  """Logs, evaluates and saves a run when that is due, and stops it when asked to.
+
+  Attributes:
+    metrics: the writer of metrics.jsonl; does nothing on other processes than the first.
+    stop: notes signals within a `with` block.
+    evaluation_steps, save_steps: numbers of steps after which that is due.
+  """
 
   def __init__(
     self,
@@ -77,11 +83,11 @@ class PeriodicActions:
     return step in self.evaluation_steps or step in self.save_steps
 
   def stopping(self) -> bool:
-    """Whether any process has been asked to stop; to be called by all after the same steps."""
+    """Whether any process has been asked to stop; all have to call it after the same steps."""
     return self._any_process(bool(self.stop.requested))
 
   def evaluate_and_save(self, step: int, state: TrainState, stopping: bool) -> TrainState:
-    """Evaluates and saves a replicated state as is due; returns it with its new `plateau`.
+    """Evaluates or saves a replicated state if that is due; returns it with its new `plateau`.
 
     Raises:
       Interrupted: `stopping`, or asked to stop meanwhile. An evaluation is left to the next start.

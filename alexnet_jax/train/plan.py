@@ -15,7 +15,7 @@ from alexnet_jax.train.schedules import Calendar
 def lines(
   config: ml_collections.ConfigDict, classes: int, examples: int, validation: int
 ) -> list[str]:
-  """The plan as lines of text, for numbers of classes and of training and evaluation images."""
+  """The plan as lines of text, for numbers of classes, training and validation images."""
   table = nets.table_of(config, classes)
   shape = (config.input.crop, config.input.crop, 3)
   calendar = Calendar(examples, config.batch_size, config.epochs)

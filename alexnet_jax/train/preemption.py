@@ -8,7 +8,7 @@ import signal
 class StopSignal:
   """Notes a request to stop, so that the loop can save and leave; a second SIGINT kills.
 
-  What it is told to ignore, such as SIGHUP under nohup, it ignores.
+  Signals that the process ignores, such as SIGHUP under nohup, stay ignored.
 
   Attributes:
     requested: the name of the first signal once one has come, else ''.
@@ -17,11 +17,7 @@ class StopSignal:
   _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
   def __init__(self, quiet: bool = False):
-    """Nothing is noted before `with`.
-
-    Args:
-      quiet: do not say that the signal has come: one process of a job speaks for all.
-    """
+    """To be used in a `with` block; `quiet` does not print that a signal has come."""
     self.requested = ''
     self._quiet = quiet
 

@@ -19,7 +19,7 @@ _BARRIER_SECONDS = 600
 
 
 def from_first(tree: Any) -> Any:
-  """Broadcasts a pytree of arrays from process 0, bit for bit; all must have the same shapes."""
+  """Broadcasts a pytree of arrays from process 0; all processes must have the same shapes."""
   if jax.process_count() == 1:
     return tree
   # JAX broadcasts by adding zeros, and -0.0 + 0.0 is 0.0: so the arrays are sent as bytes.
@@ -74,7 +74,7 @@ def shutdown_together(label: str) -> None:
 
 
 class Agreement:
-  """Whether any process wants to stop, the same on all of them after the same steps.
+  """Tells all processes after the same step whether any of them wants to stop.
 
   A call returns the answer to the one `LAG` calls ago, so that the host does not wait for devices.
   """

@@ -1,8 +1,7 @@
 """Learning rates as pure functions of the step, one for every parameter.
 
-The 2012 run was steered by hand on validation error: rates by epoch, biases apart from weights,
-single layers slowed and frozen (CHM layers/layer-params-145.cfg; run4.sh).  Here such a schedule
-is data: breakpoints in steps and the rate from each on.
+In 2012 they were changed by hand on validation error, biases apart from weights, and single layers
+slowed and frozen (CHM layers/layer-params-145.cfg; run4.sh).
 """
 
 import dataclasses
@@ -18,10 +17,10 @@ from alexnet_jax.data import order
 
 @dataclasses.dataclass(frozen=True)
 class Calendar:
-  """Converts between epochs and steps.
+  """Converts between epochs and steps of a run.
 
   Attributes:
-    examples: training images.
+    examples: number of training images.
     batch_size: images per step.
     epochs: length of the run.
   """
@@ -31,6 +30,7 @@ class Calendar:
   epochs: float
 
   def step_of(self, epoch: float) -> int:
+    """The number of steps after which an epoch, or fraction of one, has passed; rounded up."""
     return order.steps_in(epoch, self.examples, self.batch_size)
 
   def epoch_of(self, step: int) -> float:
@@ -57,16 +57,16 @@ def piecewise(boundaries: list[int], values: list[float]) -> Curve:
 
 
 def with_warmup(curve: Curve, warmup_steps: int, start: float = 0.0, power: float = 1.0) -> Curve:
-  """Rises to 1 over the first steps, in place of the curve.
+  """Replaces the first steps of a curve by a rise to 1.
 
-  By default linearly, and above 0 from the first step on (Goyal et al., arXiv 1706.02677).  With
-  power 2 it is `rampup_lr` of NVIDIA's Caffe (sgd_solver.cpp, `GetLearningRate`).
+  By default it is linear (Goyal et al., arXiv 1706.02677).  With power 2 it is `rampup_lr` of
+  NVIDIA's Caffe (sgd_solver.cpp, `GetLearningRate`).
 
   Args:
-    curve: what follows.
+    curve: of the steps after the warm-up.
     warmup_steps: length of the rise.
-    start: value at step 0; 0 for the first of `warmup_steps` equal parts.
-    power: of the share of the warm-up that has passed.
+    start: value at step 0; 0 means (1 / warmup_steps)**power, so that no step has a rate of 0.
+    power: 1 for linear, 2 for quadratic.
   """
   if not warmup_steps:
     return curve
@@ -116,9 +116,9 @@ class Rates:
   """The learning rate of every parameter at a step.
 
   Attributes:
-    kernel, bias: step -> rate of kernels and of biases that no layer factor touches.
-    layers: extra factors: of 'conv1' on all parameters of that layer, of 'conv1/kernel' on one.
-      Those of a parameter and of its layer multiply; 0 freezes.
+    kernel, bias: step -> rate of kernels and of biases, before the factors of `layers`.
+    layers: extra factors, such as of 'conv1' for all parameters of that layer or 'conv1/kernel' for
+      one. Those of a parameter and of its layer multiply; 0 freezes.
     plateau_of_biases: whether the scale of a plateau schedule acts on biases too.
   """
 
@@ -128,10 +128,7 @@ class Rates:
   plateau_of_biases: bool = True
 
   def per_parameter(self, params: dict, step: jax.Array, scale: jax.Array) -> dict:
-    """Float32 scalars in the shape of `params`, {layer: {parameter: rate}}.
-
-    `scale` is that of a plateau schedule.
-    """
+    """{layer: {parameter: rate}}, float32 scalars; `scale` is the state of a plateau schedule."""
     kernel_rate, bias_rate = scale * self.kernel(step), self.bias(step)
     if self.plateau_of_biases:
       bias_rate = scale * bias_rate
@@ -154,9 +151,7 @@ class Rates:
 class Plateau:
   """Multiplies the rate by `factor` when validation error stops falling (paper section 5, by hand).
 
-  Attributes:
-    factor: multiplies the rate.
-    patience: evaluations without a new best before that happens.
+  It does so after `patience` evaluations without a new best.
   """
 
   factor: float

@@ -73,14 +73,15 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What the training loop calls; see `loop.make_program`.
+  """The compiled training step of a run and the batches it takes; see `loop.make_program`.
 
   Attributes:
-    train_step: (replicated state or that of the call before, batch) -> (state, metrics), over all
-      devices; its attribute `compiled` is that of `Devices.pmap`.
-    make_batches: (steps taken, steps to end at, number of steps -> whether the host must see the
-      state after it) -> the number of steps taken after each call, and the batches of the calls.
-    replicated: state that `train_step` returned -> the same one, replicated.
+    train_step: (state, batch) -> (state, metrics) on all devices, made by `Devices.pmap`. Takes a
+      replicated state, and the one that it returned.
+    make_batches: (start, end, is_due) -> (steps, batches): an iterable of the number of steps taken
+      after each call of `train_step`, and the batches of these calls. `is_due(step)` tells whether
+      the host needs the state after that step.
+    replicated: makes a replicated state of one that `train_step` returned.
   """
 
   train_step: Any

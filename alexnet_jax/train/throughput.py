@@ -25,7 +25,7 @@ class Throughput:
   """Collects the metrics of steps without waiting for the devices, and times them."""
 
   def __init__(self, batches: Batches, batch_size: int, start: int):
-    """Takes the feed, whose `wait_seconds` are reported, and the number of steps taken before."""
+    """Starts the clock after `start` steps; `batches` know how long they were waited for."""
     self._batches = batches
     self._batch_size = batch_size
     self._step = start
@@ -33,12 +33,15 @@ class Throughput:
     self.restart()
 
   def restart(self) -> None:
-    """Restarts the clock, after a pause that is not training."""
+    """Restarts the clock, after an evaluation or a save."""
     self._start = time.monotonic()
     self._wait = self._batches.wait_seconds
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Adds the metrics of the steps up to `step`: scalars, or arrays that begin with theirs."""
+    """Adds the metrics of a call of the training step that ended after `step` steps in all.
+
+    They are scalars; of several steps a call, arrays of at least as many numbers.
+    """
     self._pending.append((metrics, step - self._step))
     self._step = step
 
@@ -69,20 +72,15 @@ def progress_line(
   speed: Mapping[str, float],
   rate: float | None,
 ) -> str:
-  """Where a run is, in one line, here broken in two:
-
-  `epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9`
-  `  8,140 img/s  (data 0.4%)  ETA 3h12m`
+  """One line, such as `epoch 12.4/90  step 15,500/112,500  loss 3.21  val 51.2/26.9  ETA 3h12m`.
 
   Args:
     calendar: of the run.
     step: steps done.
-    loss: the training loss now.
-    errors: `top1_error` and, with more than five classes, `top5_error` of the last evaluation of
-      this process, shares in [0, 1]; {} before the first.
-    speed: `images_per_second` now, without pauses, and `data_wait`, the share of the time in [0, 1]
-      that the devices waited for images; {} if not known.
-    rate: steps a second, pauses included; None if not known.
+    loss: mean training loss of the last steps.
+    errors: top1_error and top5_error of the last evaluation, fractions; {} before the first.
+    speed: `Report.speed`; {} if not known.
+    rate: steps a second, evaluations included, for the ETA; None if not known.
   """
   parts = [
     f'epoch {calendar.epoch_of(step):.1f}/{calendar.epochs:g}',

@@ -1,4 +1,4 @@
-"""Small data sets for the tests of the data rooms."""
+"""Small data sets for the tests of data/."""
 
 import io
 import tarfile
