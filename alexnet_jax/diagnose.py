@@ -22,7 +22,7 @@ flags.DEFINE_integer('batch_size', 16, 'Number of images.', lower_bound=2)
 flags.DEFINE_integer(
   'overfit_steps', 100, 'Most steps on the single batch; 0 skips that check.', lower_bound=0
 )
-flags.DEFINE_string('images', None, "Folder of photos to use in place of the config's.")
+flags.DEFINE_string('images', None, "Folder of images to use in place of the config's.")
 flags.DEFINE_string('json', None, 'File for the results.')
 
 

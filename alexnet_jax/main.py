@@ -25,12 +25,17 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<config>[-<variant>][-<ablation>] if not given.'
 )
 _ALLOW_CHANGE = flags.DEFINE_list(
-  'allow_change', [], 'Config fields that may differ from those the run was begun with.'
+  'allow_change',
+  [],
+  'Config fields that may have changed since the run began.',
 )
 _DISTRIBUTED = flags.DEFINE_enum(
-  'distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one process of a job of several.'
+  'distributed',
+  'auto',
+  ['auto', 'on', 'off'],
+  'Whether other processes belong to this job.',
 )
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and stop.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan of the run and stop.')
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,

@@ -1,4 +1,4 @@
-"""What commands write for people: lines, progress bars, tables, numbers with units, suggestions."""
+"""Console output: lines, progress bars, tables, numbers with units, and spelling suggestions."""
 
 import contextlib
 import difflib
@@ -40,7 +40,7 @@ class Console:
       self._console.out(text, highlight=False)
 
   def progress(self, line: str, done: int, total: int) -> None:
-    """Writes `line`; on a terminal in place of the line before, beside a bar of `done / total`."""
+    """Writes `line`; on a terminal in place of the line before, with a bar of `done / total`."""
     self._record(line)
     self._show(line, done, total)
 
@@ -112,7 +112,7 @@ class Console:
 
 
 def _bar(console, total: int):
-  """A bar with text beside it, started, which changes only when it is told to."""
+  """A started rich.progress.Progress: a bar with text at its right, refreshed only on `update`."""
   import rich.progress
   import rich.table
 
@@ -134,7 +134,7 @@ def _bar(console, total: int):
 
 
 class Pace:
-  """The mean speed since the first call, pauses included."""
+  """The mean speed since the first call."""
 
   def __init__(self) -> None:
     self._first: tuple[float, int] | None = None
@@ -168,7 +168,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
 
 
 def si(value: float, unit: str) -> str:
-  """A number with the SI prefix that suits it: `si(243_860_896, 'B')` is '244 MB'."""
+  """Formats a number with an SI prefix: `si(243_860_896, 'B')` is '244 MB'."""
   prefixes = ['', 'k', 'M', 'G', 'T', 'P']
   while abs(value) >= 999.5 and len(prefixes) > 1:
     value /= 1000
@@ -177,7 +177,7 @@ def si(value: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as people write them: 42s, 12m05s, 3h12m, 6d03h."""
+  """Formats seconds: 42s, 12m05s, 3h12m, 6d03h."""
   seconds = round(seconds)
   if seconds < 60:
     return f'{seconds}s'

@@ -149,8 +149,8 @@ def test_rate_for_a_small_batch(config, changes, images, classes, expected):
   ],
 )
 def test_verdict(losses, error, expected):
-  course = [StepResult(i, loss, error) for i, loss in enumerate(losses)]
-  verdict, sentence = diagnosis.judge_course(course, 1000, math.log(16))
+  history = [StepResult(i, loss, error) for i, loss in enumerate(losses)]
+  verdict, sentence = diagnosis.judge(history, 1000, math.log(16))
   assert verdict == expected and '2' in sentence and '\n' not in sentence
 
 
@@ -229,7 +229,7 @@ def test_the_command_diagnoses_digits(tmp_path):
     rows[layer['name']][-1] for layer in figures['layers']
   ]
   assert figures['logit_signal'] == figures['layers'][-1]['signal']
-  course = figures['overfit']['course']
+  history = figures['overfit']['history']
   assert figures['overfit']['verdict'] == 'learned'
-  assert course[-1]['top1_error'] == 0 and course[-1]['loss'] < 0.2303
-  assert [step['step'] for step in course] == list(range(len(course)))
+  assert history[-1]['top1_error'] == 0 and history[-1]['loss'] < 0.2303
+  assert [step['step'] for step in history] == list(range(len(history)))

@@ -24,7 +24,7 @@ CLASSES, IMAGES = 4, 8
 CHANCE = math.log(CLASSES)
 
 
-def course_of(case):
+def history_of(case):
   """All that `diagnosis.overfit` yields for a case, and its config."""
   config = get_config(f'{case.file}:{case.variant}' if case.variant else case.file)
   divisor = 1
@@ -47,8 +47,8 @@ def course_of(case):
   with mock.patch.dict(nets.NETS, {config.model.net: lambda classes: table}):
     experiment = diagnosis.one_batch_experiment(config, store, IMAGES)
   state = initial_state(experiment.table, experiment.recipe, experiment.view_shape)
-  course = diagnosis.overfit(experiment, state, store.train.images, store.train.labels, case.steps)
-  return list(course), config
+  history = diagnosis.overfit(experiment, state, store.train.images, store.train.labels, case.steps)
+  return list(history), config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,13 @@ CASES = {
 @pytest.mark.parametrize('net', [net for net in nets.NETS if not net.endswith('_onnx')])
 def test_net_learns_a_batch(net):
   case = CASES[net]
-  course, config = course_of(case)
+  history, config = history_of(case)
   assert config.model.net == net
-  assert diagnosis.is_learned(course[-1], CLASSES), (
-    f'{diagnosis.judge_course(course, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in course[::10]]}'
+  assert diagnosis.is_learned(history[-1], CLASSES), (
+    f'{diagnosis.judge(history, CLASSES, CHANCE)}: {[round(s.loss, 3) for s in history[::10]]}'
   )
   if net == 'owt':  # PyTorch's initialization shrinks the signal from layer to layer
-    assert_flat(course[:80])
+    assert_flat(history[:80])
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_net_learns_a_batch(net):
 )
 def test_small_initial_weights_give_a_plateau(case):
   """0.01 in conv3 to conv5, as in the paper's text, where 0.03 lets the net of 2012 learn."""
-  course, _ = course_of(case)
-  assert len(course) == case.steps + 1
-  assert diagnosis.judge_course(course, CLASSES, CHANCE)[0] == 'plateau'
-  assert_flat(course[25:])  # before, the biases settle
+  history, _ = history_of(case)
+  assert len(history) == case.steps + 1
+  assert diagnosis.judge(history, CLASSES, CHANCE)[0] == 'plateau'
+  assert_flat(history[25:])  # before, the biases settle
 
 
-def assert_flat(course):
-  losses = np.array([seen.loss for seen in course])
+def assert_flat(history):
+  losses = np.array([seen.loss for seen in history])
   np.testing.assert_allclose(losses, CHANCE, rtol=0.01)

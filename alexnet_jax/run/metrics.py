@@ -15,7 +15,7 @@ from alexnet_jax.run.folder import RunFolder
 
 
 class MetricWriter:
-  """Writes scalars by step; those of a run that was killed and resumed are as if it was not.
+  """Writes scalars by step; after a kill and a resume the files are as of an unbroken run.
 
   * `metrics.jsonl`: one object a line, `"step"` first; numbers that are not finite are null. A kill
     loses at most the line being written.
@@ -109,7 +109,7 @@ class NoMetrics:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-  """Reads the metrics of a run, which may be running.
+  """Reads the metrics of a run, finished or not.
 
   Returns:
     One dict a line, in the order written: `step` (int) and names (float; null becomes NaN). A last

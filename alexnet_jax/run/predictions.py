@@ -52,7 +52,7 @@ def read_predictions(path: Path) -> SplitProbabilities | None:
 def write_top5(path: Path, predictions: SplitProbabilities, names: Sequence[str]) -> None:
   """Writes the five most probable classes of every image, and `labels.npz` beside them.
 
-  Among equal probabilities the label comes last, so that the errors are those of `results.scores`.
+  A label ties last with equal probabilities, as in `results.scores`.
 
   Raises:
     UserError: the folder has predictions of other images, or cannot be written.
@@ -68,7 +68,7 @@ def write_top5(path: Path, predictions: SplitProbabilities, names: Sequence[str]
   labels = path.with_name('labels.npz')
   try:
     if labels.exists():
-      found = files.read_npz(labels, data, 'delete it and the predictions beside it')
+      found = files.read_npz(labels, data, 'delete it and the predictions in its folder')
       if any(not np.array_equal(found[name], data[name]) for name in data):
         raise UserError(f'{labels} is of other images: give --top5 a file in another folder')
     files.write_npz(labels, **data)

@@ -75,18 +75,18 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
       f' (config: {config.optimizer.learning_rate:g}, batches of {config.batch_size}):\n\n'
       '    step        loss  top-1 error'
     )
-    course = []
-    for seen in overfit(experiment, state, images, labels, options.overfit_steps):
-      course.append(seen)
-      if str(seen.step).rstrip('0') in ('', '1', '2', '5'):
-        print(f'{seen.step:8,}  {seen.loss:10.4g}  {seen.top1_error:11.4f}', flush=True)
-    word, sentence = judge_course(course, classes, entropy)
-    print(f'\n{word}: {sentence}')
+    history = []
+    for result in overfit(experiment, state, images, labels, options.overfit_steps):
+      history.append(result)
+      if str(result.step).rstrip('0') in ('', '1', '2', '5'):
+        print(f'{result.step:8,}  {result.loss:10.4g}  {result.top1_error:11.4f}', flush=True)
+    verdict, reason = judge(history, classes, entropy)
+    print(f'\n{verdict}: {reason}')
     results['overfit'] = {
       'learning_rate': rate,
       'label_entropy': entropy,
-      'verdict': word,
-      'course': [step._asdict() for step in course],
+      'verdict': verdict,
+      'history': [step._asdict() for step in history],
     }
   if options.json:
     try:
@@ -299,23 +299,23 @@ def overfit(
   )
   for step in range(steps + 1):
     state, metrics = program.train_step(state, batch)
-    seen = StepResult(step, float(metrics['loss']), float(metrics['top1_error']))
-    yield seen
-    if is_learned(seen, classes) or has_diverged(seen, classes):
+    result = StepResult(step, float(metrics['loss']), float(metrics['top1_error']))
+    yield result
+    if is_learned(result, classes) or has_diverged(result, classes):
       return
 
 
-def is_learned(seen: StepResult, classes: int) -> bool:
-  return seen.top1_error == 0 and seen.loss < LEARNED * math.log(classes)
+def is_learned(result: StepResult, classes: int) -> bool:
+  return result.top1_error == 0 and result.loss < LEARNED * math.log(classes)
 
 
-def has_diverged(seen: StepResult, classes: int) -> bool:
-  return not seen.loss < DIVERGED * math.log(classes)
+def has_diverged(result: StepResult, classes: int) -> bool:
+  return not result.loss < DIVERGED * math.log(classes)
 
 
-def judge_course(course: list[StepResult], classes: int, entropy: float) -> tuple[str, str]:
-  """Judges all steps of `overfit`: 'learned', 'plateau', 'unfinished' or 'diverged', and why."""
-  last = course[-1]
+def judge(history: list[StepResult], classes: int, entropy: float) -> tuple[str, str]:
+  """Judges the results of `overfit`: 'learned', 'plateau', 'unfinished' or 'diverged', and why."""
+  last = history[-1]
   if has_diverged(last, classes):
     return 'diverged', f'the loss is {last.loss:.3g} at step {last.step:,}'
   if is_learned(last, classes):
@@ -327,6 +327,6 @@ def judge_course(course: list[StepResult], classes: int, entropy: float) -> tupl
     f'after {last.step:,} steps the loss is {last.loss:.3f}; knowing which labels occur is enough'
     f' for {entropy:.3f}.'
   )
-  if min(step.loss for step in course) > PLATEAU * entropy:
+  if min(step.loss for step in history) > PLATEAU * entropy:
     return 'plateau', f'{text} The net hardly tells the images apart'
   return 'unfinished', f'{text} The net tells images apart, but needs more steps or a lower rate'

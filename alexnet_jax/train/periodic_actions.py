@@ -1,4 +1,4 @@
-"""What is done every so many steps or epochs: logging, evaluation, checkpoints; and stopping."""
+"""Logging, evaluation and checkpoints at intervals of steps or epochs, and stopping."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, as schedulers, terminals and people send them."""
+"""Signals that ask a run to stop, such as a scheduler's SIGTERM or Ctrl-C."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ class StopSignal:
     self._quiet = quiet
 
   def __enter__(self) -> 'StopSignal':
-    heard = [n for n in self._SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-    self._previous = {number: signal.signal(number, self._note) for number in heard}
+    numbers = [n for n in self._SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    self._previous = {number: signal.signal(number, self._note) for number in numbers}
     return self
 
   def __exit__(self, *_) -> None:

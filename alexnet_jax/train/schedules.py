@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the step, one for every parameter.
 
-In 2012 they were changed by hand on validation error, biases apart from weights, and single layers
-slowed and frozen (CHM layers/layer-params-145.cfg; run4.sh).
+In 2012 they were changed by hand on validation error: biases and weights at different times, and
+single layers were slowed and frozen (CHM layers/layer-params-145.cfg; run4.sh).
 """
 
 import dataclasses

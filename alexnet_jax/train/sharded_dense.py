@@ -23,7 +23,7 @@ from alexnet_jax.train.step import Program, Recipe
 
 
 def sharded_layers(table: layers.Table, devices: int) -> tuple[str, ...]:
-  """Names of the dense layers whose number of outputs divides over so many devices."""
+  """Names of the dense layers whose outputs can be divided evenly over this number of devices."""
   dense = [row for row in table if isinstance(row, layers.Dense)] if devices > 1 else []
   return tuple(row.name for row in dense if not row.features % devices)
 
