@@ -18,13 +18,7 @@ class Console:
   def __init__(
     self, *, log: str | os.PathLike | None = None, quiet: bool = False, stream: TextIO | None = None
   ):
-    """Opens the log.
-
-    Args:
-      log: a file to which each line is appended, with date and time.
-      quiet: whether to show nothing.
-      stream: where to write; stderr if None.
-    """
+    """Writes to `stream` (stderr if None), and lines with date and time to the file `log` too."""
     import rich.console
 
     self._log = log and open(log, 'a', encoding='utf-8', errors='backslashreplace', buffering=1)  # noqa: SIM115
@@ -47,11 +41,6 @@ class Console:
   @contextlib.contextmanager
   def count(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Shows a count with its speed, as a bar or a line every 30 seconds.
-
-    Args:
-      title: what is counted.
-      total: how many there are.
-      done: how many of them were done before.
 
     Yields:
       A function to be called with the number of those that have just been done.

@@ -61,12 +61,7 @@ class Ablation:
 
 
 def edited(table: Table, names: Sequence[str], shape: Shape) -> Table:
-  """The rows of a net after some ablations, one after the other.
-
-  Args:
-    table: rows of a net.
-    names: ablations that edit rows.
-    shape: (height, width, channels) of the net's input.
+  """The rows of a net after these ablations; `shape`: (height, width, channels) of its input.
 
   Raises:
     ValueError: there is no such edit, it changes nothing here, or the net cannot be built with it.

@@ -19,9 +19,7 @@ _STATES = {
 def print_checkpoints(directory: Path, verify: bool) -> None:
   """Prints kind, step, size, metrics and health of each; a job may be writing there.
 
-  Args:
-    directory: of `Checkpoints`.
-    verify: check every checksum ('ok') instead of only the sizes ('complete').
+  With `verify` every checksum is checked ('ok') instead of only the sizes ('complete').
 
   Raises:
     UserError: there are none, or one is damaged.

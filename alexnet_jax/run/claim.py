@@ -37,13 +37,8 @@ def check_workdir(
 ) -> dict[str, tuple[Any, Any]]:
   """Compares a config with that of the run in the folder, if there is one.
 
-  Args:
-    workdir: folder of the run.
-    config: what is about to run there.
-    allowed: fields of --allow_change, which may differ although they alter the run.
-
   Returns:
-    The changes, {field: (old, new)}.
+    The changes, {field: (old, new)}. Those that alter the run are in `allowed`, of --allow_change.
 
   Raises:
     UserError: the folder holds a run with another config.

@@ -19,12 +19,7 @@ class EventWriter:
   """Appends scalars to a new event file in a run's folder, unbuffered."""
 
   def __init__(self, directory: str | Path, *, purge_step: int | None = None):
-    """Starts a file.
-
-    Args:
-      directory: the run's folder.
-      purge_step: TensorBoard drops the points of earlier files from this step on; None keeps all.
-    """
+    """Starts a file; TensorBoard drops the points of earlier files from `purge_step` on."""
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     # TensorBoard reads a folder's files in order of name, so the name begins with the time.
     name = f'{EVENTS}{seconds:010d}.{nanoseconds:09d}'

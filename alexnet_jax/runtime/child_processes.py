@@ -11,9 +11,6 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def signal_on_parent_death(number: signal.Signals) -> Callable[[], None] | None:
   """Makes the kernel send a child a signal when the thread that started it ends.
 
-  Args:
-    number: SIGKILL, or SIGTERM for a child that saves on it.
-
   Returns:
     The `preexec_fn` of `subprocess.Popen`; None where the system is not Linux.
   """

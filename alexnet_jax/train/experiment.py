@@ -124,14 +124,7 @@ def make_experiment(
 
 
 def _check_fit(weights: Pretrained, config, shapes: dict, new_layer: str) -> None:
-  """Raises UserError unless the weights fit the config's net in all layers but `new_layer`.
-
-  Args:
-    weights: the trained net.
-    config: the run's.
-    shapes: {layer: {parameter: shape}} of the run's net.
-    new_layer: the layer that depends on the number of classes.
-  """
+  """Raises UserError unless the weights have these shapes, but for those of `new_layer`."""
   if nets.title(weights) != nets.title(config.model):
     raise UserError(
       f'config.weights={config.weights} holds net {nets.title(weights)}, which does not'
@@ -160,12 +153,7 @@ def make_color_noise(settings, calendar: Calendar):
 def make_preprocessing(
   config, store: Store, weights: Pretrained | None = None
 ) -> preprocessing.Preprocessing:
-  """Builds the preprocessing that config.input describes.
-
-  Args:
-    config: validated.
-    store: has the statistics of the training images.
-    weights: have the mean and scale of `input.normalization=weights`.
+  """Builds the preprocessing that config.input describes, with statistics of store or weights.
 
   Raises:
     UserError: the mean image of the weights is smaller than a view.

@@ -38,13 +38,8 @@ def finish(
   """Writes the predictions, results.json and the figures, and shows the results.
 
   Args:
-    experiment: the run.
-    store: its data.
-    state: the last one.
-    predictions: of that state, over config.eval.final_views.
-    workdir: folder of the run.
+    predictions: of the last state, over config.eval.final_views.
     origin: command, hardware and versions, for results.json.
-    console: where the results are shown.
 
   Returns:
     The content of results.json.

@@ -131,8 +131,6 @@ def make_program(
   """The training step over all devices, and the batches that it takes.
 
   Args:
-    experiment: the run.
-    devices: of the job.
     split: the training images; None if no batches will be asked for.
     state: any replicated state of the run, or its shapes; only its structure matters.
   """

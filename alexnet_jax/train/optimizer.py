@@ -113,13 +113,9 @@ def squares(tree: dict) -> dict:
 
 
 def weight_decay_tree(params: dict, optimizer) -> dict:
-  """Decay factors in the shape of `params`, {layer: {parameter: factor}}.
+  """Decay factors in the shape of `params`, {layer: {parameter: factor}}, by config.optimizer.
 
-  Args:
-    params: the net's parameters.
-    optimizer: config.optimizer: `weight_decay` of the kernels, `layer_weight_decay` in its place in
-      single layers, and `decay_biases`: whether biases (and batch-norm scales) decay too; in 2012
-      they did not (layer.cu).
+  Biases and batch-norm scales decay with `decay_biases` only; in 2012 they did not (layer.cu).
   """
   return {
     layer: {

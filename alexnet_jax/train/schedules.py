@@ -17,13 +17,7 @@ from alexnet_jax.data import order
 
 @dataclasses.dataclass(frozen=True)
 class Calendar:
-  """Converts between epochs and steps of a run.
-
-  Attributes:
-    examples: number of training images.
-    batch_size: images per step.
-    epochs: length of the run.
-  """
+  """Converts between epochs and steps of a run with `examples` training images."""
 
   examples: int
   batch_size: int
