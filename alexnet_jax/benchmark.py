@@ -1,4 +1,4 @@
-"""Measures how fast this is, in the same run as what it is compared with.
+"""Measures speed, taking turns with what it is compared with.
 
   python -m alexnet_jax.benchmark                                  # everything
   python -m alexnet_jax.benchmark feed --json=feed.json
@@ -7,17 +7,15 @@
   python -m alexnet_jax.benchmark step --python=~/venv/3.13/bin/python
 
 step: a training step, uint8 images to updated weights, against the same net in PyTorch and in each
---python, after loss and gradients are shown to be equal; and what share of the device that is.
-loop: steps fed from the store of a config, against the step alone.
-feed: --num_images (8192 if not given, 0.2 MB each) stored 256x256 images, in batches to memory.
-checkpoint: how long a save holds training up, and how long it and a restore take.
-communication: bytes that a device sends in a step with and without --config.model.shard_dense,
-counted in the program compiled for 8 virtual devices and by formula up to 1,024; nothing is timed.
+--python, after loss and gradients were checked to be equal; and its utilization of the device.
+loop: training steps with data loading, against the step alone.
+feed: --num_images (0.2 MB each) stored 256x256 images, in batches to memory.
+checkpoint: how long a save blocks the training loop, and how long it and a restore take.
+communication: bytes that a device sends in a step with and without --config.model.shard_dense, from
+the program compiled for 8 virtual devices, and by formula for up to 1,024; nothing is timed.
 compile: a training step compiled for --topology by the TPU's compiler, which needs no TPU: memory,
 collectives and its estimate of cycles by layer.
-prepare: --num_images (2000 if not given) of the folder --images to a finished store, on all cores.
-all: all of these, which is also what no word means; prepare only with --images, compile only if
-libtpu is installed.
+all: all of these, which is also what no word means; compile only if libtpu is installed.
 
 Without --config they take configs/imagenet.py, step configs/cifar10.py too.  Contestants take
 turns, each in a process of its own.  Goals, and how each is measured: docs/performance.md.
@@ -41,7 +39,7 @@ from alexnet_jax.terminal import did_you_mean
 if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
   from alexnet_jax.benchmarks.race import Result
 
-_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'communication', 'compile', 'prepare')
+_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'communication', 'compile')
 # What is measured without --config: file and batch size, None for the config's own.
 _IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
@@ -57,7 +55,7 @@ _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', [], "Images of a step, such as 32,128; if not given the config's own."
 )
 _PEERS = flags.DEFINE_list(
-  'peers', None, 'Whom to compare with, such as eager,compiled; all if not given, none if empty.'
+  'peers', None, 'What to compare with, such as eager,compiled; all if not given, none if empty.'
 )
 _ROUNDS = flags.DEFINE_integer(
   'rounds', 9, 'Turns of each contestant, or saves of checkpoint.', lower_bound=1
@@ -65,17 +63,14 @@ _ROUNDS = flags.DEFINE_integer(
 _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
 )
-_NUM_IMAGES = flags.DEFINE_integer(
-  'num_images', None, 'How many images to feed, or to prepare.', lower_bound=10
-)
-_IMAGES = flags.DEFINE_string('images', None, 'Folder of images for the prepare benchmark.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 8192, 'How many images to feed.', lower_bound=10)
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPUs for the compile benchmark.')
 _TOPOLOGY_TIMEOUT = flags.DEFINE_float(
   'topology_timeout', 1200.0, 'Seconds that a compilation for --topology may take.', lower_bound=1.0
 )
 _JSON = flags.DEFINE_string('json', None, 'File for all numbers, every turn included.')
 _PYTHON = flags.DEFINE_multi_string(
-  'python', [], 'Another interpreter to take our training step in too; may be repeated.'
+  'python', [], 'Another interpreter to run our training step in too; may be repeated.'
 )
 _PROFILE = flags.DEFINE_string(
   'profile', None, 'Folder for traces of a few training steps, for xprof or Perfetto.'
@@ -86,7 +81,7 @@ def main(words: list[str]) -> None:
   targets = _targets(words)
   for name, value in (('profile', _PROFILE.value), ('python', ','.join(_PYTHON.value))):
     if value and 'step' not in targets:
-      raise UserError(f'--{name}={value} is of training steps: add the word step')
+      raise UserError(f'--{name}={value} is only used by step: add the word step')
   finished = []
   for result in _measure(targets):
     print(result.table(), end='\n\n', flush=True)
@@ -105,14 +100,10 @@ def _targets(words: list[str]) -> list[str]:
   _check_words('', words, (*_TARGETS, 'all'))
   if words and 'all' not in words:
     return [target for target in _TARGETS if target in words]
-  absent = {}
-  if not _IMAGES.value:
-    absent['prepare'] = 'it needs --images=FOLDER'
-  if importlib.util.find_spec('libtpu') is None:
-    absent['compile'] = "it needs the TPU's compiler: pip install 'jax[tpu]'"
-  for target, reason in absent.items():
-    print(f'{target} is not measured: {reason}', file=sys.stderr)
-  return [target for target in _TARGETS if target not in absent]
+  if importlib.util.find_spec('libtpu'):
+    return list(_TARGETS)
+  print("compile is left out: it needs the TPU's compiler: pip install 'jax[tpu]'", file=sys.stderr)
+  return [target for target in _TARGETS if target != 'compile']
 
 
 def _measure(targets: list[str]) -> Iterator['Result']:
@@ -123,7 +114,6 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     time_checkpoint,
     time_feed,
     time_loop,
-    time_prepare,
     time_step,
     topology,
   )
@@ -137,25 +127,22 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     'communication': compiled.count_communication,
     'compile': topology.estimate_step,
   }
+  options = race.Options(
+    rounds=_ROUNDS.value,
+    turn_seconds=_TURN_SECONDS.value,
+    peers=_PEERS.value,
+    pythons=_PYTHON.value,
+    profile=Path(_PROFILE.value) if _PROFILE.value else None,
+    num_images=_NUM_IMAGES.value,
+    topology=_TOPOLOGY.value,
+    topology_timeout=_TOPOLOGY_TIMEOUT.value,
+  )
   for target in targets:
-    options = race.Options(
-      rounds=_ROUNDS.value,
-      turn_seconds=_TURN_SECONDS.value,
-      peers=_PEERS.value,
-      pythons=_PYTHON.value,
-      profile=Path(_PROFILE.value) if _PROFILE.value else None,
-      num_images=_NUM_IMAGES.value,
-      images=_IMAGES.value,
-      topology=_TOPOLOGY.value,
-      topology_timeout=_TOPOLOGY_TIMEOUT.value,
-    )
-    if target in of_configs:
-      for name, config in _configs(target):
-        yield of_configs[target](name, config, options)
-    elif target == 'feed':
+    if target == 'feed':
       yield time_feed.measure_feed(options)
     else:
-      yield time_prepare.measure_prepare(options)
+      for name, config in _configs(target):
+        yield of_configs[target](name, config, options)
 
 
 def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:

@@ -60,6 +60,8 @@ def main(words: list[str]) -> None:
   if '-' in words:
     words = [word for word in words if word != '-'] + sys.stdin.read().splitlines()
   files = find_images([word for word in words if word])
+  if not files:
+    raise UserError('no images: standard input has no line')
   gallery = find_images([_GALLERY.value]) if _GALLERY.value else []
   set_up_jax()
   from alexnet_jax.inference.predictor import Predictor

@@ -8,10 +8,9 @@ What follows `--` goes to each `python -m alexnet_jax.main`; --workdir is requir
 appends to `<workdir>/logs/process-<i>.log`; what process 0 writes is shown as well. SIGTERM, SIGINT
 and SIGUSR1 go to all processes, which save and end.
 
-If a process crashes, is killed, or ends with 75 unasked, the others are ended and all start again
-from the last checkpoint, after 1, 2, 4, ... at most 60 seconds. The job is given up after `--tries`
-starts in a row that left no new checkpoint, so a run that gets on is never given up. On Linux the
-processes die with this program, however it ends.
+If a process crashes, is killed, or ends with 75 unasked, all are ended and restarted from the last
+checkpoint, after 1, 2, 4, ... at most 60 seconds, until `--tries` starts in a row have left no new
+checkpoint. On Linux the processes die with this program, however it ends.
 
 Exit codes: 0 done, 1 given up, 2 bad input, 3 diverged, 75 asked to stop and saved.
 """
@@ -39,20 +38,20 @@ from alexnet_jax.runtime.child_processes import signal_on_parent_death
 
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# How a process ends that was asked before there was anything to save; 130 is Python's for Ctrl-C.
+# Exit codes of a process that was asked to stop before there was anything to save; 130: Ctrl-C.
 _EARLY = {130, *(-number for number in _SIGNALS)}
 _GRACE = 15.0  # seconds from SIGTERM to SIGKILL for processes that lost a peer
 
 
 class Job:
-  """The processes of a job, one start after another.
+  """The processes of a job.
 
   Attributes:
     asked: whether a signal asked to stop.
   """
 
   def __init__(self, words: list[str], environments: list[dict[str, str]], logs: Path):
-    """Takes the flags of all, the variables of each process, and the folder of their logs."""
+    """Args: flags of `main`, environment variables of each process, folder of their logs."""
     self._command = [sys.executable, '-m', 'alexnet_jax.main', *words]
     self._environments = environments
     self._logs = [logs / f'process-{index}.log' for index, _ in enumerate(environments)]
@@ -60,7 +59,7 @@ class Job:
     self.asked = False
 
   def forward(self, number: int, frame=None) -> None:
-    """A signal handler: gives the signal to all processes."""
+    """A signal handler: sends the signal to all processes."""
     del frame
     self.asked = True
     self._send(number)
@@ -115,7 +114,7 @@ def _show(log) -> None:
 
 
 def _environments(count: int, devices: int | None) -> list[dict[str, str]]:
-  """Variables that tell each process its number and its devices."""
+  """Environment variables of each process: its number and its devices."""
   gpus = _gpus()
   share = devices or max(1, len(gpus) // count)
   if gpus and count * share > len(gpus):
@@ -138,7 +137,7 @@ def _environments(count: int, devices: int | None) -> list[dict[str, str]]:
 
 
 def _gpus() -> list[str]:
-  """The GPUs that jax would use here."""
+  """Numbers of the GPUs that JAX would use."""
   if 'cuda' not in os.environ.get('JAX_PLATFORMS', 'cuda') or not shutil.which('nvidia-smi'):
     return []
   if 'CUDA_VISIBLE_DEVICES' in os.environ:
@@ -153,7 +152,7 @@ def _newest_checkpoint(workdir: Path) -> int:
 
 
 def _exit_code(codes: set[int], asked: bool) -> int | None:
-  """The exit code of the job, or None if it should start again."""
+  """The exit code of the job, or None to restart it."""
   if final := codes & {BAD_INPUT, DIVERGED}:
     return min(final)
   if codes == {DONE}:
@@ -208,17 +207,17 @@ def main(words: list[str]) -> int:
     failures = 0 if _newest_checkpoint(workdir) > before else failures + 1
     ends = ', '.join(f'process {index}: {_end(code)}' for index, code in enumerate(codes))
     if failures >= options.tries:
-      _note(f'{ends}; no new checkpoint in {failures} starts, giving up: see {workdir}/logs')
+      _print(f'{ends}; no new checkpoint in {failures} starts, giving up: see {workdir}/logs')
       return GIVEN_UP
     seconds = min(60, 2 ** max(0, failures - 1))
-    _note(f'{ends}; all start again in {seconds} s')
+    _print(f'{ends}; all start again in {seconds} s')
     end = time.monotonic() + seconds
     while time.monotonic() < end and not job.asked:
       time.sleep(0.1)
   return RESUME
 
 
-def _note(message: str) -> None:
+def _print(message: str) -> None:
   print(f'local: {message}', file=sys.stderr, flush=True)
 
 

@@ -7,10 +7,10 @@
     --launcher='sbatch --gpus-per-node=1 --time=24:00:00 launch/slurm.sbatch' | sh
   python launch/sweep.py --config=configs/imagenet.py --launcher='TPU=my-tpu launch/tpu_vm.sh run'
 
-Each run has its folder WORKDIR/<ablation>/seed<k>[/<field>=<value>]; `a+b` is both ablations at
-once.  With --launcher the commands that start the unfinished runs are printed, one a line.  The
-same command skips finished runs and resumes the others; then `python -m alexnet_jax.report WORKDIR`
-compares them.  Exit codes: 0 all done, 1 runs failed, 2 bad input, 75 interrupted and saved.
+Each run has its folder WORKDIR/<ablation>/seed<k>[/<field>=<value>]; `a+b` is both ablations in one
+run.  --launcher prints the commands that start the unfinished runs, one per line.  The same command
+skips finished runs and resumes the others; `python -m alexnet_jax.report WORKDIR` compares them.
+Exit codes: 0 all done, 1 runs failed, 2 bad input, 75 interrupted and saved.
 """
 
 import shlex
@@ -23,15 +23,15 @@ from alexnet_jax import cli
 from alexnet_jax.errors import RunsFailed, UserError
 
 _ABLATIONS = flags.DEFINE_list(
-  'ablations', ['baseline'], 'Ablations; "baseline" is none, "a+b" both.'
+  'ablations', ['baseline'], 'Ablations; "baseline" for none, "a+b" for both.'
 )
 _SEEDS = flags.DEFINE_list('seeds', ['1'], 'How many (3: 0, 1, 2) or which (0,4,7).')
 _GRID = flags.DEFINE_multi_string('grid', [], 'FIELD=VALUE,VALUE,...; may be given several times.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/sweep', 'Folder of the sweep.')
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and stop.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 _LAUNCHER = flags.DEFINE_string(
-  'launcher', None, 'Print this before the flags of each unfinished run, and stop.'
+  'launcher', None, 'Command to print before the flags of each unfinished run.'
 )
 
 

@@ -225,8 +225,8 @@ def test_neighbors_agree_with_scikit_learn():
   for nearest, row, distance in zip(found, rows, distances, strict=False):
     assert [each.name for _, each in nearest] == [f'/{i}' for i in row]
     np.testing.assert_allclose([far for far, _ in nearest], distance, rtol=1e-9)
-  stranger = image_predictions.ImagePrediction('/other/0', features=features[0])
-  assert neighbors.search([stranger], gallery, 1)[0][0] == (0, gallery[0])
+  other = image_predictions.ImagePrediction('/other/0', features=features[0])
+  assert neighbors.search([other], gallery, 1)[0][0] == (0, gallery[0])
 
 
 # Runs as nets.

@@ -1,4 +1,4 @@
-"""Our contestant of the step benchmark: the very step that training runs, on generated images."""
+"""Our contestant of the step benchmark: the training step of `train.loop`, on generated images."""
 
 import dataclasses
 from pathlib import Path
@@ -44,7 +44,7 @@ class OurStep(Workload):
     self._initial = to_host(self._experiment.initial_state())
 
   def task(self) -> Task:
-    """What peers need to take the same step."""
+    """What peers need for the same step."""
     experiment, optimizer = self._experiment, self._config.optimizer
     weights = self._initial.params
     preprocessing = experiment.recipe.preprocessing
@@ -65,9 +65,9 @@ class OurStep(Workload):
     )
 
   def loss_and_grads(self, weights: dict) -> LossAndGrads:
-    """Loss and gradients at `weights` by the same step, its random parts switched off.
+    """Loss and gradients at `weights` by the same step, without augmentation and dropout.
 
-    The update is reduced to v = -gradient, so the velocity that comes back shows the gradient.
+    With momentum 0 and rate 1 the new velocity is minus the gradient.
     """
     experiment = self._experiment
     zeros = jax.tree.map(lambda _: 0.0, weights)
@@ -104,14 +104,14 @@ class OurStep(Workload):
     return super().info() | {'loss': float(self._metrics['loss'])}
 
   def roofline(self) -> roofline.Roofline:
-    """What the step needs and what the devices can do; after the first batch."""
+    """Costs of the step and peak rates of the devices; call it after the first batch."""
     compiled = self._program.train_step.compiled(self._state, self._batch)  # JAX has it already
     flop = roofline.training_flop(self._experiment.table, self._experiment.view_shape)
     dtype = self._config.model.compute_dtype
     return roofline.measure_roofline(compiled, self._devices, flop * len(self._images), dtype)
 
   def profile(self, folder: Path) -> None:
-    """Writes a trace of a few steps to the folder; after the first batch."""
+    """Writes a trace of a few steps to the folder; call it after the first batch."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # Python's calls would be most of the trace
     with jax.profiler.trace(str(folder), profiler_options=options):
@@ -119,7 +119,7 @@ class OurStep(Workload):
 
 
 def compile_step(config, devices: Devices) -> jax.stages.Compiled:
-  """The training step of a config's batch, compiled for devices that need not be here."""
+  """The training step of a config, compiled for devices, which need not exist here."""
   count, images = devices.global_count, config.batch_size // devices.global_count
   config = config.copy_and_resolve_references()
   config.batch_size = count  # as few images as can be; none are computed with

@@ -1,4 +1,4 @@
-"""Contestants take turns at the same work; what comes of it are medians, quartiles and ratios."""
+"""Contestants take turns at the same work, for medians, quartiles and ratios of their speed."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,8 @@ class Options:
     turn_seconds: about how long a turn lasts.
     peers: names of those to compare with; None for all.
     pythons: other interpreters to run our training step in.
-    profile: folder for traces; None for none.
-    num_images: how many to feed or to prepare; None for the benchmark's own number.
-    images: folder of those to prepare.
+    profile: folder for traces, or None.
+    num_images: how many to feed.
     topology, topology_timeout: what to compile for, and seconds that a compilation may take.
   """
 
@@ -35,8 +34,7 @@ class Options:
   peers: Sequence[str] | None
   pythons: Sequence[str] = ()
   profile: Path | None = None
-  num_images: int | None = None
-  images: str | None = None
+  num_images: int = 8192
   topology: str = 'v5e:2x4'
   topology_timeout: float = 1200.0
 
@@ -46,15 +44,15 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a benchmark has found; `dataclasses.asdict` of it is written as JSON.
+  """Result of a benchmark; `dataclasses.asdict` of it is written as JSON.
 
   Attributes:
-    target, title: which benchmark, and of what.
-    lines: the table, and notes under it.
+    target, title: which benchmark, and what it measured.
+    lines: of the table, and notes below it.
     environment: hardware, versions and date.
-    details: the values behind the lines.
+    details: more values.
     contestants: what `take_turns` returns.
-    absent: peers that could not take part, and why.
+    absent: why some peers were not measured, by name.
   """
 
   target: str
@@ -73,7 +71,11 @@ class Result:
 def race(
   contestants: dict[str, Contestant], options: Options, measure: str = 'per_second', **arguments
 ) -> dict[str, Any]:
-  """Starts contestants, `OURS` first, and lets them take turns; `arguments` are of their classes.
+  """Starts contestants, `OURS` first, and lets them take turns.
+
+  Args:
+    contestants, options, measure: see `take_turns`.
+    arguments: of the contestants' classes.
 
   Returns:
     `contestants`, `absent` and `environment` of a `Result`.
@@ -93,7 +95,7 @@ def race(
 def take_turns(
   workers: dict[str, Worker], options: Options, measure: str = 'per_second'
 ) -> dict[str, dict[str, Any]]:
-  """Lets the contestants work in turn, there and back again, so that a drift favors none.
+  """Measures the contestants in turn, every other round in reverse, so that a drift favors none.
 
   Args:
     workers: by name, `OURS` first.

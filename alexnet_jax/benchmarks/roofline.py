@@ -1,7 +1,7 @@
-"""How near a training step comes to what the device can do, measured in the same process.
+"""Utilization of the device by a training step: its FLOP and bytes against measured peak rates.
 
-Two ceilings: products of large matrices, and a large sum of two arrays.  What a step needs is known
-twice: from the table of layers, and from XLA's count of the program it compiled.
+The peak rates are those of a product of large matrices and of a sum of two large arrays, measured
+in the same process.  FLOP are counted from the table of layers, bytes by XLA's cost analysis.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ _ROUNDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """What a step does, and what its devices can do.
+  """Costs of a step and peak rates of its devices.
 
   Attributes:
     dtype: that of the step's products.
     flop: floating-point operations of a step's products, from the table of layers.
-    compiled_bytes: read and written in a step by XLA's count on all devices, as if no operation
-      found its input in a cache.
+    compiled_bytes: bytes accessed in a step on all devices by XLA's cost analysis, which assumes no
+      caches.
     temporary_bytes, argument_bytes: memory of the compiled program on one device.
     matrix_rate: FLOP/s of all devices in a large product of `dtype`: the best of a few rounds.
     memory_rate: bytes/s, likewise, of a sum of two arrays.
@@ -42,14 +42,14 @@ class Roofline:
   memory_rate: float
 
   def shares(self, steps_per_second: float) -> tuple[float, float]:
-    """Shares of the products' ceiling and of the memory's; the latter above 1 where caches help."""
+    """Shares of `matrix_rate` and of `memory_rate`; the latter is above 1 where caches help."""
     return (
       steps_per_second * self.flop / self.matrix_rate,
       steps_per_second * self.compiled_bytes / self.memory_rate,
     )
 
   def lines(self, steps_per_second: float) -> tuple[str, ...]:
-    """All of it for people."""
+    """Lines to print."""
     rate, moved = steps_per_second * self.flop, steps_per_second * self.compiled_bytes
     utilization, bandwidth = self.shares(steps_per_second)
     return (
@@ -65,8 +65,8 @@ class Roofline:
 def training_flop(table: layers.Table, shape: layers.Shape) -> float:
   """Floating-point operations of an image's forward and backward pass, products only.
 
-  Each product of the forward pass comes back as two: for the weights and for the input, but
-  nobody asks for the gradient of the images.  Two operations are a multiplication and an addition.
+  Each product of the forward pass has two in the backward pass, for the gradients of weights and of
+  inputs, except that the images need no gradient.  A multiply-add is two operations.
   """
   counts = [row.macs(inputs) for row, inputs, _ in layers.walk(table, shape) if row.macs(inputs)]
   return 2.0 * (3 * sum(counts) - counts[0])
@@ -75,7 +75,7 @@ def training_flop(table: layers.Table, shape: layers.Shape) -> float:
 def measure_roofline(
   compiled: jax.stages.Compiled, devices: Devices, flop: float, dtype: str
 ) -> Roofline:
-  """Asks XLA about a compiled step and times its devices, which are those of one process."""
+  """Reads the costs of a compiled step from XLA and times the devices of this process."""
   cost: Any = compiled.cost_analysis() or {}
   memory: Any = compiled.memory_analysis()
   count = devices.local_count
@@ -95,7 +95,7 @@ def measure_roofline(
 
 
 def _seconds(function, *arguments) -> float:
-  """Of a call on the first device: the best of a few rounds, each long enough to be timed."""
+  """Seconds of a call on the first device, the best of a few rounds."""
 
   def timed(calls: int) -> float:
     began = time.perf_counter()

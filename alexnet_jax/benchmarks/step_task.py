@@ -1,4 +1,4 @@
-"""The training step that all contestants of the step benchmark are given, and proof of sameness."""
+"""The training step that the step benchmark compares, and the check that peers compute the same."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ class Task:
 
   @property
   def tolerance(self) -> tuple[float, float]:
-    """Relative differences of loss and gradients above which two nets are not the same."""
+    """Relative differences of loss and of gradients up to which two nets count as the same."""
     if self.platform == 'cpu' and self.compute_dtype == 'float32':
       # Sums are in other orders, and about one unit in a million falls the other way at the edge of
       # a ReLU or between the two largest of a pool, which the L2 norm of a gradient shows as the
@@ -57,18 +57,17 @@ class LossAndGrads(NamedTuple):
 
 
 def without_dropout(table: layers.Table) -> layers.Table:
-  """The same net, its dropout layers keeping every unit."""
+  """The same net with dropout layers that keep every unit."""
   return tuple(
     dataclasses.replace(row, keep=1.0) if isinstance(row, layers.Dropout) else row for row in table
   )
 
 
 def lively_weights(initial: dict, last: str) -> dict:
-  """Random weights in the shape of `initial` at which no layer is idle.
+  """Random weights in the shape of `initial` at which every layer matters.
 
-  At the initial weights of the CIFAR nets signals are so small that response norms do nothing, and
-  a wrong one would pass.  Here every layer has signals of the size of its input, and layer `last`
-  smaller ones.
+  At the initial weights of the CIFAR nets activations are so small that response norms do nothing,
+  and a wrong one would pass.  Here each layer keeps the scale of its input, and `last` lowers it.
   """
   random, weights = np.random.default_rng(0), {}
   for layer, leaves in initial.items():
@@ -83,7 +82,7 @@ def lively_weights(initial: dict, last: str) -> dict:
 
 
 class Equality(NamedTuple):
-  """How far a peer is from ours: both losses, and the largest relative gradient difference (L2)."""
+  """Both losses, and the largest relative difference (L2) of a gradient, `where` it is."""
 
   our_loss: float
   loss: float
@@ -119,7 +118,7 @@ def check_equal(
 
 
 def _distance(expected: np.ndarray, actual: np.ndarray) -> float:
-  """Relative, in the L2 norm; inf in place of what is no number."""
+  """Relative difference in the L2 norm; inf instead of NaN."""
   expected, actual = expected.astype(np.float64), actual.astype(np.float64)
   size = max(float(np.linalg.norm(expected)), 1e-300)
   return float(np.nan_to_num(np.linalg.norm(actual - expected) / size, nan=np.inf))

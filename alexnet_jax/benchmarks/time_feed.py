@@ -29,12 +29,12 @@ PEERS = {
 
 
 def measure_feed(options: Options) -> Result:
-  """Measures the feed on a file of generated images, 8192 or as many as asked.
+  """Measures the feed on a file of generated images.
 
   Raises:
     UserError: the disk is too full.
   """
-  images = options.num_images or 8192
+  images = options.num_images
   shape = (images, IMAGE_SIZE, IMAGE_SIZE, 3)
   with tempfile.TemporaryDirectory(prefix='alexnet_jax-feed-') as folder:
     file = Path(folder) / 'images.npy'

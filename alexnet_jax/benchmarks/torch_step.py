@@ -1,7 +1,7 @@
 """The peers of the step benchmark: the same net and update in PyTorch, eager or compiled.
 
-The net shares nothing with ours but the rows of its table, so that equal gradients mean something.
-Where PyTorch offers several spellings, the fastest of them is used.
+The net shares nothing with ours but the rows of its table, so that equal gradients prove something.
+Where PyTorch offers several ways, the fastest is used.
 """
 
 import collections
@@ -23,8 +23,8 @@ class TorchStep(Workload):
   nothing watches for losses that are not finite.
 
   Attributes:
-    memory_format: how images and kernels lie in memory.
-    compiled: whether torch.compile is used.
+    memory_format: of images and kernels.
+    compiled: whether by torch.compile.
   """
 
   memory_format = torch.contiguous_format
@@ -37,7 +37,7 @@ class TorchStep(Workload):
     ours are there by default, or bfloat16 by autocast where the config says so.
 
     Raises:
-      Unavailable: the task has something that is not written here.
+      Unavailable: the task has something that is not implemented here.
     """
     on_gpu = task.platform == 'gpu' and torch.cuda.is_available()
     if task.platform != 'cpu' and not on_gpu:
@@ -47,7 +47,7 @@ class TorchStep(Workload):
       )
     if task.optimizer != 'momentum' or (task.compute_dtype != 'float32' and not on_gpu):
       raise Unavailable(
-        'it knows the 2012 update and, on a CPU, float32 only, not optimizer.name='
+        'it has the 2012 update and, on a CPU, float32 only, not optimizer.name='
         f'{task.optimizer} with model.compute_dtype={task.compute_dtype}'
       )
     self._device = torch.device('cuda' if on_gpu else 'cpu')
@@ -80,7 +80,7 @@ class TorchStep(Workload):
     return torch.compile(loss_of) if self.compiled else loss_of
 
   def _parameters_of(self, weights: dict) -> tuple[dict, dict]:
-    """Weights as tensors in the layout of our net, and, computed from these, in PyTorch's."""
+    """Weights as tensors in our layout, and converted from these, differentiably, to PyTorch's."""
     ours = {
       layer: {
         name: torch.tensor(array, device=self._device, requires_grad=True)
@@ -161,7 +161,7 @@ def make_sgd(parameters: dict, task: Task) -> torch.optim.Optimizer:
 
 
 def _parameters(row: layers.Row, inputs: layers.Shape, memory_format, kernel, bias) -> dict:
-  """Weights of a layer of ours as PyTorch has them; differentiable, so gradients come back."""
+  """Weights of a layer of ours in PyTorch's layout; differentiable."""
   match row:
     case layers.Conv():  # HWIO -> OIHW
       kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=memory_format)

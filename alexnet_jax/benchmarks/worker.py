@@ -1,8 +1,8 @@
-"""Contestants in processes of their own, which compute only when they are asked to.
+"""Runs contestants in processes of their own, one at a time.
 
-The setting of the memory allocator that suits one contestant does not suit another, and holds for a
-whole process.  `Worker.call` runs a method of an object in a child process and waits for it, so
-that no two contestants ever compute at the same time.
+Processes, because settings of the memory allocator hold for a whole process, and contestants need
+different ones.  `Worker.call` runs a method of an object in a child process and waits for it, so
+that no two contestants compute at the same time.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from alexnet_jax.errors import UserError
 
 
 class Unavailable(Exception):
-  """A contestant cannot take part here; the message is one line that says why."""
+  """A contestant cannot run here; the message is one line with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Contestant:
   """How to start a contestant.
 
   Attributes:
-    title: what it is called in tables.
-    workload: 'module:Class', of a `Workload` as a rule.
+    title: its name in tables.
+    workload: 'module:Class', usually of a `Workload`.
     settings: environment variables of its process.
     python: interpreter of its process.
     advice: what to do if its process is killed.
@@ -65,22 +65,22 @@ class Worker:
     return self.result()
 
   def start(self, method: str, *arguments, **named) -> None:
-    """Begins a call, of which `result` is to be asked next."""
+    """Begins a call; `result` waits for its end."""
     with contextlib.suppress(ConnectionError):  # its process has ended: `result` says so
       self._connection.send((method, arguments, named))
 
   def ready(self, seconds: float) -> bool:
-    """Waits so long at most; whether `result` would return at once."""
+    """Waits at most this long; returns whether `result` would return at once."""
     return self._connection.poll(seconds)
 
   def result(self) -> Any:
-    """What the call that was begun returns; raises as `call` does."""
+    """The result of the call that `start` began; raises like `call`."""
     try:
       reply = self._connection.recv()
     except (EOFError, ConnectionError):
       raise UserError(
         f'the process of {self.contestant.title} ended with code {self.process.wait()}, perhaps'
-        f' for want of memory: {self.contestant.advice}'
+        f' for lack of memory: {self.contestant.advice}'
       ) from None
     if isinstance(reply, Exception):
       raise reply
@@ -115,7 +115,7 @@ def start_worker(contestant: Contestant, **arguments) -> Iterator[Worker]:
 
 
 def serve(descriptor: int) -> None:
-  """The child's part: makes the object of the first message, then runs its methods till the end."""
+  """Runs in the child: creates the object of the first message, then runs methods of it."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this
   connection, workload = Connection(descriptor), None
   with contextlib.suppress(EOFError):  # the parent has ended

@@ -1,4 +1,4 @@
-"""The work of a contestant, which runs in a process of its own, and how it is timed."""
+"""What a contestant runs in its process, and how it is timed."""
 
 import abc
 import platform
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
-  """One turn: images dealt with, seconds it took, and seconds of all cores together."""
+  """One turn: images processed, wall-clock seconds, and seconds of all cores together."""
 
   images: int
   seconds: float
@@ -26,14 +26,14 @@ class Sample(NamedTuple):
 
 
 class Workload(abc.ABC):
-  """Works through batches in a process of its own; see `worker.py`."""
+  """Processes batches; a `worker.Worker` runs it in a process of its own."""
 
   @abc.abstractmethod
   def run(self, batches: int) -> int:
-    """Works through so many batches, to the end; returns the number of images."""
+    """Processes this many batches and waits for them; returns the number of images."""
 
   def prepare(self, seconds: float) -> None:
-    """Compiles, and finds how many batches fill a turn of `seconds`."""
+    """Compiles, and determines how many batches a turn of `seconds` has."""
     self.run(1)
     batches = 1
     while (spent := timed(self.run, batches).seconds) < seconds / 4:
@@ -41,7 +41,7 @@ class Workload(abc.ABC):
     self._turn = max(1, round(batches * seconds / spent))
 
   def measure(self) -> Sample:
-    """Takes a turn, after one batch that does not count: another's turn has cooled the caches."""
+    """Takes a turn, after one batch that is not timed, as another's turn has filled the caches."""
     self.run(1)
     return self.turn()
 
@@ -58,7 +58,7 @@ class Workload(abc.ABC):
     return environment(Devices())
 
   def info(self) -> dict[str, Any]:
-    """What else is worth knowing after the last turn: versions of what does the work."""
+    """More for the results, after the last turn: versions of the libraries in use."""
     names = [name for name in ('jax', 'torch', 'tensorflow') if name in sys.modules]
     versions = {name: sys.modules[name].__version__ for name in names}
     return {'versions': versions | {'python': platform.python_version()}}
@@ -72,6 +72,6 @@ def timed(work: Callable[[int], int], batches: int) -> Sample:
 
 
 def _core_seconds() -> float:
-  """What this process and its ended children have used of all cores."""
+  """CPU time of this process and of its children that have ended."""
   used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
   return sum(usage.ru_utime + usage.ru_stime for usage in used)

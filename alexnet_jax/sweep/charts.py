@@ -13,15 +13,15 @@ _LONGEST = 40  # characters of a row's name
 
 
 def curves(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
-  """Errors against epochs as PNG: a strong mean curve of each row over the thin ones of its seeds.
+  """Errors against epochs as PNG: for each row a thick mean curve over the thin ones of its seeds.
 
   Args:
-    rows: for each row, in the next color each, (epoch, fraction) of each seed, (n, 2).
+    rows: for each row, for each seed, (epoch, error), (n, 2).
   """
   figure, axes = _axes(3.0)
   for number, seeds in enumerate(rows):
     color, style = COLORS[number % len(COLORS)], '-' if number < len(COLORS) else '--'
-    # As far as all of them go: they have points at the same epochs.
+    # Of the points that all seeds have, which are at the same epochs.
     mean = np.mean([points[: min(map(len, seeds))] for points in seeds], axis=0)
     for points, width, alpha in [(each, 0.7, 0.45) for each in seeds] + [(mean, 1.8, 1.0)]:
       x, y = points.T
@@ -34,7 +34,7 @@ def curves(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
 
 
 def forest(rows: Sequence[ReportRow]) -> bytes:
-  """Differences of the top-1 error with their intervals as PNG, published ones as hollow marks."""
+  """Forest plot as PNG: differences of the top-1 error with intervals, and published ones."""
   shown = [(i, row) for i, row in enumerate(rows) if row.top1.difference is not None]
   figure, axes = _axes(0.7 + 0.35 * len(shown))
   marks = []
@@ -51,7 +51,7 @@ def forest(rows: Sequence[ReportRow]) -> bytes:
       if value is not None:
         marks.append(100 * value)
         axes.plot(100 * value, y, mark, color=fill, markeredgecolor=edge, zorder=3)
-  # One wide interval of two seeds must not squeeze all the others: it is cut at the edge.
+  # A single wide interval is cut at the edge, so that the others can be read.
   reach = min(max(map(abs, axes.get_xlim())), 3 * max(map(abs, marks)) or 1)
   axes.set(xlim=(-reach, reach), ylim=(len(shown) - 0.5, -0.5))
   names = [row.name if len(row.name) <= _LONGEST else row.name[:_LONGEST] + '…' for _, row in shown]

@@ -55,11 +55,11 @@ class ReportRow:
   Attributes:
     name: its ablations and other fields in which it differs from the base, or "baseline".
     ablations: names.
-    others: fields that differ from the base besides those, {field: value}.
-    changes: all fields that differ from it, {field: (base, here)}.
+    others: fields that differ from the base for other reasons, {field: value}.
+    changes: all fields that differ from the base, {field: (base, here)}.
     runs: by seed.
     statistics: {metric: its statistics}, of each metric of `scores.TOP_K`.
-    reference: name of the row it is compared with, '' for none.
+    reference: name of the row it is compared with, or ''.
     claim: whether the published difference is confirmed; '' where none was published or measured.
   """
 
@@ -95,7 +95,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[ReportRow]:
 
 
 def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-  """Runs by their config without the seed and what does not alter a run; of a seed the last."""
+  """Runs by their config without seed and fields that do not alter a run; of a seed the last."""
   groups: dict[str, dict[int, FinishedRun]] = {}
   for run in runs:
     flat = configs.flatten(run.config)
@@ -105,7 +105,7 @@ def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 
 
 def _base(groups: list[list[FinishedRun]]) -> FinishedRun:
-  """The first run of the group without ablations of the net from which the others differ least."""
+  """The run that the others differ least from, if possible one without ablations of the net."""
 
   def distance(run: FinishedRun) -> tuple[bool, int, int]:
     recipes = _recipes(run)
@@ -118,7 +118,7 @@ def _base(groups: list[list[FinishedRun]]) -> FinishedRun:
 
 
 def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
-  """What ablations of the recipe would set in a config, those of most fields first."""
+  """{ablation: fields it would set in this config}, those of most fields first."""
   config = configs.from_json(base.config)
   effects = {
     name: {field: new for field, (_, new) in config_files.ablation_changes(config, name).items()}
@@ -210,8 +210,7 @@ def _over_images(pairs: Sequence[tuple[FinishedRun, FinishedRun]], k: int) -> In
 def bootstrap_mean(values: np.ndarray) -> Interval:
   """95 % percentile bootstrap interval of a mean of few distinct values, drawn as their counts.
 
-  Equal values would make it a point: then it is as wide as Wilson's interval of a share of 0 in as
-  many images.
+  Where all values are equal, it is as wide as Wilson's interval of 0 errors in as many images.
   """
   distinct, counts = np.unique(values, return_counts=True)
   if len(distinct) == 1:
@@ -223,7 +222,7 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
 
 
 def judge(error: Statistics) -> str:
-  """The verdict of a measured on a published difference: of its sign, for data may be another."""
+  """Compares the sign of the measured difference with that of the published one."""
   interval = error.over_seeds or error.over_images
   if interval is None or error.published is None:
     return 'inconclusive: one seed and no predictions'

@@ -1,4 +1,4 @@
-"""Finished runs as a report sees them: config, results, metrics, predictions."""
+"""Finished runs, read from their folders: config, results, metrics, predictions."""
 
 import dataclasses
 import os
@@ -65,13 +65,12 @@ class FinishedRun:
 
   @cached_property
   def training_errors(self) -> np.ndarray:
-    """(epoch, mean top-1 error over the epoch before it), from the end of the first on, (n, 2).
+    """(epoch, mean top-1 error over the last epoch until then), from epoch 1 on, (n, 2).
 
-    On views as trained on, with the augmentation and dropout of the config: no extra pass over the
-    training images.
+    As logged while training, so with augmentation and dropout.
     """
     epochs, errors = series(self.metrics, 'train/top1_error').T
-    weights = np.diff(epochs, prepend=0)  # of steps since the line before: batches are of one size
+    weights = np.diff(epochs, prepend=0)  # proportional to the steps since the line before
     points = []
     for epoch in epochs[epochs >= 1]:
       last = (epoch - 1 < epochs) & (epochs <= epoch)

@@ -1,6 +1,6 @@
-"""Runs of a sweep as child processes, as many at a time as asked.
+"""Runs of a sweep as child processes, several at a time.
 
-The command of a run resumes what was interrupted, so only its log is stored here.
+A run that was interrupted is resumed by its own command.
 """
 
 import concurrent.futures
@@ -18,21 +18,21 @@ from alexnet_jax.runtime.child_processes import signal_on_parent_death
 from alexnet_jax.sweep.runs import PlannedRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SAVING = 60.0  # seconds that a run of a killed sweep may take to save and end
+_SAVING = 60.0  # seconds to wait for a run of a killed sweep that still saves
 
 
 def run_all(runs: Sequence[PlannedRun], jobs: int) -> dict[str, str]:
   """Runs those that are not finished; a failed run does not stop the others.
 
   SIGINT, SIGTERM and SIGHUP make the running ones save and end; a second SIGINT kills them.  On
-  Linux they save and end as well when this process is killed.
+  Linux they also save and end when this process is killed.
 
   Args:
     runs: in the order in which to start them.
     jobs: how many at a time.
 
   Returns:
-    Why a run is not finished, by its name; {} if all are.
+    {name of a failed run: reason}.
 
   Raises:
     Interrupted: by a signal; all processes have ended.
@@ -57,7 +57,7 @@ class _Children:
   """The processes that are running.
 
   Attributes:
-    stopped_by: name of the signal that asked to stop, '' before that.
+    stopped_by: name of the signal that asked to stop, or ''.
   """
 
   def __init__(self, jobs: int):
@@ -77,11 +77,11 @@ class _Children:
         self._send(signal.SIGKILL)
 
   def run(self, run: PlannedRun) -> str:
-    """Runs one to its end, if it is not finished; returns why it is not, else ''."""
+    """Runs one to its end, unless it is finished; returns the reason of a failure, else ''."""
     try:
       if not run.finished:
         self._wait_for_folder(run)
-      with self._lock:  # no signal between the start and the note of it
+      with self._lock:  # no signal before the process is in the set
         if run.finished or self.stopped_by:
           return ''
         process = _start(run, self._jobs)
@@ -107,7 +107,7 @@ class _Children:
       process.send_signal(number)
 
   def _wait_for_folder(self, run: PlannedRun) -> None:
-    """Waits while a run of a killed sweep still saves there; after that the run itself fails."""
+    """Waits while a run of a killed sweep still saves there; after `_SAVING` ours will fail."""
     run.workdir.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + _SAVING
     while not self.stopped_by and time.monotonic() < end:

@@ -23,8 +23,8 @@ class PlannedRun:
   Attributes:
     name: `<ablation>/seed<k>[/<field>=<value>,...]`, also its folder in that of the sweep.
     workdir: that folder.
-    config: what it runs, validated.
-    words: the arguments of `alexnet_jax.main`.
+    config: validated.
+    words: arguments of `alexnet_jax.main`.
   """
 
   name: str
@@ -47,13 +47,13 @@ def plan_runs(
   grid: Sequence[tuple[str, Sequence[str]]],
   workdir: Path,
 ) -> list[PlannedRun]:
-  """All runs of a sweep, none of them started.
+  """All runs of a sweep; starts none.
 
   Args:
-    config_words: `--config=...` and `--config.*` as for `alexnet_jax.main`, already found right.
+    config_words: `--config=...` and `--config.*` as for `alexnet_jax.main`, already checked.
     changes: ablations: a name, several joined by "+", or "baseline" for none.
     seeds: of the runs.
-    grid: (field, values as on the command line).
+    grid: (field, its values as on the command line).
     workdir: folder of the sweep.
 
   Raises:
@@ -61,7 +61,7 @@ def plan_runs(
   """
   found = []
   values = [[(field, value) for value in given] for field, given in grid]
-  # Seeds outermost: a sweep that is stopped early has all its changes with the first of them.
+  # Seeds outermost: a sweep that is stopped early has every ablation with the first seeds.
   for seed, change, point in itertools.product(seeds, changes, itertools.product(*values)):
     names = [] if change == BASELINE else change.split('+')
     parts = [change, f'seed{seed}']
