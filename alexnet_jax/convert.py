@@ -19,12 +19,16 @@ package.  DST, by its suffix:
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import si
+
+if TYPE_CHECKING:
+  from alexnet_jax.model.pretrained import Pretrained
 
 _NET = flags.DEFINE_enum(
   'net', None, ['caffe', 'caffenet'], 'Which one, where a Caffe file does not say it.'
@@ -39,6 +43,10 @@ _PREPROCESSING = flags.DEFINE_bool(
 _SOURCE = flags.DEFINE_string(
   'source', None, 'What an .npz is to say of itself: where it comes from, its error.'
 )
+
+
+_EVALUATED = ('.npz', '.pth', '.safetensors')  # files that are read again
+_FULL_SIZE = 224  # pixels of a view in configs/imagenet.py
 
 
 def main(words: list[str]) -> None:
@@ -58,12 +66,32 @@ def main(words: list[str]) -> None:
   weights = load.load(source, net=_NET.value, classes=_CLASSES.value, checkpoint=_CHECKPOINT.value)
   weights = dataclasses.replace(weights, source=_SOURCE.value or weights.source)
   size = save.save(weights, path, _PREPROCESSING.value)
-  preprocessing = weights.preprocessing
-  print(
-    f'{weights.source}: net {weights.net}, {len(weights.classes):,} classes, pictures'
-    f' {weights.resize} to {weights.image_size}, views of {preprocessing.crop}'
-  )
   print(f'wrote {path}, {si(size, "B")}')
+  print(_described(weights, source, target if path.suffix in _EVALUATED else source))
+
+
+def _described(weights: 'Pretrained', source: str, evaluated: str) -> str:
+  """What a net is, its classes, its preprocessing, and the command that evaluates it."""
+  preprocessing, classes = weights.preprocessing, weights.classes
+  size, resize, mean, scale = weights.image_size, weights.resize, 'the mean image', ''
+  if preprocessing.mean.ndim == 1:
+    mean = ' '.join(f'{value:.4g}' for value in preprocessing.mean)
+  if (preprocessing.scale != 1).any():
+    scale = ', times ' + ' '.join(f'{value:.3g}' for value in preprocessing.scale)
+  config, usual = 'imagenet' if len(classes) == 1000 else 'folder:IMAGES', 256
+  if size < _FULL_SIZE:
+    config, usual = 'cifar10 --config.data.source=folder --config.data.dir=IMAGES', 32
+    config += f' --config.data.num_classes={len(classes)}'
+  config += f' --config.data.image_size={size}' * (size != usual)
+  config += f' --config.data.resize={resize}' * (resize != 'crop')
+  command = f'--weights={evaluated} --config={config} --views=1'
+  if Path(source).is_dir():
+    command = f'--workdir={source}'
+  return (
+    f'{weights.source}: net {weights.net}, {len(classes):,} classes, {classes[0]} to {classes[-1]};'
+    f' images {resize} to {size}, views of {preprocessing.crop}, RGB of 0-255 minus {mean}{scale};'
+    f' evaluate it with python -m alexnet_jax.evaluate {command}'
+  )
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import weight_files as files
 from helpers.commands import ROOT, error_line, run
+from helpers.tiny_data import write_images
 from helpers.trained import digits_net, preprocessing, random_variables
 
 from alexnet_jax.errors import UserError
@@ -154,7 +155,18 @@ def test_command(tmp_path):
   (tmp_path / 'names').write_text('x\ny\nz\n')
   done = run('alexnet_jax.convert', 'a.npz', 'b.npz', '--classes=names', folder=tmp_path)
   assert done.returncode == 0 and not done.stderr, done.stderr
-  assert 'net digits, 3 classes' in done.stdout and 'wrote b.npz' in done.stdout
+  said = done.stdout.splitlines()
+  assert said[0].startswith('wrote b.npz, ') and len(said) == 2
+  what = (
+    'net digits, 3 classes, x to z; images warp to 32, views of 28, RGB of 0-255 minus the mean'
+  )
+  assert what in said[1]
+  # The command that it names evaluates what was written, here on two images of each class.
+  for name in 'xyz':
+    write_images(tmp_path / 'images' / name, 4)
+  command = said[1].partition('evaluate it with python -m ')[2].replace('IMAGES', 'images')
+  done = run(*command.split(), '--config.data.validation_fraction=0.5', folder=tmp_path)
+  assert done.returncode == 0 and 'over 6 images' in done.stdout, done.stderr
   assert_equal(load(tmp_path / 'b.npz'), dataclasses.replace(weights, classes=('x', 'y', 'z')))
   for arguments, message in (
     ((), 'give SRC and DST'),

@@ -96,6 +96,58 @@ def torchvision_files(arrays):
   yield '2017', old.replace(b'ctorch\n', b'ctorch.cuda\n')
 
 
+def trained(module):
+  """The states of an optimizer and a schedule after a step."""
+  import torch
+
+  optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+  schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+  sum(p.sum() for p in module.parameters()).backward()
+  optimizer.step()
+  schedule.step()
+  return optimizer.state_dict(), schedule.state_dict()
+
+
+def test_checkpoints_of_torch_and_lightning(small, read):
+  """Of ten classes, in half precision, under the names that wrappers give; the rest is not read."""
+  torch = pytest.importorskip('torch')
+  arrays = files.random_arrays('owt', classes=10)
+  wanted = read(files.safetensors_file(arrays))
+  assert len(wanted.classes) == 10
+  optimizer, schedule = trained(torch.nn.Linear(2, 2))
+  module = torch.nn.Module()
+  module.features, module.classifier = torch.nn.Module(), torch.nn.Module()
+  for name, value in files.state_dict(arrays).items():
+    room, number, kind = name.split('.')
+    if kind == 'weight':
+      getattr(module, room).add_module(number, torch.nn.Module())
+    layer = getattr(getattr(module, room), number)
+    layer.register_parameter(kind, torch.nn.Parameter(value))
+  lightning = torch.nn.Module()
+  lightning.model, lightning.criterion = module, torch.nn.CrossEntropyLoss(torch.ones(10))
+  parallel = torch.nn.DataParallel(module)
+  checkpoint = {
+    **{'epoch': 3, 'global_step': 40, 'pytorch-lightning_version': '2.5.0', 'loops': {}},
+    'state_dict': lightning.state_dict(),
+    'callbacks': {"ModelCheckpoint{'mode': 'min'}": {'best_model_score': torch.tensor(0.3)}},
+    **{'optimizer_states': [optimizer], 'lr_schedulers': [schedule]},
+    **{'hparams_name': 'kwargs', 'hyper_parameters': {'lr': 0.1, 'betas': (0.9, 0.999)}},
+  }
+  assert 'criterion.weight' in checkpoint['state_dict']
+  forms = [checkpoint, parallel.state_dict(), files.state_dict(arrays, '_orig_mod.')]
+  forms.append({'model_state_dict': parallel.state_dict(), 'optimizer_state_dict': optimizer})
+  forms.append({f'net.{name}': value for name, value in module.state_dict().items()})
+  for dtype in (torch.float16, torch.bfloat16):
+    forms.append({'net': module.to(dtype).state_dict(), 'acc': 56.5, 'epoch': 3})
+  for number, form in enumerate(forms):
+    for legacy in (False, True):
+      found = read(files.torch_file(form, legacy=legacy))
+      assert found.classes == wanted.classes, number
+      jax.tree.map(np.testing.assert_array_equal, found.variables, wanted.variables)
+  two = {f'{name}.{key}': a for name in 'ab' for key, a in files.state_dict(arrays).items()}
+  refuse(read, files.torch_file(two), "it has several nets, 'a.' and 'b.'")
+
+
 def test_torchvision(small, read):
   pytest.importorskip('torch')
   arrays = files.random_arrays('owt')

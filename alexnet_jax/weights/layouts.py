@@ -85,6 +85,16 @@ def from_torchvision(arrays: Arrays, file: str) -> Pretrained:
   """
   # nn.DataParallel puts itself into the names, in front or, in PyTorch's ImageNet example, inside.
   arrays = {name.replace('module.', ''): array for name, array in arrays.items()}
+  first = _TORCHVISION_NAMES['params/conv1/kernel']
+  prefixes = [name.removesuffix(first) for name in arrays if name.endswith(first)]
+  if len(prefixes) > 1:
+    raise ValueError(f'it has several nets, {prefixes[0]!r:.40} and {prefixes[1]!r:.40}: save one')
+  if prefixes and prefixes[0]:  # of Lightning's module, which may have arrays besides the net's
+    arrays = {
+      name.removeprefix(prefixes[0]): array
+      for name, array in arrays.items()
+      if name.startswith(prefixes[0])
+    }
   if not arrays.keys() & set(_TORCHVISION_NAMES.values()):
     found = ', '.join(f'{name:.40}' for name in list(arrays)[:4]) or 'none at all'
     raise ValueError(

@@ -107,4 +107,8 @@ def _encode(text: str, encoding: str) -> bytes:
   return text.encode('latin1')
 
 
-_KNOWN = {'collections.OrderedDict': _ordered_dict, '_codecs.encode': _encode}
+_KNOWN = {
+  'collections.OrderedDict': _ordered_dict,
+  'collections.Counter': lambda counts: counts,  # the milestones of torch's schedules
+  '_codecs.encode': _encode,
+}

@@ -98,7 +98,7 @@ def _state_dict(value: Any) -> dict[str, np.ndarray]:
   """The state dict, which may be one entry of a training checkpoint."""
   if not isinstance(value, dict):
     raise ValueError('it holds no state dict; save model.state_dict()')
-  for name in ('state_dict', 'model'):
+  for name in ('state_dict', 'model_state_dict', 'model', 'net'):
     if isinstance(value.get(name), dict):
       value = value[name]
   if not all(isinstance(key, str) and isinstance(a, np.ndarray) for key, a in value.items()):
