@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
   if len(photos) > _MOST:
     raise UserError(f'{len(photos):,} photos: a page takes at most {_MOST}; name some of them')
   set_up_jax()
-  from alexnet_jax.explorer import page
+  from alexnet_jax.explorer.explorer_page import render
   from alexnet_jax.explorer.observation import observe
   from alexnet_jax.explorer.training_images import find_training_images
   from alexnet_jax.terminal import Console
@@ -68,7 +68,7 @@ def main(words: list[str]) -> None:
     print(f'{each.name} cannot be read: {each.error}', file=sys.stderr)
   if not found:
     raise UserError(f'none of {len(photos)} photos can be read')
-  text = page.page(weights, found, len(training.images) if training else 0, cli.command_line())
+  text = render(weights, found, len(training.images) if training else 0, cli.command_line())
   try:
     files.write(_OUT.value, text)
   except OSError as error:

@@ -7,50 +7,28 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import error_line, run
+from helpers.explored import NASTY, nasty_net, page, pixels, write_photos
 from helpers.trained import digits_config, digits_net, write_run
-from PIL import Image
 
-from alexnet_jax.explorer import drawing, page
-from alexnet_jax.explorer.observation import TrainingImages, observe
+from alexnet_jax.explorer import drawing
 from alexnet_jax.inference.predictor import Predictor
 from alexnet_jax.model import nets
 from alexnet_jax.model.alexnet import AlexNet
 
-NASTY = '<script>alert(1)</script>'
-
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """Two photos; one is named as a tag would be."""
-  folder = tmp_path_factory.mktemp('photos') / 'bee'
-  folder.mkdir()
-  random = np.random.default_rng(0)
-  files = [folder / '<script>alert(2)<&>.png', folder / 'plain.png']
-  for file in files:
-    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    coarse.resize((52, 40), Image.Resampling.BICUBIC).save(file)
-  return files
+  return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 @pytest.fixture(scope='module')
 def net():
-  return digits_net(classes=(NASTY, 'bee', 'cat', 'dog', 'elk', 'fox', 'gnu'))
+  return nasty_net()
 
 
 @pytest.fixture(scope='module')
 def text(net, photos):
-  images = np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
-  images[4] = pixels(photos[0])
-  training = TrainingImages(images, [net.classes[number % 7] for number in range(9)])
-  found, unreadable = observe(net, photos, training)
-  assert not unreadable
-  return page.page(net, found, len(images), 'the <b>command')
-
-
-def pixels(file):
-  """As the net resizes a photo of 52 x 40 pixels."""
-  image = Image.open(file).resize((42, 32), Image.Resampling.BILINEAR)
-  return np.asarray(image.crop((5, 0, 37, 32)))
+  return page(net, photos)
 
 
 def center(net, file):
@@ -112,7 +90,7 @@ def test_views_are_where_the_paper_has_them(net, photos, text):
 
 def test_a_covered_part_is_the_mean_and_its_number_the_nets(net, photos, text):
   for part, file in zip(parts(text, 'occlusion'), photos, strict=True):
-    cells = re.findall('data-square="(.*?)" data-text="(.*?)"', part)
+    cells = re.findall('data-square="(.*?)" data-share="(.*?)%" data-points="(.*?)"', part)
     assert len(cells) == 81
     assert [cells[number][0] for number in (0, 40, 80)] == ['0 0 5 5', '11 11 6 6', '23 23 5 5']
     whole = np.asarray(jax.nn.softmax(outputs_of(net, file)[net.table[-1].name]))
@@ -123,7 +101,7 @@ def test_a_covered_part_is_the_mean_and_its_number_the_nets(net, photos, text):
       view[y : y + height, x : x + width] = 0
       logits = AlexNet(net.table).apply(net.variables, view[None])
       share = float(jax.nn.softmax(logits)[0, label])
-      shown, change = re.match(r'(.*?)% .*, (.*) points', visible(cells[number][1])).groups()
+      shown, change = cells[number][1], visible(cells[number][2])
       assert float(shown) == pytest.approx(100 * share, abs=0.02)
       assert float(change) == pytest.approx(100 * (share - whole[label]), abs=0.02)
 
@@ -152,14 +130,14 @@ def test_steps_show_a_map_before_and_after(net, photos, text):
   rows = [row.name for row in net.table]
   for part, file in zip(parts(text, 'steps'), photos, strict=True):
     outputs = outputs_of(net, file)
-    steps = re.findall(r'data-step="(\w+)"(.*?)(?=<div class="step"|$)', part, re.S)
+    steps = re.findall(r'data-step="(\w+)"(.*?)(?=<div class="step |$)', part, re.S)
     assert {name for name, _ in steps} == {
       name for name in rows if outputs[name].ndim == 3 and not name.startswith('conv')
     }
     for name, step in steps:
       channel = int(re.search(r'Channel (\d+)', step)[1])
       assert outputs[name][..., channel].max() == pytest.approx(outputs[name].max(), abs=1e-3)
-      sides = re.findall(r'<span>(\w+), .*?<span class="number">(.*?)</span>', step, re.S)
+      sides = re.findall(r'(?:before|after): (\w+), .*?<span class="number">(.*?)</span>', step)
       assert [side for side, _ in sides] == [rows[rows.index(name) - 1], name]
       for side, ends in sides:
         values = outputs[side][..., channel]

@@ -19,9 +19,9 @@ class Box:
     name, kind, note: of the layer: its class, and its numbers in words.
     shape: of its output, as text.
     parameters: as text, '' if there are none.
-    y, height: top and height of its boxes.
+    y, height: top and height of its boxes; like all lengths, in units of the picture.
     spans: (left, width) of the boxes, one a tower.
-    lines: ((x, y), (x, y)) from the row above.
+    lines: (x1, y1, x2, y2) from the row above.
     meets: whether every tower reads all towers of the row above.
   """
 
@@ -33,8 +33,12 @@ class Box:
   y: float
   height: float
   spans: tuple[tuple[float, float], ...]
-  lines: tuple[tuple[tuple[float, float], tuple[float, float]], ...]
+  lines: tuple[tuple[float, float, float, float], ...]
   meets: bool
+
+  @property
+  def middle(self) -> float:
+    return self.y + self.height / 2
 
 
 def draw(table: layers.Table, shape: layers.Shape) -> list[Box]:
@@ -63,7 +67,7 @@ def draw(table: layers.Table, shape: layers.Shape) -> list[Box]:
     )
     mixes = weighted and getattr(row, 'groups', 1) == 1
     lines = tuple(
-      ((left + width / 2, above.y + above.height), (x + w / 2, box.y))
+      (left + width / 2, above.y + above.height, x + w / 2, box.y)
       for t, (left, width) in enumerate(above.spans)
       for u, (x, w) in enumerate(box.spans)
       if mixes or t == u or len(above.spans) != len(box.spans)

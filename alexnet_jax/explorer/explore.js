@@ -22,6 +22,7 @@ for (const part of all('#guess .of-photo')) {
       frame.toggleAttribute('hidden', !chosen);
       frame.setAttribute('x', button.dataset.x);
       frame.setAttribute('y', button.dataset.y);
+      if (chosen) frame.closest('.square').scrollIntoView({ block: 'nearest' });
     });
   }
 }
@@ -33,14 +34,16 @@ for (const part of all('#occlusion .of-photo')) {
   const side = Math.sqrt(cells.length);
   const cover = part.querySelector('.cover');
   const picture = part.querySelector('.square');
+  const output = part.querySelector('output');
   let chosen = (cells.length - 1) / 2; // the middle
   const choose = (number) => {
     chosen = number;
-    const { square, text } = cells[number].dataset;
+    const { square, share, points } = cells[number].dataset;
     const numbers = square.split(' ');
     ['x', 'y', 'width', 'height'].forEach((name, i) => cover.setAttribute(name, numbers[i]));
     cover.removeAttribute('hidden');
-    part.querySelector('output').textContent = `Covered here: ${text}`;
+    output.style.setProperty('--share', share);
+    output.querySelector('b').textContent = `${share}, ${points} points`;
   };
   cells.forEach((cell, number) => {
     cell.addEventListener('pointerenter', () => choose(number));

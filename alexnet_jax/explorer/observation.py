@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data.images import read_image
@@ -96,71 +95,64 @@ def observe(
   Returns:
     What it makes of each that can be read, and the others with their `error`.
   """
-  predictor = Predictor(weights)
-  layer = predictor.last_hidden
-  predictions = list(predictor.stream(files, features=layer))
+  predictor = Predictor(weights, batch_size=_BATCH_SIZE)
+  predictions = list(predictor.stream(files, features=predictor.last_hidden))
   readable = [each for each in predictions if not each.error]
   nearest = _nearest(predictor, readable, training)
-  look = _Net(weights)
+  net = _Net(weights)
   found = []
   for prediction, near in zip(readable, nearest, strict=True):
-    found.append(look.at(prediction, near))
+    found.append(net.observe(prediction, near))
     advance(1)
   return found, [each for each in predictions if each.error]
 
 
 class _Net:
-  """The net, compiled once for all photos."""
+  """A net as one compiled program, for batches of views of one size."""
 
   def __init__(self, weights: Pretrained):
     self._weights = weights
+    self._variables = jax.device_put(weights.variables)
+    self._cut = jax.jit(weights.preprocessing.test_view)
     model = AlexNet(weights.table)
-    variables = jax.device_put(weights.variables)
 
     @jax.jit
-    def outputs(views):
-      _, state = model.apply(variables, views, mutable=['intermediates'])
-      return state['intermediates']['outputs']
+    def apply(variables, views):
+      logits, state = model.apply(variables, views, mutable=['intermediates'])
+      outputs = state['intermediates']['outputs']
+      return jax.nn.softmax(logits), {name: values[0] for name, values in outputs.items()}
 
-    @jax.jit
-    def probabilities(views):
-      return jax.nn.softmax(model.apply(variables, views))
+    self._apply = apply
 
-    self._outputs, self._probabilities = outputs, probabilities
-
-  def at(self, prediction: ImagePrediction, near: Neighbors) -> Observation:
+  def observe(self, prediction: ImagePrediction, near: Neighbors) -> Observation:
     weights, preprocessing = self._weights, self._weights.preprocessing
     pixels = read_image(
       Path(prediction.name), weights.image_size, weights.resize, preprocessing.upright
     )
-    places = jnp.asarray((*VIEWS[1], *views_of(weights)), jnp.float32)
-    center, *views = (
-      np.asarray(preprocessing.test_view(jnp.asarray(pixels[None]), x)[0]) for x in places
-    )
-    covered = [center.copy() for _ in range(CELLS * CELLS)]
-    for number, view in enumerate(covered):
+    places = np.asarray((*VIEWS[1], *views_of(weights)), np.float32)
+    views = [np.asarray(self._cut(pixels[None], place)[0]) for place in places]
+    for number in range(CELLS * CELLS):
+      covered = views[0].copy()
       top, left, bottom, right = occluder(*divmod(number, CELLS), preprocessing.crop)
-      view[top:bottom, left:right] = 0  # the mean has been subtracted
-    found = self._batches([*views, *covered])
-    outputs = {name: np.asarray(x[0]) for name, x in self._outputs(center[None]).items()}
+      covered[top:bottom, left:right] = 0  # the mean has been subtracted
+      views.append(covered)
+    found, outputs = self._batches(views)
     return Observation(
       prediction=prediction,
       pixels=pixels,
-      outputs={'input': center, **outputs},
-      views=found[: len(views)],
-      occlusion=found[len(views) :, prediction.labels[0]].reshape(CELLS, CELLS),
+      outputs={'input': views[0], **outputs},
+      views=found[1 : len(places)],
+      occlusion=found[len(places) :, prediction.labels[0]].reshape(CELLS, CELLS),
       neighbors=near,
     )
 
-  def _batches(self, views: list[np.ndarray]) -> np.ndarray:
-    """Probabilities (N, classes) of views."""
+  def _batches(self, views: list[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Probabilities (N, classes) of views, and the outputs of all layers for the first view."""
     blank = [np.zeros_like(views[0])] * (-len(views) % _BATCH_SIZE)
-    stacked = np.stack(views + blank)
-    batches = [
-      self._probabilities(stacked[first : first + _BATCH_SIZE])
-      for first in range(0, len(stacked), _BATCH_SIZE)
-    ]
-    return np.concatenate(jax.device_get(batches))[: len(views)]
+    batches = np.split(np.stack(views + blank), range(_BATCH_SIZE, len(views), _BATCH_SIZE))
+    found = [self._apply(self._variables, batch) for batch in batches]
+    probabilities, outputs = zip(*found, strict=True)
+    return np.concatenate(probabilities)[: len(views)], jax.device_get(outputs[0])
 
 
 def _nearest(

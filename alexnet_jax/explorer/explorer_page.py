@@ -1,4 +1,4 @@
-"""The page on what a net makes of photos: one HTML file, with pictures and numbers inside."""
+"""The page on what a net makes of photos: one HTML file, with images and numbers inside."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.explorer import drawing, pictures
+from alexnet_jax.explorer import drawing, inline_images
 from alexnet_jax.explorer.observation import CELLS, Observation, occluder, views_of
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.pretrained import Pretrained
@@ -30,14 +30,14 @@ _STEPS = {
 }
 
 
-def page(
+def render(
   weights: Pretrained, observations: Sequence[Observation], training: int, command: str
 ) -> str:
   """The page as HTML.
 
   Args:
     weights: the net.
-    observations: of the photos, one at least.
+    observations: of the photos, at least one.
     training: among how many training images the neighbors were looked for.
     command: how the page was asked for, shown on it.
   """
@@ -64,87 +64,86 @@ def page(
 
 
 def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
-  """The texts and pictures of one photo."""
+  """The texts and images of one photo."""
   prediction, table = seen.prediction, weights.table
-  names = {table[-1].name: weights.classes}
+  channel_names = {table[-1].name: weights.classes}
+  truth = prediction.true_label
+
+  def bars(probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
+    best = np.argsort(-probabilities, kind='stable')[:count]
+    return [_bar(weights.classes[label], probabilities[label], label == truth) for label in best]
+
+  shares = zip(prediction.labels, prediction.probabilities, strict=True)
   return {
     'name': drawable(Path(prediction.name).name),
     'true_class': drawable(prediction.true_class),
-    'pixels': pictures.photo(seen.pixels),
-    'bars': _bars(weights, prediction.labels, prediction.probabilities, prediction.true_label),
-    'mean_bars': _mean_bars(weights, seen),
-    'views': [_bars(weights, *_best(view, 1), prediction.true_label)[0] for view in seen.views],
+    'pixels': inline_images.encode(seen.pixels),
+    'bars': [_bar(weights.classes[label], share, label == truth) for label, share in shares],
+    'mean_bars': bars(seen.views.mean(axis=0), _TOP),
+    'views': [bars(view, 1)[0] for view in seen.views],
     'occlusion': _occlusion(weights, seen),
-    'layers': [_layer(row.name, seen.outputs[row.name], names.get(row.name)) for row in table],
+    'layers': [
+      _layer(row.name, seen.outputs[row.name], channel_names.get(row.name)) for row in table
+    ],
     'steps': _steps(table, seen.outputs),
     'neighbors': [
-      {'distance': f'{distance:.4g}', 'class': drawable(name), 'pixels': _thumbnail(image)}
+      {
+        'distance': f'{distance:.4g}',
+        'class': drawable(name),
+        'pixels': inline_images.encode(image, _THUMBNAIL),
+      }
       for distance, image, name in seen.neighbors
     ],
   }
 
 
-def _thumbnail(image: np.ndarray) -> str:
-  return pictures.photo(image, _THUMBNAIL)
-
-
-def _best(probabilities: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-  labels = np.argsort(-probabilities, kind='stable')[:count]
-  return labels, probabilities[labels]
-
-
-def _bars(weights: Pretrained, labels, probabilities, true_label: int | None) -> list[dict]:
-  return [
-    {
-      'class': drawable(weights.classes[label]),
-      'share': f'{share:.2%}',
-      'true': label == true_label,
-    }
-    for label, share in zip(labels, probabilities, strict=True)
-  ]
-
-
-def _mean_bars(weights: Pretrained, seen: Observation) -> list[dict]:
-  best = _best(seen.views.mean(axis=0), _TOP)
-  return _bars(weights, *best, seen.prediction.true_label)
+def _bar(name: str, share: float, is_true: bool) -> dict[str, Any]:
+  return {'class': drawable(name), 'share': f'{share:.2%}', 'true': is_true}
 
 
 def _view_places(weights: Pretrained) -> list[dict[str, Any]]:
+  crop = weights.preprocessing.crop
+  border = (weights.preprocessing.resize_to or weights.image_size) - crop
   words = {0: ('top', 'left'), 0.5: ('middle', 'center'), 1: ('bottom', 'right')}
-  return [
-    {
-      'row': row,
-      'column': column,
-      'mirrored': mirrored,
-      'name': ('center' if row == column == 0.5 else f'{words[row][0]} {words[column][1]}')
-      + ', mirrored' * mirrored,
-    }
-    for row, column, mirrored in views_of(weights)
-  ]
+  views = []
+  for row, column, mirrored in views_of(weights):
+    name = 'center' if row == column == 0.5 else f'{words[row][0]} {words[column][1]}'
+    views.append(
+      {
+        'name': name + ', mirrored' * mirrored,
+        'x': int(column * border),
+        'y': int(row * border),
+        'position': f'{100 * column:g}% {100 * row:g}%',
+        'mirrored': mirrored,
+      }
+    )
+  return views
 
 
 def _occlusion(weights: Pretrained, seen: Observation) -> dict[str, Any]:
   """The occlusion map: cells, each with its square, its color and what it says."""
-  crop, name = weights.preprocessing.crop, drawable(seen.prediction.classes[0])
   whole = float(seen.prediction.probabilities[0])
   changes = seen.occlusion - whole
   largest = float(np.abs(changes).max()) or 1.0
   cells = []
-  for row in range(CELLS):
-    for column in range(CELLS):
-      top, left, bottom, right = occluder(row, column, crop)
-      change = float(changes[row, column])
-      points = _signed(f'{100 * change:+.2f}')
-      cells.append(
-        {
-          'square': f'{left} {top} {right - left} {bottom - top}',
-          'falls': change < 0,
-          'opacity': f'{0.85 * abs(change) / largest:.2f}',
-          'text': f'{seen.occlusion[row, column]:.2%} {name}, {points} points',
-        }
-      )
-  lowest = int(seen.occlusion.argmin())
-  return {'class': name, 'whole': f'{whole:.2%}', 'cells': cells, 'lowest': lowest}
+  for (row, column), change in np.ndenumerate(changes):
+    top, left, bottom, right = occluder(row, column, weights.preprocessing.crop)
+    cells.append(
+      {
+        'square': f'{left} {top} {right - left} {bottom - top}',
+        'falls': change < 0,
+        'opacity': f'{0.85 * abs(change) / largest:.2f}',
+        'share': f'{seen.occlusion[row, column]:.2%}',
+        'points': _signed(f'{100 * change:+.2f}'),
+      }
+    )
+  return {
+    'class': drawable(seen.prediction.classes[0]),
+    'whole': f'{whole:.2%}',
+    'cells': cells,
+    'lowest': cells[int(changes.argmin())],
+    'highest': cells[int(changes.argmax())],
+  }
 
 
 def strongest(outputs: np.ndarray, count: int) -> np.ndarray:
@@ -156,13 +155,16 @@ def strongest(outputs: np.ndarray, count: int) -> np.ndarray:
 def _layer(name: str, outputs: np.ndarray, channel_names: Sequence[str] | None) -> dict[str, Any]:
   """A layer's output: its strongest maps, or all its values where it has no maps."""
   channels = strongest(outputs, MAPS)
-  is_maps = outputs.ndim == 3
+  if is_maps := outputs.ndim == 3:
+    image = inline_images.map_strip(outputs[..., channels])
+  else:
+    image = inline_images.value_square(outputs)
   names = channel_names or range(outputs.shape[-1])
   return {
     'name': name,
     'shape': '×'.join(map(str, outputs.shape)),
     'maps': is_maps,
-    'strip': pictures.strip(outputs[..., channels]) if is_maps else pictures.vector(outputs),
+    'image': image,
     'channels': [(drawable(str(names[c])), _number(outputs[..., c].max())) for c in channels],
     'active': f'{(outputs > 0).mean():.0%}',
   }
@@ -175,21 +177,21 @@ def _steps(table: layers.Table, outputs: dict[str, np.ndarray]) -> list[dict[str
     before, after = outputs[above], outputs[row.name]
     if type(row) in _STEPS and after.ndim == 3:
       channel = int(strongest(after, 1)[0])
-      pair = [outputs[..., channel] for outputs in (before, after)]
+      pair = (above, before[..., channel]), (row.name, after[..., channel])
       steps.append(
         {
           'name': row.name,
-          'above': above,
           'text': _STEPS[type(row)],
           'channel': channel,
           'sides': [
             {
-              'strip': pictures.strip(side[..., None]),
+              'image': inline_images.map_strip(side[..., None]),
+              'layer': layer,
               'low': _number(side.min()),
               'high': _number(side.max()),
               'size': f'{side.shape[0]}×{side.shape[1]}',
             }
-            for side in pair
+            for layer, side in pair
           ],
         }
       )
@@ -206,7 +208,7 @@ def _kernels(weights: Pretrained) -> dict[str, Any] | None:
     'layer': first.name,
     'count': first.features,
     'size': f'{first.kernel}×{first.kernel}',
-    'sheet': pictures.kernels(np.asarray(kernel), _KERNEL_COLUMNS),
+    'sheet': inline_images.kernel_sheet(np.asarray(kernel), _KERNEL_COLUMNS),
   }
 
 

@@ -1,4 +1,4 @@
-"""Arrays as small PNG and JPEG pictures inside a page."""
+"""Arrays as images inside a page: PNG, or JPEG for photos."""
 
 import io
 
@@ -7,11 +7,11 @@ from PIL import Image
 
 from alexnet_jax.results.html_page import data_uri
 
-_SMALL = 64  # pixels on a side, up to which photos are kept exactly
+_SMALL = 64  # pixels on a side, up to which pixels are kept exactly
 
 
-def photo(pixels: np.ndarray, side: int = 0) -> str:
-  """An image uint8 (S, S, 3) as an address, no larger than `side` if that is given."""
+def encode(pixels: np.ndarray, side: int = 0) -> str:
+  """Pixels uint8 (S, S, 3) as a data URI, no larger than `side` if that is given."""
   image = Image.fromarray(pixels)
   if side and side < len(pixels):
     image = image.resize((side, side), Image.Resampling.BILINEAR)
@@ -20,7 +20,7 @@ def photo(pixels: np.ndarray, side: int = 0) -> str:
   return _encoded(image, 'jpeg', quality=85)
 
 
-def strip(maps: np.ndarray) -> str:
+def map_strip(maps: np.ndarray) -> str:
   """Maps float (H, W, K) side by side: 0 is black, positive values are warm, negative ones blue.
 
   Each is scaled by itself: its largest absolute value is the brightest color.
@@ -31,16 +31,16 @@ def strip(maps: np.ndarray) -> str:
   return _encoded(image, 'png')
 
 
-def vector(values: np.ndarray) -> str:
-  """Values (N,) in rows of a square, colored as by `strip`; what is left over is black."""
+def value_square(values: np.ndarray) -> str:
+  """Values (N,) in rows of a square, colored as by `map_strip`; what is left over is black."""
   side = int(np.ceil(np.sqrt(len(values))))
   rows = -(-len(values) // side)
   padded = np.zeros(rows * side, values.dtype)
   padded[: len(values)] = values
-  return strip(padded.reshape(rows, side, 1))
+  return map_strip(padded.reshape(rows, side, 1))
 
 
-def kernels(weights: np.ndarray, columns: int) -> str:
+def kernel_sheet(weights: np.ndarray, columns: int) -> str:
   """Kernels (h, w, 3, n) in rows, a pixel apart; each as by `results.figures.filter_grid`."""
   height, width, _, count = weights.shape
   largest = np.abs(weights).max(axis=(0, 1, 2), keepdims=True)
