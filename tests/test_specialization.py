@@ -1,6 +1,5 @@
 """Color in the kernels of the first layer: the index, the test of its halves, and the command."""
 
-import itertools
 import json
 import runpy
 
@@ -61,18 +60,6 @@ def test_index_is_the_part_across_the_gray_axis():
   index, deviation = chroma_index(kernels), np.sqrt(2 / 9 / 182.5)
   assert index.mean() == pytest.approx(2 / 3, abs=4 * deviation / np.sqrt(96))
   assert index.std() == pytest.approx(deviation, rel=0.3)
-
-
-def test_p_of_few_kernels_counts_every_split():
-  index = np.array([0.1, 0.2, 0.15, 0.9, 0.8, 0.3, 0.95, 0.7])
-  found = compare_halves(index, 10_000, seed=0)
-  apart = [
-    abs(index[list(part)].mean() - np.delete(index, part).mean())
-    for part in itertools.combinations(range(8), 4)
-  ]
-  expected = np.mean(np.array(apart) >= abs(found.difference) - 1e-12)
-  assert found.difference == pytest.approx(index[4:].mean() - index[:4].mean())
-  assert found.p == pytest.approx(expected) and 0.1 < expected < 0.5
 
 
 def test_p_shows_towers_that_differ_and_only_those():

@@ -1,4 +1,4 @@
-"""The checkpoint benchmark: how long saves hold training up, and what they and restores take."""
+"""The checkpoint benchmark: how long saves block training, and what they and restores take."""
 
 import collections
 import tempfile
@@ -25,7 +25,7 @@ _STEPS_ALONE = 3
 
 
 def measure_checkpoint(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
-  """Measures saves of a config's state while its training goes on, and restores.
+  """Measures saves during training, and restores.
 
   Arguments as those of `time_step.measure_step`.
   """
@@ -63,7 +63,7 @@ class SavingTraining(OurStep):
     self._saves = 0
 
   def save_and_restore(self) -> tuple[int, dict[str, float]]:
-    """Bytes of the state, and seconds of each part."""
+    """Returns the bytes of the state, and the seconds of each part."""
     usual = timed(self.run, _STEPS_ALONE).seconds / _STEPS_ALONE
     self._saves += 1
     meta: dict[str, Any] = {

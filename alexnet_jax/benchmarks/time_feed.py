@@ -1,4 +1,4 @@
-"""The feed benchmark: batches of stored uint8 images from a file in the page cache to memory."""
+"""The feed benchmark: batches of stored uint8 images, from a file in the page cache to memory."""
 
 import functools
 import os
@@ -62,7 +62,7 @@ def measure_feed(options: Options) -> Result:
 
 
 class OurFeed(Workload):
-  """Batches in the order of training, from the first thread's start to the last one's end."""
+  """Batches in the order of training; starting and ending the threads is timed too."""
 
   def __init__(self, file: Path):
     cpu.configure()  # as every command that feeds does
@@ -108,15 +108,15 @@ class TfDataFeed(Workload):
 
 
 class DataLoaderFeed(Workload):
-  """torch's DataLoader with a worker a core, over rows of the file.
+  """torch's DataLoader with a worker per core, over rows of the file.
 
-  The workers live for a turn, so that what they used of the cores is known at its end.
+  Workers end with the turn, because CPU time is known of ended processes only.
   """
 
   def __init__(self, file: Path):
     from torch.utils.data import DataLoader
 
-    # Copied on writing, which nobody does: torch warns of arrays that cannot be written.
+    # Mode 'c', because torch warns of arrays that are not writable.
     self._pixels = np.load(file, mmap_mode='c', allow_pickle=False)
     self._random = np.random.default_rng(0)
     self._loader = functools.partial(DataLoader, batch_size=BATCH_SIZE, num_workers=usable_cores())

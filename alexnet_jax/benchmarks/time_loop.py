@@ -1,4 +1,4 @@
-"""The loop benchmark: training steps fed from the store, against the step alone."""
+"""The loop benchmark: training steps with data loading, against the step alone."""
 
 import sys
 
@@ -45,7 +45,7 @@ def measure_loop(name: str, config: ml_collections.ConfigDict, options: Options)
 
 
 class OurLoop(Workload):
-  """Batches of the store, in the order of training, through the step that training runs."""
+  """Training steps on batches of the store, as in training."""
 
   def __init__(self, config: dict):
     """Takes a config as `config.to_json` gives it; UserError if its data or batch does not fit."""
@@ -64,7 +64,7 @@ class OurLoop(Workload):
     self._seconds = self._waited = 0.0
 
   def run(self, batches: int) -> int:
-    """As `Workload.run`; where calls make many steps, so many calls."""
+    """As `Workload.run`, with `batches` calls of `steps_per_call` steps each."""
     for _ in range(batches):
       self._state, metrics = self._train(self._state, next(self._batches))
     jax.block_until_ready((self._state, metrics))
@@ -78,5 +78,5 @@ class OurLoop(Workload):
     return sample
 
   def info(self) -> dict:
-    """Also the share of all turns' time that was spent waiting for the feed."""
+    """Also the share of the time that was spent waiting for data."""
     return super().info() | {'data_wait': self._waited / self._seconds}

@@ -60,7 +60,7 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
         continue
       expected = expected or ours.call('loss_and_grads', weights)
       equality[peer] = check_equal(peer, expected, actual, task.tolerance)
-      Console().message(f'{contestant.title}: computes the same')
+      Console().message(f'{contestant.title}: same loss and gradients')
       workers[peer] = worker
     contestants = take_turns(workers, options)
     for peer, found in contestants.items():

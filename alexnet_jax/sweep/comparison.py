@@ -232,10 +232,10 @@ def judge(error: Statistics) -> str:
   none_published = abs(error.published) <= _CLOSE
   if low <= 0 <= high:
     if none_published:
-      return f'consistent: the interval contains 0, as none was published ({kind})'
+      return f'consistent: no difference was published, the interval contains 0 ({kind})'
     return f'inconclusive: the interval contains 0 ({kind})'
   direction = 'worse' if low > 0 else 'better'
   if none_published:
-    return f'contradicted: {direction}, where none was published ({kind})'
+    return f'contradicted: {direction}, but no difference was published ({kind})'
   same = (low > 0) == (error.published > 0)
   return f'{"confirmed" if same else "contradicted"}: {direction} ({kind})'

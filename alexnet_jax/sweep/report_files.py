@@ -19,12 +19,12 @@ from alexnet_jax.sweep.comparison import Interval, ReportRow, Statistics, compar
 from alexnet_jax.sweep.finished import FinishedRun, find_finished_runs
 
 EXPLANATION = (
-  'Errors are of the final evaluation, mean ± standard deviation over seeds. A difference is that'
-  ' to the reference, paired by seed; its first interval (95 %, Student’s t) is over seeds, its'
-  ' second (95 %, bootstrap) over images. A published difference is of ImageNet with ten views: on'
-  ' other data only its sign is compared. Epochs are those until the training error, as trained'
-  ' (augmented, with dropout), has fallen to 25 %, by seed, as in the paper’s Figure 1: there tanh'
-  ' takes six times those of ReLU, each with its own best learning rate.'
+  'Errors are those of the final evaluation: mean ± standard deviation over seeds. Differences are'
+  ' to the reference row, paired by seed, with 95 % intervals over seeds (Student’s t) and over'
+  ' images (bootstrap). Published differences are of ImageNet with ten views; on other data only'
+  ' their sign is compared. Epochs to 25 % are those until the training error, with augmentation'
+  ' and dropout, has fallen to 25 %, by seed, as in the paper’s Figure 1: there tanh takes six'
+  ' times as many as ReLU, each with its own best learning rate.'
 )
 _LEVEL = 0.25  # training error
 
