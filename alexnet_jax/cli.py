@@ -153,7 +153,7 @@ def command_line() -> str:
 def _stop(number, frame):
   """Handles signals outside the training loop; there `StopSignal` does."""
   del frame
-  raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command goes on')
+  raise Interrupted(f'stopped by {signal.Signals(number).name}; the same command resumes it')
 
 
 def _guard(main: Callable[[], None]) -> int:
@@ -175,7 +175,7 @@ def _guard(main: Callable[[], None]) -> int:
     if not distributed.is_member():
       raise
     traceback.print_exc()
-    return _fail(Interrupted(f'a process of the job failed ({error}); the same command goes on'))
+    return _fail(Interrupted(f'a process of the job failed ({error}); the same command resumes it'))
 
 
 def _fail(error) -> int:

@@ -261,7 +261,7 @@ def watched(config):
   evaluator.return_value.predictions.return_value = found
   kernels = {experiment.table[0].name: {'kernel': np.zeros(1)}}
   with mock.patch.object(periodic_actions, 'write_first_layer'):
-    run.evaluation(1, mock.Mock(eval_params=kernels))
+    run.evaluate(1, mock.Mock(eval_params=kernels))
   run.final_predictions(mock.Mock())
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]
   throughput = mock.Mock()

@@ -179,7 +179,7 @@ def finetuned(photos, tmp_path_factory):
 
 def test_frozen_layers_are_equal_to_the_bit(finetuned):
   workdir, _, process = finetuned
-  assert 'fc5 is new, for 2 classes in place of 7 others' in process.stderr
+  assert 'fc5 starts at random, for 2 classes instead of 7' in process.stderr
   before, after = (
     digits_net().variables['params'],
     load_workdir(workdir, 'last').variables['params'],

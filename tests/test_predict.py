@@ -254,7 +254,7 @@ def test_runs_that_cannot_be_used_are_told(tmp_path):
   path = run / 'preprocessing.npz'
   whole = path.read_bytes()
   path.unlink()
-  with pytest.raises(UserError, match='has lost its preprocessing.npz'):
+  with pytest.raises(UserError, match='preprocessing.npz is missing'):
     load_workdir(run)
   for damage in (whole[:100], b'', pickled()):
     path.write_bytes(damage)

@@ -199,7 +199,7 @@ def test_a_disk_that_goes_away(tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(MetricWriter, 'write', fail)
-    with pytest.raises(DiskFailed, match='^Input/output error; what was saved is in .*goes on'):
+    with pytest.raises(DiskFailed, match='^Input/output error; what was saved is in .*resumes'):
       train(tmp_path / 'run')
   train(tmp_path / 'run')
 

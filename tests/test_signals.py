@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 end any command in one line, and the same command goes on."""
+"""SIGTERM and SIGUSR1 end any command in one line, and the same command resumes it."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_prepare_stops_and_goes_on(tmp_path, number):
   code, said = stopped(words, 'preparing', number)
   assert code == 75, said
   assert said.splitlines()[-1] == (
-    f'stopped by {signal.Signals(number).name}; the same command goes on'
+    f'stopped by {signal.Signals(number).name}; the same command resumes it'
   )
   assert 'Traceback' not in said
   done = run(*words, '--verify')

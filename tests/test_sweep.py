@@ -179,7 +179,7 @@ def test_an_interrupted_sweep_lets_its_runs_save(tmp_path, number):
     f'os.kill(os.getppid(), {int(number)}); time.sleep(60)'
   )
   before = signal.getsignal(number)
-  with pytest.raises(Interrupted, match=f'{number.name} with 1 of 3 .* the same command goes on'):
+  with pytest.raises(Interrupted, match=f'{number.name} with 1 of 3 .* same command resumes them'):
     run_all(programs(tmp_path, a='done()', b=listen, c='done()'), 1)
   assert (tmp_path / 'saved').read_text() == 'x' and not (tmp_path / 'c' / 'output.log').exists()
   assert signal.getsignal(number) == before

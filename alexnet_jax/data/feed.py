@@ -190,7 +190,7 @@ class Gather:
     except OSError as error:
       raise UserError(
         f'the prepared images can no longer be read ({error}): bring their disk back, or delete'
-        ' the store if it is damaged; the same command goes on from the last saved state'
+        ' the store if it is damaged; the same command resumes from the last saved state'
       ) from error
     return out
 

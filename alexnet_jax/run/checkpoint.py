@@ -222,7 +222,7 @@ def _set_aside(path: Path) -> None:
   shutil.rmtree(aside, ignore_errors=True)
   with contextlib.suppress(FileNotFoundError):
     path.rename(aside)
-    _log.warning(f'moved the damaged checkpoint to {aside}, which nothing reads any more')
+    _log.warning(f'moved the damaged checkpoint to {aside}, which may be deleted')
 
 
 def _snapshot(name: str, leaf: Any) -> Any:

@@ -39,8 +39,7 @@ def print_checkpoints(directory: Path, verify: bool) -> None:
   print('\n'.join([str(directory), *aligned(rows, left=(0, 3, 4))]))
   if damaged := sum(health.startswith('damaged:') for *_, health in rows):
     raise UserError(
-      f'{damaged} of {len(found)} checkpoints in {directory} are damaged; a restart passes over'
-      ' them'
+      f'{damaged} of {len(found)} checkpoints in {directory} are damaged; a resumed run skips them'
     )
 
 

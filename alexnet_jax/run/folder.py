@@ -109,5 +109,5 @@ def disk_failures(workdir: Path) -> Iterator[None]:
       reason = f'{workdir} is gone'
     raise DiskFailed(
       f'{reason}; what was saved is in {workdir}: once it can be written again, the same command'
-      ' goes on from there'
+      ' resumes from there'
     ) from error

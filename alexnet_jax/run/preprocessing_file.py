@@ -22,7 +22,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
     UserError: the file is missing or damaged.
   """
   if not path.exists():
-    raise UserError(f'{path.parent} has lost its {path.name}: restore it from a copy')
+    raise UserError(f'{path} is missing: restore it from a copy')
   values = files.read_npz(path, _NAMES, 'restore it from a copy')
   return Preprocessing(
     **{name: array if array.ndim else array.item() for name, array in values.items()}

@@ -48,7 +48,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int) -> dict[str, str]:
   if children.stopped_by:
     raise Interrupted(
       f'stopped by {children.stopped_by} with {sum(run.finished for run in runs)} of {len(runs)}'
-      ' runs done; the same command goes on'
+      ' runs done; the same command resumes them'
     )
   return {run.name: reason for run, reason in zip(runs, reasons, strict=True) if reason}
 

@@ -137,7 +137,7 @@ def _check_fit(weights: Pretrained, config, shapes: dict, new_layer: str) -> Non
       if layer != new_layer and found != tuple(shape):
         raise UserError(
           f'config.weights={config.weights} has {layer}/{name} of shape {found}, this run'
-          f' {tuple(shape)}: use the view they were trained with,'
+          f' {tuple(shape)}: use the crop they were trained with,'
           f' --config.input.crop={weights.preprocessing.crop}'
         )
 

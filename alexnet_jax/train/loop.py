@@ -103,7 +103,7 @@ def train(
       console.message(f'resuming from step {start:,} (epoch {calendar.epoch_of(start):.2f})')
     elif weights is not None:
       layer, count = experiment.new_layer, f'{len(experiment.classes):,} classes'
-      new = f'; {layer} is new, for {count} in place of {len(weights.classes):,} others'
+      new = f'; {layer} starts at random, for {count} instead of {len(weights.classes):,}'
       console.message(f'starting from {weights.source}{new if layer else ", with its classes"}')
 
     if start < calendar.total_steps:

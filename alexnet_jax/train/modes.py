@@ -43,8 +43,8 @@ def check(experiment: Experiment, split: Split, devices: Devices) -> list[str]:
       dense = [row for row in experiment.table if isinstance(row, layers.Dense)]
       found = ', '.join(f'{row.name} {row.features:,}' for row in dense) or 'there is none'
       raise UserError(
-        f'model.shard_dense=True: {count} devices divide the outputs of no dense layer ({found}):'
-        ' use --config.model.shard_dense=False'
+        f'model.shard_dense=True: {count} devices do not divide the outputs of any dense layer'
+        f' ({found}): use --config.model.shard_dense=False'
       )
     notes.append(f'dense layers sharded over {count} devices: {", ".join(names)}')
   return notes

@@ -1,5 +1,6 @@
 """Logging, evaluation and checkpoints at intervals of steps or epochs, and stopping."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -25,8 +26,9 @@ from alexnet_jax.train.step import TrainState
 from alexnet_jax.train.throughput import Throughput, progress_line
 
 
+@dataclasses.dataclass(eq=False)
 class PeriodicActions:
-  """Logs, evaluates and saves a run when that is due, and stops it when asked to.
+  """Logs, evaluates and saves a run from step `start` on when due, and stops it when asked to.
 
   Attributes:
     metrics: the writer of metrics.jsonl; does nothing on other processes than the first.
@@ -34,44 +36,36 @@ class PeriodicActions:
     evaluation_steps, save_steps: numbers of steps after which that is due.
   """
 
-  def __init__(
-    self,
-    experiment: Experiment,
-    store: Store,
-    devices: Devices,
-    checkpoints: Checkpoints,
-    workdir: Path,
-    console: Console,
-    start: int,
-  ):
-    self.experiment = experiment
-    self.store = store
-    self.devices = devices
-    self.checkpoints = checkpoints
-    self.workdir = workdir
-    self.console = console
-    self.start = start
-    config, calendar = experiment.config, experiment.calendar
-    self.evaluator = Evaluator(experiment, store.eval, devices)
+  experiment: Experiment
+  store: Store
+  devices: Devices
+  checkpoints: Checkpoints
+  workdir: Path
+  console: Console
+  start: int
+
+  def __post_init__(self) -> None:
+    config, calendar = self.experiment.config, self.experiment.calendar
+    self.evaluator = Evaluator(self.experiment, self.store.eval, self.devices)
     self.predictions: SplitProbabilities | None = None
     self.errors: dict[str, float] = {}  # of the last evaluation
     self.pace = Pace()
-    self.primary = devices.process_index == 0
+    self.primary = self.devices.process_index == 0
     self.stop = StopSignal(quiet=not self.primary)
-    self._any_process = processes.Agreement(devices)
+    self._any_process = processes.Agreement(self.devices)
     self.metrics = (
-      MetricWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+      MetricWriter(self.workdir, start_step=self.start, tensorboard=config.log.tensorboard)
       if self.primary
       else NoMetrics()
     )
     self.evaluation_steps = calendar.every(config.eval.every_epochs)
     self.save_steps = calendar.every(config.checkpoint.every_epochs)
-    history = read_metrics(workdir)
+    history = read_metrics(self.workdir)
     errors = [record['eval/top1_error'] for record in history if 'eval/top1_error' in record]
     self.best_error = min(errors, default=math.inf)
     before = max((record.get('seconds', 0.0) for record in history), default=0.0)
     self.began = time.monotonic() - before  # if it had never been stopped
-    self.warned_flat = start > config.guard.flat_steps
+    self.warned_flat = self.start > config.guard.flat_steps
 
   def is_due(self, step: int) -> bool:
     """Whether the host logs, evaluates or saves after this number of steps."""
@@ -95,7 +89,7 @@ class PeriodicActions:
     metrics: dict[str, float] = {}
     if step in self.evaluation_steps and not stopping:
       try:
-        state, metrics = self.evaluation(step, state)
+        state, metrics = self.evaluate(step, state)
       except _Stopping:
         stopping = True
     if step in self.save_steps or stopping:
@@ -111,8 +105,8 @@ class PeriodicActions:
     processes.shutdown_together('stopping')
     raise Interrupted(
       f'stopped by {self.stop.requested or "another process"} at step {step:,}, which is'
-      f' {"saved" if saved else "not saved because the disk is full"}; the same command goes on'
-      f' from {"there" if saved else "the last saved step"}'
+      f' {"saved" if saved else "not saved because the disk is full"}; the same command'
+      f' resumes from {"there" if saved else "the last saved step"}'
     )
 
   def final_predictions(self, state: TrainState) -> SplitProbabilities:
@@ -156,7 +150,7 @@ class PeriodicActions:
       if warning := flat_loss(report.means['loss'], len(self.experiment.classes), step):
         self.console.message(warning)
 
-  def evaluation(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+  def evaluate(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     """Evaluates a state, saves it if it is the best, and updates its `plateau`."""
     config, calendar = self.experiment.config.eval, self.experiment.calendar
     predictions = self._predict(state, config.views)

@@ -17,7 +17,7 @@ from alexnet_jax.weights.run_folder import load_workdir
 def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Pretrained | None:
   """Loads the trained net that a run starts from; None if it is initialized at random.
 
-  A run with a checkpoint has all that it took from the weights, so it goes on without them.
+  A run with a checkpoint has all that it took from the weights, so it resumes without them.
 
   Args:
     config: the run's.
