@@ -109,7 +109,7 @@ def _targets(words: list[str]) -> list[str]:
 def _measure(targets: list[str]) -> Iterator['Result']:
   """Yields a result for each target and config."""
   from alexnet_jax.benchmarks import (
-    compiled,
+    communication,
     race,
     time_checkpoint,
     time_feed,
@@ -124,7 +124,7 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     'step': time_step.measure_step,
     'loop': time_loop.measure_loop,
     'checkpoint': time_checkpoint.measure_checkpoint,
-    'communication': compiled.count_communication,
+    'communication': communication.count_communication,
     'compile': topology.estimate_step,
   }
   options = race.Options(

@@ -22,7 +22,7 @@ from helpers.tiny_training import (
 )
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import compiled
+from alexnet_jax.benchmarks import communication
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -172,25 +172,27 @@ def test_the_compiled_program_sends_what_the_formula_says():
   for sharded in (False, True):
     step = program_of(on, sharded, recipe).train_step
     program = step.compiled(initial_state(TABLE, recipe), on.put_batch(batch_of(0)))
-    expected = compiled.bytes_by_formula(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
-    assert compiled.bytes_in_program(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
+    expected = communication.bytes_by_formula(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
+    assert communication.bytes_in_program(program.as_text(), 8) == pytest.approx(
+      expected, rel=1e-12
+    )
     assert (expected['all-to-all'] > 0) == sharded
 
 
 def test_bytes_of_alexnet_by_hand():
   """60,965,224 parameters; inputs of fc6, fc7 and fc8 are 9,216, 4,096 and 4,096 numbers."""
   table, shape = nets.krizhevsky2012(1000), (224, 224, 3)
-  plain_bytes = compiled.bytes_by_formula(table, shape, 'float32', 8, 128, False)
+  plain_bytes = communication.bytes_by_formula(table, shape, 'float32', 8, 128, False)
   assert sum(plain_bytes.values()) == 2 * 7 / 8 * 4 * 60_965_224
   dense = (9216 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 1000
-  found = compiled.bytes_by_formula(table, shape, 'float32', 8, 128, True)
+  found = communication.bytes_by_formula(table, shape, 'float32', 8, 128, True)
   assert found == {
     'all-reduce': 2 * 7 / 8 * 4 * (60_965_224 - dense),
     'all-gather': 7 * 128 * 4 * (9216 + 4096 + 4096),
     'reduce-scatter': 7 * 128 * 4 * (9216 + 4096 + 4096),
     'all-to-all': 2 * 7 / 8 * 128 * 4 * (4096 + 4096 + 1000),
   }
-  half = compiled.bytes_by_formula(table, shape, 'bfloat16', 8, 128, True)
+  half = communication.bytes_by_formula(table, shape, 'bfloat16', 8, 128, True)
   assert half['all-gather'] == found['all-gather'] / 2
   assert half['all-to-all'] == 2 * 7 / 8 * 128 * (2 * 4096 + 2 * 4096 + 4 * 1000)
 
@@ -203,14 +205,14 @@ def test_operations_are_read_from_a_program():
   ROOT %scatter = f32[2,5]{1,0} reduce-scatter(%gather), dimensions={0}
   %swap = (f32[2,16]{1,0}, f32[2,16]{1,0}) all-to-all(%b, %c)
   """
-  assert compiled.bytes_in_program(program, 4) == {
+  assert communication.bytes_in_program(program, 4) == {
     'all-reduce': 1.5 * (4 * 1280 + 2 * 6),
     'all-gather': 0.75 * 4 * 80,
     'reduce-scatter': 3 * 4 * 10,
     'all-to-all': 0.75 * 4 * 64,
   }
   with pytest.raises(ValueError, match='collective-permute'):
-    compiled.bytes_in_program('%p = f32[4]{0} collective-permute(%x)', 4)
+    communication.bytes_in_program('%p = f32[4]{0} collective-permute(%x)', 4)
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import math
 import pytest
 from helpers.commands import error_line, get_config, run
 
-from alexnet_jax.benchmarks import chips, topology
+from alexnet_jax.benchmarks import targets, topology
+from alexnet_jax.benchmarks.chips import CHIPS
 from alexnet_jax.benchmarks.estimate import estimate
-from alexnet_jax.benchmarks.hlo import Program, collectives
+from alexnet_jax.benchmarks.hlo import HloModule
 from alexnet_jax.model import layers, nets
 
 # As libtpu 0.0.42 writes it for a v5e, but shorter: a fusion, a loop of three with another of two
@@ -79,18 +80,22 @@ metadata={op_name="jit(f)/update/psum"}
 }
 """
 SENT = 4 * 1000**2 + 2 * 500
-CHIP = chips.TPUS['v5e']
+CHIP = CHIPS['v5e']
 
 
 def found():
-  return estimate(Program(STORED), ['conv1', 'pool1', 'fc1'], CHIP, devices=4)
+  return estimate(HloModule(STORED), dict.fromkeys(('conv1', 'pool1', 'fc1'), 0.0), CHIP, devices=4)
 
 
 def test_loops_count_as_often_as_they_come_round():
   cycles = found()['layers']
   assert cycles['views']['forward'] == 1000  # by what is fused in it
-  assert cycles['conv1'] == {'forward': 0, 'backward': 3 * 100}  # from 1 to 4
-  assert cycles['pool1'] == {'forward': 3 * 2 * 7, 'backward': 0}  # by the loop around it
+  assert cycles['conv1'] == {'forward': 0, 'backward': 3 * 100, 'flop': 0}  # from 1 to 4
+  assert cycles['pool1'] == {
+    'forward': 3 * 2 * 7,
+    'backward': 0,
+    'flop': 0,
+  }  # by the loop around it
 
 
 def test_operations_without_an_estimate_count_by_their_bytes():
@@ -115,18 +120,18 @@ def test_products_count_by_their_operations_where_that_is_more():
   %k = bf16[5,5,48,256]{{3,2,1,0}} parameter(1)
   %conv = bf16[512,27,27,256]{{3,2,1,0}} convolution(%images, %k), dim_labels=b01f_01io->b01f
   """
-  program = Program(text)
+  program = HloModule(text)
   flops = {i.name: program.flops(i) for i, _, _ in program.executed()}
   assert flops['dot'] == 2 * 8192**3
   assert flops['conv'] == 2 * 512 * 27 * 27 * 256 * 5 * 5 * 48
-  report = estimate(program, [], CHIP, 1)
+  report = estimate(program, {}, CHIP, 1)
   assert report['estimated_seconds'] == pytest.approx(sum(flops.values()) / CHIP.peak, rel=1e-6)
 
 
 def test_collectives_take_time_beyond_their_memory_traffic():
   report = found()
   assert report['collectives'] == [{'operation': 'all-reduce', 'count': 1, 'bytes': SENT}]
-  sending = 1.5 * SENT / (2 * CHIP.link_rate)  # each of 4 sends 2 * 3/4 of it, by two ports
+  sending = 1.5 * SENT / CHIP.send_rate  # each of 4 sends 2 * 3/4 of it
   in_cycles = report['without_estimate']['all-reduce']['cycles'] / CHIP.clock
   assert report['collective_seconds'] == pytest.approx(sending - in_cycles)
   assert report['estimated_seconds'] == pytest.approx(
@@ -141,16 +146,17 @@ def test_a_collective_beside_computation_is_hidden_by_it():
     %f = f32[1]{{0}} fusion(%y), calls=%g, backend_config={{"estimated_cycles":"{cycles}"}}
     %done = f32[250000]{{0}} all-reduce-done(%start)
     """
-    assert list(collectives(Program(text))) == [('all-reduce', 10**6)]
-    return estimate(Program(text), [], CHIP, 2)['collective_seconds']
+    report = estimate(HloModule(text), {}, CHIP, 2)
+    assert report['collectives'] == [{'operation': 'all-reduce', 'count': 1, 'bytes': 10**6}]
+    return report['collective_seconds']
 
   assert exposed(10**6) == 0
   assert exposed(1000) == pytest.approx(exposed(0) - 1000 / CHIP.clock)
 
 
 def test_a_loop_whose_trips_are_not_known_is_named():
-  assert Program(STORED).trips(Program(STORED).computations['main'][6]) == 3
-  report = estimate(Program(STORED.replace('constant(4)', 'parameter(1)')), [], CHIP, 4)
+  assert HloModule(STORED).trips(HloModule(STORED).computations['main'][6]) == 3
+  report = estimate(HloModule(STORED.replace('constant(4)', 'parameter(1)')), {}, CHIP, 4)
   assert report['unknown_loops'] == ['loop.1']
 
 
@@ -181,7 +187,10 @@ def test_a_step_that_fits_needs_no_search_and_one_that_does_not_ends_at_the_larg
     (['--topology=v5e:2x4'], '--topology=v5e:2x4 does nothing without --dry_run: add it'),
     (['--json=-'], '--json=- does nothing without --topology'),
     (['--dry_run', '--topology=v6:2x4'], '--topology=v6:2x4: did you mean v6e?'),
-    (['--dry_run', '--topology=v5e'], 'with their number along each axis, such as v5e:2x4'),
+    (
+      ['--dry_run', '--topology=v5e'],
+      'of TPUs along each axis, such as v5e:2x4, of GPUs in a machine, such as h100:8',
+    ),
   ],
 )
 def test_a_wrong_flag_is_one_line(words, message):
@@ -192,7 +201,7 @@ def test_a_wrong_flag_is_one_line(words, message):
 def test_without_the_compiler_the_error_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(topology.UserError, match=r"pip install 'jax\[tpu\]'"):
-    topology.check('v5e:2x4')
+    targets.find_chip('v5e:2x4')
 
 
 # By the TPU's compiler.
@@ -219,10 +228,11 @@ def test_a_small_step_compiled_for_a_tpu():
   planned = 3 * 4 * parameters + images * (4 * units + 32 * 32 * 3 * 128 // 3)  # channels padded
   assert report['fits'] and 2 * 4 * parameters < report['memory_bytes'] <= planned
   assert isinstance(report['estimated_cycles'], int) and report['unknown_loops'] == []
-  assert report['estimated_cycles'] == sum(sum(c.values()) for c in report['layers'].values())
-  assert report['estimated_cycles'] >= report['arithmetic_cycles']
+  passes = [found[way] for found in report['layers'].values() for way in ('forward', 'backward')]
+  assert report['estimated_cycles'] == sum(passes)
+  assert report['estimated_cycles'] / CHIP.clock >= report['product_flop'] / CHIP.peak
   for name in ('conv1', 'norm1', 'pool1'):
-    assert min(report['layers'][name].values()) > 0
+    assert min(report['layers'][name][way] for way in ('forward', 'backward')) > 0
   # Parts of a batch in a loop, one after another, cost no less than the whole at once.
   in_parts = compiled('--config.grad_accum_steps=4')
   assert in_parts['estimated_cycles'] >= report['estimated_cycles']

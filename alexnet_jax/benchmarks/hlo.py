@@ -85,7 +85,7 @@ class Instruction:
     return [name for names in lists for name in re.findall(r'[\w.\-]+', names)]
 
 
-class Program:
+class HloModule:
   """A compiled program.
 
   Attributes:
@@ -186,14 +186,6 @@ class Program:
 
   def _result(self, name: str) -> str:
     return self._by_name[name].result if name in self._by_name else ''
-
-
-def collectives(program: Program) -> Iterator[tuple[str, int]]:
-  """Name and bytes of the result of each collective operation, as often as it is run."""
-  for instruction, times, _ in program.executed():
-    if instruction.collective:
-      for _ in range(times):
-        yield instruction.collective, array_bytes(instruction.result)
 
 
 def array_bytes(result: str) -> int:

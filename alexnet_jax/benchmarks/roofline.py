@@ -63,13 +63,19 @@ class Roofline:
 
 
 def training_flop(table: layers.Table, shape: layers.Shape) -> float:
-  """Floating-point operations of an image's forward and backward pass, products only.
+  """Floating-point operations of an image's forward and backward pass, products only."""
+  return sum(layer_flop(table, shape).values())
+
+
+def layer_flop(table: layers.Table, shape: layers.Shape) -> dict[str, float]:
+  """The same by layer, all of the table.
 
   Each product of the forward pass has two in the backward pass, for the gradients of weights and of
   inputs, except that the images need no gradient.  A multiply-add is two operations.
   """
-  counts = [row.macs(inputs) for row, inputs, _ in layers.walk(table, shape) if row.macs(inputs)]
-  return 2.0 * (3 * sum(counts) - counts[0])
+  counts = {row.name: 6.0 * row.macs(inputs) for row, inputs, _ in layers.walk(table, shape)}
+  first = next(name for name, count in counts.items() if count)
+  return counts | {first: counts[first] * 2 / 3}
 
 
 def measure_roofline(

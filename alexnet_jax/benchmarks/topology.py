@@ -4,8 +4,6 @@ Memory and cycles are the compiler's estimates, and nothing runs.  What is summe
 """
 
 import datetime
-import importlib.metadata
-import importlib.util
 import math
 import re
 import sys
@@ -15,35 +13,23 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.experimental import topologies
 
 from alexnet_jax import config as configs
 from alexnet_jax import files
-from alexnet_jax.benchmarks import chips, roofline
+from alexnet_jax.benchmarks import roofline, targets
+from alexnet_jax.benchmarks.chips import CHIPS
 from alexnet_jax.benchmarks.estimate import estimate, lines
-from alexnet_jax.benchmarks.hlo import Program
+from alexnet_jax.benchmarks.hlo import HloModule
 from alexnet_jax.benchmarks.our_step import compile_step
 from alexnet_jax.benchmarks.race import Options, Result
 from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets
-from alexnet_jax.terminal import Console, did_you_mean, duration
+from alexnet_jax.terminal import Console, duration
 from alexnet_jax.train import plan
-from alexnet_jax.train.devices import Devices, check_training_batch
+from alexnet_jax.train.devices import check_training_batch
 
 _TRIES = 4  # compilations in search of the largest batch that fits
-_SETTINGS = {
-  'JAX_PLATFORMS': 'cpu',
-  'JAX_ENABLE_COMPILATION_CACHE': 'false',
-  # libtpu asks neither Google's metadata server nor other processes for a TPU, and is silent.
-  'TPU_SKIP_MDS_QUERY': '1',
-  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
-  'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_WORKER_ID': '0',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-  'TPU_MIN_LOG_LEVEL': '3',
-  'TPU_STDERR_LOG_LEVEL': '3',
-}
 
 
 def show(
@@ -58,7 +44,7 @@ def show(
   Raises:
     UserError: as `compile_for` does, or the file cannot be written.
   """
-  check(topology)
+  targets.find_chip(topology)
   alone = json == Path('-')
   if not alone:
     try:
@@ -80,7 +66,7 @@ def show(
 
 
 def estimate_step(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
-  """The `compile` benchmark: what the compiler of a TPU says of a config's training step.
+  """The `compile` benchmark: what the compiler of an accelerator says of a config's training step.
 
   Arguments as those of `time_step.measure_step`; nothing is run.
 
@@ -115,10 +101,10 @@ def compile_for(config: ml_collections.ConfigDict, topology: str, timeout: float
   Raises:
     UserError: no such topology, its compiler is not installed, or it takes too long.
   """
-  chip = check(topology)
+  targets.find_chip(topology)
   advice = f'compile {topology} on a machine with more of it'
   child = Contestant(
-    f'the compiler for {topology}', f'{__name__}:Compiler', _SETTINGS, advice=advice
+    f'the compiler for {topology}', f'{__name__}:Compiler', targets.SETTINGS, advice=advice
   )
 
   def compiled(batch_size: int) -> dict[str, Any]:
@@ -144,26 +130,7 @@ def compile_for(config: ml_collections.ConfigDict, topology: str, timeout: float
     report['largest_batch'] = config.batch_size if report['fits'] else None
     if not report['fits']:
       report['largest_batch'] = _largest_that_fits(config, report, compiled)
-  return report | {'chip': chip}
-
-
-def check(topology: str) -> str:
-  """The name of a topology's chip.
-
-  Raises:
-    UserError: it is not known, or the compiler is not installed.
-  """
-  found = re.fullmatch(r'(\w+):\d+(x\d+){1,2}', topology)
-  if not found or found[1] not in chips.TPUS:
-    hint = did_you_mean(topology.partition(':')[0], chips.TPUS)
-    known = f'{", ".join(chips.TPUS)}, with their number along each axis, such as v5e:2x4'
-    raise UserError(f'--topology={topology}: {f"{hint} " * bool(hint)}give one of {known}')
-  if importlib.util.find_spec('libtpu') is None:
-    raise UserError(
-      f"--topology={topology} needs the TPU's compiler, 0.7 GB, which needs no TPU:"
-      " pip install 'jax[tpu]'"
-    )
-  return found[1]
+  return report
 
 
 def _largest_that_fits(config, report: dict[str, Any], compiled) -> int | None:
@@ -189,33 +156,21 @@ class Compiler:
 
   def __init__(self, topology: str):
     """Takes the topology's name; UserError if the compiler does not know it."""
-    name, _, size = topology.partition(':')
-    axes = [int(axis) for axis in size.split('x')]
-    bounds = {'chips_per_host_bounds': (*axes, 1)[:3]} if 1 in axes[:2] else {}
-    try:
-      described = topologies.get_topology_desc(topology, platform='tpu', **bounds)
-    except Exception as error:  # of the compiler
-      reason = ' '.join(str(error).split())[:200]
-      raise UserError(
-        f'--topology={topology}: the compiler describes none ({reason}): use another size, such as'
-        f' {name}:{"2x4" if name[-1] == "e" else "2x2x1"}'
-      ) from None
-    self._devices = Devices(list(described.devices))
-    # Of a v4 each core is a device of its own.
-    self._chip = chips.TPUS[name].part(self._devices.global_count // math.prod(axes))
-    self._topology = topology
+    self._devices = targets.describe(topology)
+    self._topology, self._chip = topology, topology.partition(':')[0]
 
   def compile(self, config: dict) -> dict[str, Any]:
     """Compiles the step of a config, as `config.to_json` gives it; what `estimate` returns."""
     read = configs.from_json(config)
     check_training_batch(read, self._devices)
-    table = nets.table_of(read, read.data.num_classes or 10)
+    chip, devices = CHIPS[self._chip], self._devices.global_count
     report: dict[str, Any] = {
       'topology': self._topology,
-      'devices': self._devices.global_count,
+      'chip': self._chip,
+      'devices': devices,
       'batch_size': read.batch_size,
-      'memory_limit': int(self._chip.memory),
-      'versions': {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')},
+      'memory_limit': int(chip.memory),
+      'versions': targets.versions(self._chip),
     }
     try:
       compiled = compile_step(read, self._devices)
@@ -226,18 +181,21 @@ class Compiler:
     memory: Any = compiled.memory_analysis()
     taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     taken += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    shape = (read.input.crop, read.input.crop, 3)
-    flop = roofline.training_flop(table, shape) * read.batch_size / self._devices.global_count
     cost: Any = compiled.cost_analysis() or {}
+    table, shape = nets.table_of(read, read.data.num_classes or 10), (read.input.crop,) * 2 + (3,)
+    images = read.batch_size // devices
+    flop = {name: images * each for name, each in roofline.layer_flop(table, shape).items()}
     report |= {
-      'fits': taken <= self._chip.memory,
+      'fits': taken <= chip.memory,
       'memory_bytes': taken,
       'temporary_bytes': memory.temp_size_in_bytes,
       'traffic_bytes': int(cost.get('bytes accessed', 0)),
-      'arithmetic_cycles': round(flop / self._chip.peak * self._chip.clock),
+      'product_flop': sum(flop.values()),
     }
-    program = Program(compiled.as_text() or '')
-    report |= estimate(program, [row.name for row in table], self._chip, report['devices'])
+    report |= estimate(HloModule(compiled.as_text() or ''), flop, chip, devices)
+    if not chip.clock:  # XLA counts none there
+      passes = report['layers'].values()
+      report['traffic_bytes'] = sum(each['forward'] + each['backward'] for each in passes)
     report['estimated_images_per_second'] = report['batch_size'] / report['estimated_seconds']
     return report
 

@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks.hlo import SENT_PER_BYTE, Program, collectives
+from alexnet_jax.benchmarks.hlo import SENT_PER_BYTE, HloModule, array_bytes
 from alexnet_jax.benchmarks.our_step import compile_step
 from alexnet_jax.benchmarks.race import Options, Result
 from alexnet_jax.benchmarks.worker import Contestant, start_worker
@@ -35,7 +35,7 @@ _WIDTH = {'float32': 4, 'bfloat16': 2}
 
 _VIRTUAL = Contestant(
   'the compiled step',
-  'alexnet_jax.benchmarks.compiled:CompiledStep',
+  'alexnet_jax.benchmarks.communication:CompiledStep',
   {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'},
 )
 
@@ -154,10 +154,13 @@ def bytes_in_program(program: str, devices: int) -> dict[str, float]:
     ValueError: it has collective operations of another kind.
   """
   totals = dict.fromkeys(SENT_PER_BYTE, 0.0)
-  for operation, size in collectives(Program(program)):
-    if operation not in totals:
-      raise ValueError(f'the program sends by {operation}, which is not known here')
-    totals[operation] += SENT_PER_BYTE[operation](devices) * size
+  for instruction, times, _ in HloModule(program).executed():
+    if operation := instruction.collective:
+      if operation not in totals:
+        raise ValueError(f'the program sends by {operation}, which is not known here')
+      totals[operation] += (
+        times * SENT_PER_BYTE[operation](devices) * array_bytes(instruction.result)
+      )
   return totals
 
 
