@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 
 class Console:
@@ -15,16 +15,13 @@ class Console:
   To be used in a `with` block, which closes the log and shows the terminal's cursor again.
   """
 
-  def __init__(
-    self, *, log: str | os.PathLike | None = None, quiet: bool = False, stream: TextIO | None = None
-  ):
-    """Writes to `stream` (stderr if None), and lines with date and time to the file `log` too."""
+  def __init__(self, *, log: str | os.PathLike | None = None, quiet: bool = False):
+    """Writes to stderr unless `quiet`, and lines with date and time to the file `log`."""
     import rich.console
 
     self._log = log and open(log, 'a', encoding='utf-8', errors='backslashreplace', buffering=1)  # noqa: SIM115
-    stream = stream or sys.stderr
-    self._terminal = stream.isatty() and os.environ.get('TERM') != 'dumb'
-    self._console = rich.console.Console(file=stream, quiet=quiet, force_terminal=self._terminal)
+    self._terminal = sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'
+    self._console = rich.console.Console(stderr=True, quiet=quiet, force_terminal=self._terminal)
     self._bar: Any = None  # a rich.progress.Progress while there is progress on a terminal
 
   def message(self, text: str) -> None:
@@ -115,7 +112,6 @@ def _bar(console, total: int):
     auto_refresh=False,
     expand=True,
     redirect_stdout=sys.stdout.isatty(),  # a redirected output belongs in its file
-    redirect_stderr=console.file is sys.stderr,
   )
   bar.add_task('', total=total)
   bar.start()

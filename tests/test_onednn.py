@@ -45,7 +45,6 @@ def test_every_convolution_is_its():
   [
     ('float32', 'cpu', True, None),
     ('float32', 'gpu', True, 'it is for CPUs, and this is a gpu; use auto or off'),
-    ('float32', None, True, 'it is for CPUs'),
     ('bfloat16', 'cpu', True, 'not in model.compute_dtype=bfloat16'),
     ('float32', 'cpu', False, 'does not call it'),
   ],

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -235,11 +236,13 @@ def test_different_commands_are_noticed(tmp_path):
   ],
 )
 def test_who_has_peers(environ, found):
-  assert distributed.cluster(environ) == found
+  with mock.patch.dict(os.environ, environ, clear=True):
+    assert distributed.cluster() == found
 
 
 def test_half_a_job_is_one_line():
   with pytest.raises(UserError, match='JAX_NUM_PROCESSES set without JAX_COORDINATOR_ADDRESS'):
-    distributed.cluster({'JAX_NUM_PROCESSES': '2'})
+    with mock.patch.dict(os.environ, {'JAX_NUM_PROCESSES': '2'}, clear=True):
+      distributed.cluster()
   with pytest.raises(UserError, match='no cluster is recognized'):
     distributed.join('on')

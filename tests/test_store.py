@@ -503,7 +503,8 @@ def test_store_path():
 def test_progress(broken, tmp_path):
   stream = io.StringIO()
   config = data_config(dir=broken, store=tmp_path / 'store', unreadable='skip')
-  prepare_store(config, workers=1, progress=Console(stream=stream))
+  with contextlib.redirect_stderr(stream):
+    prepare_store(config, workers=1, progress=Console())
   text = stream.getvalue()
   assert 'preparing broken 16x16: 81 of 81, ' in text and '0s left' in text
   assert '8 unreadable images were left out' in text

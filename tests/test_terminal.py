@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def wide(monkeypatch):
 
 def test_plain_lines(tmp_path):
   stream, log = io.StringIO(), tmp_path / 'train.log'
-  with Console(log=log, stream=stream) as console:
+  with redirect_stderr(stream), Console(log=log) as console:
     console.message('process 0/1, 1 of 1 devices, [cpu]')
     console.progress('epoch 12.0/90', 15000, 112500)
   lines = ['process 0/1, 1 of 1 devices, [cpu]', 'epoch 12.0/90']
@@ -61,7 +62,7 @@ def test_progress_of_a_run():
 
 def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, wide):
   stream = Terminal()
-  with Console(log=tmp_path / 'log', stream=stream) as console:
+  with redirect_stderr(stream), Console(log=tmp_path / 'log') as console:
     console.progress('epoch 22.5/90', 50, 200)
     console.message('a [link] stays')
     console.progress('epoch 45.0/90  10 img/s', 100, 200)
@@ -74,7 +75,7 @@ def test_terminal_shows_a_bar_and_the_same_facts(tmp_path, wide):
 
 def test_count_on_a_terminal(wide):
   stream = Terminal()
-  with Console(stream=stream).count('photos', 200, done=80) as advance:
+  with redirect_stderr(stream), Console().count('images', 200, done=80) as advance:
     advance(20)
     advance(100)
   assert '200 of 200, ' in shown(stream) and 'per second, 0s left' in shown(stream)
@@ -86,7 +87,7 @@ def test_a_terminal_that_hangs_up_does_not_end_the_run(tmp_path):
     def write(self, text):
       raise OSError(5, 'Input/output error')
 
-  with Console(log=tmp_path / 'log', stream=Gone()) as console:
+  with redirect_stderr(Gone()), Console(log=tmp_path / 'log') as console:
     console.progress('step 1', 1, 10)
     console.message('still here')
   assert (tmp_path / 'log').read_text().count('\n') == 2

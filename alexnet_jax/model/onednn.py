@@ -28,7 +28,7 @@ from alexnet_jax.runtime import cpu
 _COMPARED = ('0.10.', '0.11.', '0.12.')  # versions of jaxlib
 
 
-def used(settings, device: str | None) -> bool:
+def used(settings, device: str) -> bool:
   """Whether a net with the settings of config.model convolves by oneDNN.
 
   `auto` means on CPUs with AVX-512 only: with AVX2 it is no faster than Eigen, and programs with it
@@ -36,7 +36,7 @@ def used(settings, device: str | None) -> bool:
 
   Args:
     settings: config.model.
-    device: what the net is built for, such as 'cpu', or None.
+    device: what the net is built for, such as 'cpu'.
 
   Raises:
     UserError: `model.onednn=on` where it cannot be.

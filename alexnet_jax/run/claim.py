@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def claim_workdir(
   config: ml_collections.ConfigDict,
   preprocessing: Preprocessing,
   devices,
-  changes: Mapping[str, tuple[Any, Any]] = types.MappingProxyType({}),
+  changes: Mapping[str, tuple[Any, Any]],
 ) -> None:
   """Writes config.json, env.json, preprocessing.npz and, if there are changes, changes.jsonl.
 

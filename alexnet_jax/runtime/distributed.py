@@ -8,7 +8,6 @@ environment describes a job of several processes.
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from alexnet_jax.errors import UserError
@@ -16,12 +15,13 @@ from alexnet_jax.errors import UserError
 _OURS = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
-def cluster(environ: Mapping[str, str] = os.environ) -> str:
-  """The kind of multi-process job that the environment describes; '' if none.
+def cluster() -> str:
+  """The kind of multi-process job that the environment variables describe; '' if none.
 
   Raises:
     UserError: it is described in part only.
   """
+  environ = os.environ
   missing = [name for name in _OURS if name not in environ]
   if not missing:
     return _OURS[0]

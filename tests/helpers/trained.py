@@ -76,7 +76,7 @@ def digits_config(**changes):
 def write_run(workdir, config, variables, *, ema=None, kind='best', step=7):
   """A run's folder as training leaves it."""
   devices = ConfigDict({'global_count': 1, 'platform': 'cpu', 'kind': 'cpu', 'process_count': 1})
-  claim_workdir(workdir, config, preprocessing(config.input.crop), devices)
+  claim_workdir(workdir, config, preprocessing(config.input.crop), devices, {})
   checkpoints = Checkpoints(RunFolder(workdir).checkpoints)
   state = {**variables, 'ema': ema or {}, 'step': np.int32(step)}
   checkpoints.save(
