@@ -20,6 +20,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import config_files
 from alexnet_jax.data import preparation
 from alexnet_jax.errors import UserError
+from alexnet_jax.results import scores
 from alexnet_jax.sweep import comparison, report_files
 from alexnet_jax.sweep.finished import FinishedRun, find_finished_runs
 
@@ -127,6 +128,15 @@ def test_every_number_again_from_the_saved_predictions(folder, metric, k):
       expected |= {'difference': gain.mean(), 'pairs': 3}
     assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert len(expected) == 6 or np.isnan(found['difference'])
+
+
+def test_a_metric_is_added_by_its_name_alone(folder, monkeypatch):
+  monkeypatch.setitem(scores.TOP_K, 'top3_error', 3)
+  rows = rows_of(folder)
+  wrong = [wrong_again(folder / 'tanh' / f'seed{seed}', 3).mean() for seed in range(3)]
+  (tanh,) = (row for row in rows if row.name == 'tanh')
+  assert tanh.statistics['top3_error'].mean == pytest.approx(np.mean(wrong))
+  assert '| top-5 error, % | top-3 error, % |' in report_files.markdown(rows, [])
 
 
 def test_intervals_of_runs_that_never_differ():

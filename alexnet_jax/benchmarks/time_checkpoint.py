@@ -5,7 +5,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
@@ -66,14 +65,9 @@ class SavingTraining(OurStep):
     """Returns the bytes of the state, and the seconds of each part."""
     usual = timed(self.run, _STEPS_ALONE).seconds / _STEPS_ALONE
     self._saves += 1
-    meta: dict[str, Any] = {
-      'config': configs.to_json(self._config),
-      'classes': [],
-      'top1_error': None,
-    }
     began = time.perf_counter()
     state = self._program.replicated(self._state)
-    self._checkpoints.save(self._saves, to_state_dict(state), meta)
+    self._checkpoints.save(self._saves, to_state_dict(state), {})
     hold = time.perf_counter() - began
     with ThreadPoolExecutor(1) as pool:
       saved = pool.submit(self._end_of_save)

@@ -13,6 +13,7 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.data.preparation import eval_names, prepare_store
+from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.pretrained import check_same_classes
 from alexnet_jax.results import scores
@@ -76,11 +77,8 @@ def evaluate_run(
   store = prepare_store(config.data)
   experiment = make_experiment(config, store, devices.platform, weights_of(config, workdir))
   step, variables, _ = read_checkpoint(workdir, checkpoint)
-  predictions = _predict(workdir, experiment, store, devices, views, variables)
-  epoch = experiment.calendar.epoch_of(step)
-  name = f'{workdir} ({VIEW_NAMES[views]}, epoch {epoch:g})'
-  names = functools.partial(eval_names, config.data, store)
-  return EvaluatedNet(name, predictions, store.class_names, views, names)
+  name = f'{workdir} ({VIEW_NAMES[views]}, epoch {experiment.calendar.epoch_of(step):g})'
+  return _evaluate(name, experiment, store, devices, views, variables)
 
 
 def evaluate_weights(
@@ -123,19 +121,19 @@ def evaluate_weights(
     model=experiment.model.clone(table=weights.table),
     recipe=dataclasses.replace(experiment.recipe, preprocessing=weights.preprocessing),
   )
-  predictions = _predict(path, experiment, store, devices, views, weights.variables)
   name = f'{weights.source} ({VIEW_NAMES[views]})'
-  names = functools.partial(eval_names, config.data, store)
-  return EvaluatedNet(name, predictions, store.class_names, views, names)
+  return _evaluate(name, experiment, store, devices, views, weights.variables)
 
 
-def _predict(
-  name: Path, experiment: Experiment, store, devices: Devices, views: int, variables: dict
-) -> SplitProbabilities:
+def _evaluate(
+  name: str, experiment: Experiment, store: Store, devices: Devices, views: int, variables: dict
+) -> EvaluatedNet:
   evaluator = Evaluator(experiment, store.eval, devices)
   params, batch_stats = (devices.replicate(variables[x]) for x in ('params', 'batch_stats'))
-  with Console().count(f'{name}: {VIEW_NAMES[views]}', len(store.eval)) as advance:
-    return evaluator.predictions(params, batch_stats, views, advance)
+  with Console().count(name, len(store.eval)) as advance:
+    predictions = evaluator.predictions(params, batch_stats, views, advance)
+  names = functools.partial(eval_names, experiment.config.data, store)
+  return EvaluatedNet(name, predictions, store.class_names, views, names)
 
 
 def evaluate_ensemble(

@@ -78,12 +78,12 @@ class ReportRow:
 
 
 def compare_runs(runs: Sequence[FinishedRun]) -> list[ReportRow]:
-  """One row a config, the base first, each compared with the same config without its ablations."""
+  """One row a config, the base first, each compared with the same config without its ablations.
+
+  The base is the config from which the others differ least, if possible one without ablations.
+  """
   groups = _groups(runs)
-  base = _base(groups)
-  recipes = _recipes(base)
-  rows = [ReportRow(*_differences(base, group[0], recipes), group) for group in groups]
-  rows.sort(key=lambda row: (bool(row.changes), len(row.others)))
+  rows = min((_make_rows(group[0], groups) for group in groups), key=_distance)
   for row in rows:
     row.statistics = {metric: _statistics(row, metric) for metric in scores.TOP_K}
   for row in rows:
@@ -104,17 +104,17 @@ def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
   return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
-def _base(groups: list[list[FinishedRun]]) -> FinishedRun:
-  """The run that the others differ least from, if possible one without ablations of the net."""
+def _make_rows(base: FinishedRun, groups: Sequence[list[FinishedRun]]) -> list[ReportRow]:
+  """The rows of all groups, named by how they differ from a base, whose row is the first."""
+  recipes = _recipes(base)
+  rows = [_make_row(base, group, recipes) for group in groups]
+  return sorted(rows, key=lambda row: (bool(row.changes), len(row.others)))
 
-  def distance(run: FinishedRun) -> tuple[bool, int, int]:
-    recipes = _recipes(run)
-    found = [_differences(run, group[0], recipes) for group in groups]
-    changes = sum(len(changes) for *_, changes in found)
-    others = sum(len(others) for *_, others, _ in found)
-    return bool(run.config['model']['ablations']), changes, others
 
-  return min((group[0] for group in groups), key=distance)
+def _distance(rows: Sequence[ReportRow]) -> tuple[bool, int, int]:
+  """How much rows differ from their base."""
+  ablated = bool(rows[0].runs[0].config['model']['ablations'])
+  return ablated, sum(len(row.changes) for row in rows), sum(len(row.others) for row in rows)
 
 
 def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
@@ -128,15 +128,15 @@ def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
   return dict(sorted(effects.items(), key=lambda item: -len(item[1])))
 
 
-def _differences(
-  base: FinishedRun, run: FinishedRun, recipes: dict[str, dict[str, Any]]
-) -> tuple[str, tuple[str, ...], dict[str, Any], dict[str, tuple[Any, Any]]]:
-  """Name, ablations, others and changes of a row."""
-  changes = configs.diff(base.config, run.config)
+def _make_row(
+  base: FinishedRun, runs: list[FinishedRun], recipes: dict[str, dict[str, Any]]
+) -> ReportRow:
+  config = runs[0].config
+  changes = configs.diff(base.config, config)
   changes.pop('seed', None)
   others = {field: new for field, (_, new) in changes.items()}
   names: list[str] = []
-  ours, theirs = run.config['model']['ablations'], base.config['model']['ablations']
+  ours, theirs = config['model']['ablations'], base.config['model']['ablations']
   if ours != theirs and ours[: len(theirs)] == theirs:
     names += ours[len(theirs) :]
     del others['model.ablations']
@@ -151,7 +151,7 @@ def _differences(
   ]
   if len(title) > _FIELDS:
     title[_FIELDS:] = [f'{len(title) - _FIELDS} more fields']
-  return ', '.join(title), tuple(names), others, changes
+  return ReportRow(', '.join(title), tuple(names), others, changes, runs)
 
 
 def _statistics(row: ReportRow, metric: str) -> Statistics:
