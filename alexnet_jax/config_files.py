@@ -63,6 +63,7 @@ def parse(words: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
   """
   typed = {}
   for word in words:
+    # '' of --config, '.seed' of --config.seed, '.deterministic' of --noconfig.deterministic
     path = word.partition('=')[0].removeprefix('--').removeprefix('no').removeprefix('config')
     if path == '':
       file = find(word.partition('=')[2])

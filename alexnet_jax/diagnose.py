@@ -5,9 +5,9 @@
   python -m alexnet_jax.diagnose --config=configs/digits.py --json=digits.json
 
 First, the statistics of every layer's output at initialization, down to how much the logits differ
-between images. Then training on a single batch, which a net and a recipe that can learn anything
-overfit: the verdict is `learned`, `plateau`, `unfinished` or `diverged`. Both use the config's own
-images, or generated ones if its TFDS data set is not prepared.
+between images. Then training on a single batch, which a net that can learn at all overfits: the
+verdict is `learned`, `plateau`, `unfinished` or `diverged`. Both use the config's own images, or
+generated ones if its TFDS data set is not prepared.
 """
 
 import sys
