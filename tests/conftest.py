@@ -34,7 +34,7 @@ for number, handler in {
     signal.signal(number, handler)
 
 
-@pytest.fixture(params=['cpu', 'tpu'])
+@pytest.fixture(params=['cpu', 'tpu', 'cuda'])
 def compiled_for(request, monkeypatch):
   """Computes here what would be compiled for another platform."""
 

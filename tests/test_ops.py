@@ -53,6 +53,7 @@ def conv_and_bias(x, kernel, bias, **settings):
 
 
 @pytest.mark.parametrize('case', CONVOLUTIONS)
+@pytest.mark.usefixtures('compiled_for')
 def test_conv_agrees_with_torch(case):
   torch = pytest.importorskip('torch')
   image_shape, kernel_shape, stride, padding, groups = CONVOLUTIONS[case]

@@ -1,4 +1,4 @@
-"""Where XLA:CPU must not fuse."""
+"""Where XLA must not fuse, or not share what it has computed."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,3 +27,16 @@ def no_fusion(function: Callable[..., T], *arrays: jax.Array) -> T:
     return set_xla_metadata(jax.jit(function)(*arrays), inlineable='false')
 
   return lax.platform_dependent(*arrays, cpu=called, default=function)
+
+
+def stored(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """Returns the arrays, of which an NVIDIA GPU computes anew what follows.
+
+  XLA:GPU writes float32 intermediates of bfloat16 arrays to memory, to share them among kernels and
+  between the forward and the backward pass. Reading the arrays again is fewer bytes.
+  """
+  return lax.platform_dependent(
+    *arrays,
+    cuda=lambda *arrays: lax.optimization_barrier(arrays),
+    default=lambda *arrays: arrays,
+  )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from alexnet_jax.model.fusion import stored
+
 
 def local_response_norm(
   x: jax.Array,
@@ -62,7 +64,7 @@ def spatial_response_norm(
 def _normalize(x, window, groups, alpha, beta, k):
   a = x.astype(jnp.float32)
   d = k + alpha * _energy(a, x.dtype, window, groups)
-  return (a * _power(d, -beta)).astype(x.dtype)
+  return stored((a * _power(d, -beta)).astype(x.dtype))[0]
 
 
 def _energy(a, dtype, window, groups):
@@ -80,7 +82,8 @@ def _window_sum(a, dtype, window, before, groups):
   """
   by_axis = partial(_sum_by_axis, window=window, before=before, groups=groups)
   if window[-1] == 1:
-    return by_axis(a)
+    at_once = partial(_sum_at_once, window=window, before=before)  # one pass over a GPU's memory
+    return lax.platform_dependent(a, cuda=at_once, default=by_axis)
   band = _band(a.shape[-1], window[-1], before[-1], groups)
   # Three bfloat16 products are exact to 2^-16, six to 2^-24.
   precision = lax.Precision.HIGH if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
@@ -97,6 +100,11 @@ def _band(channels: int, size: int, before: int, groups: int) -> np.ndarray:
   width = channels // groups
   inside = (i >= j - before) & (i < j - before + size) & (i // width == j // width)
   return inside.astype(np.float32)
+
+
+def _sum_at_once(a, window, before):
+  padding = [(low, size - 1 - low) for size, low in zip(window, before, strict=True)]
+  return lax.reduce_window(a, 0.0, lax.add, window, (1,) * a.ndim, padding)
 
 
 def _sum_by_axis(a, window, before, groups):
@@ -127,13 +135,19 @@ def _normalize_forward(x, window, groups, alpha, beta, k):
 
 def _normalize_backward(window, groups, alpha, beta, k, x, gradient):
   # db_j/da_i = [i = j] d_j^-beta - 2 alpha beta a_i a_j d_j^(-beta-1) [i in the window of j]
-  a, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
-  d = k + alpha * _energy(a, x.dtype, window, groups)
-  direct = g * _power(d, -beta)
+  def parts(x, gradient):
+    a, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    d = k + alpha * _energy(a, x.dtype, window, groups)
+    return a, d, g * _power(d, -beta)
+
+  x, gradient = stored(x, gradient)
+  a, d, direct = parts(x, gradient)
   # The places whose windows hold i form the mirror image of i's own window.
   mirrored = [n - 1 - n // 2 for n in window]
-  shared = _window_sum(a * direct / d, x.dtype, window, mirrored, groups)
-  return ((direct - 2 * alpha * beta * a * shared).astype(x.dtype),)
+  ratio, x, gradient = stored(a * direct / d, x, gradient)
+  a, _, direct = parts(x, gradient)  # the same values, on a GPU computed anew
+  shared = _window_sum(ratio, x.dtype, window, mirrored, groups)
+  return stored((direct - 2 * alpha * beta * a * shared).astype(x.dtype))
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
