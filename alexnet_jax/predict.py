@@ -118,7 +118,7 @@ def _show_predictions(predictor: 'Predictor', files: Sequence[Path], title: str)
 
   found = _predict(predictor, files, 'images', _FEATURES.value)
   classes = len(predictor.weights.classes)
-  values: dict[str, Any] = {**image_predictions.error_rates(found, classes)}
+  values: dict[str, Any] = {**image_predictions.known_error_rates(found, classes)}
   values['images'] = image_predictions.predictions_json(found)
   _output(predictor, image_predictions.predictions_text(found, classes), values)
   readable = [each for each in found if not each.error]
@@ -128,7 +128,7 @@ def _show_predictions(predictor: 'Predictor', files: Sequence[Path], title: str)
     _write('npz', path, lambda: write_npz(path, names=np.array(names), features=np.stack(features)))
   if figure := _FIGURE.value:
     shown = [(_pixels(predictor, each), each) for each in _spread(readable)]
-    _write('figure', figure, lambda: figure4.predictions(shown, figure, title))
+    _write('figure', figure, lambda: figure4.draw_predictions(shown, figure, title))
 
 
 def _show_neighbors(
@@ -157,7 +157,7 @@ def _show_neighbors(
       for query, nearest in _spread(list(zip(queries, found, strict=True)))
     ]
     title = f'{title}: nearest in {layer}'
-    _write('figure', figure, lambda: figure4.neighbors(rows, figure, title))
+    _write('figure', figure, lambda: figure4.draw_neighbors(rows, figure, title))
 
 
 def _spread(items: Sequence[_T]) -> list[_T]:

@@ -17,7 +17,7 @@ _SIDE, _GAP, _LINE = 1.9, 0.35, 0.22  # inches: an image, the gap with its capti
 _TITLE, _MARGIN = 0.85, 0.4
 
 
-def predictions(
+def draw_predictions(
   shown: Sequence[tuple[np.ndarray, ImagePrediction]], path: str | os.PathLike, title: str
 ) -> None:
   """Draws images with bars for their most probable classes, the true one in red (Figure 4 left).
@@ -44,7 +44,7 @@ def predictions(
   save_png(figure, path)
 
 
-def neighbors(
+def draw_neighbors(
   rows: Sequence[Sequence[tuple[np.ndarray, str]]], path: str | os.PathLike, title: str
 ) -> None:
   """Draws each query and, to its right, its nearest images (Figure 4 right).

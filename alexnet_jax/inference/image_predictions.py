@@ -78,7 +78,7 @@ def _lines(found: Sequence[ImagePrediction]) -> list[str]:
   return aligned(rows, left=(0, 1, 3))
 
 
-def error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
+def known_error_rates(found: Sequence[ImagePrediction], classes: int) -> dict[str, float]:
   """Error rates over the images whose true class is known.
 
   Args:
@@ -102,7 +102,7 @@ def _summary(found: Sequence[ImagePrediction], classes: int) -> str:
   line = f'{len(found):,} image{"s" * (len(found) != 1)}'
   if broken:
     line += f', of which {broken:,} cannot be read'
-  shares = error_rates(found, classes)
+  shares = known_error_rates(found, classes)
   if count := shares.pop('known'):
     told = ', '.join(f'top-{TOP_K[name]} error {share:.2%}' for name, share in shares.items())
     line += f'; {told} of the {count:,} in folders named after their class'
