@@ -36,25 +36,35 @@ class Console:
     self._show(line, done, total)
 
   @contextlib.contextmanager
-  def count(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Shows a count with its speed, as a bar or a line every 30 seconds.
+  def count(
+    self, title: str, total: int | None = None, done: int = 0
+  ) -> Iterator[Callable[[int], None]]:
+    """Shows a count with its speed, as a bar or a line a second, after a minute one in 30 seconds.
+
+    Args:
+      title: What is counted.
+      total: How many there are; None if that is not known.
+      done: How many of them were done before.
 
     Yields:
       A function to be called with the number of those that have just been done.
     """
-    pace, shown = Pace(), time.monotonic()
+    pace, began = Pace(), time.monotonic()
+    shown = began
     pace.rate(done)
-    pause = 0.1 if self._terminal else 30.0
 
     def advance(n: int) -> None:
       nonlocal done, shown
       done, now = done + n, time.monotonic()
-      if now - shown >= pause or done == total:
+      pause = 0.1 if self._terminal else 1.0 if now - began < 60 else 30.0
+      if now - shown >= pause or (done == total and n):
         rate, shown = pace.rate(done), now
-        speed = rate and f', {rate:,.0f} per second, {duration((total - done) / rate)} left'
-        self._show(f'{title}: {done:,} of {total:,}{speed or ""}', done, total)
+        line = f'{title}: {done:,}' if total is None else f'{title}: {done:,} of {total:,}'
+        line += f', {rate:,.0f} per second' if rate else ''
+        line += f', {duration((total - done) / rate)} left' if rate and total else ''
+        self._show(line, done, total)
 
-    if self._terminal:
+    if self._terminal and total:
       self._show(title, done, total)
     try:
       yield advance
@@ -70,7 +80,7 @@ class Console:
     if self._log:
       self._log.close()
 
-  def _show(self, line: str, done: int, total: int) -> None:
+  def _show(self, line: str, done: int, total: int | None) -> None:
     with self._ignore_lost_terminal():
       if self._terminal:
         self._bar = self._bar or _bar(self._console, total)
@@ -97,7 +107,7 @@ class Console:
       self._log.write(''.join(f'{now}  {line}'.rstrip() + '\n' for line in text.split('\n')))
 
 
-def _bar(console, total: int):
+def _bar(console, total: int | None):
   """A started rich.progress.Progress: a bar with text at its right, refreshed only on `update`."""
   import rich.progress
   import rich.table

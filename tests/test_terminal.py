@@ -3,11 +3,14 @@
 import io
 import math
 import re
+import types
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from alexnet_jax import terminal
 from alexnet_jax.terminal import Console, did_you_mean, duration, si
 from alexnet_jax.train.finish import results_table
 from alexnet_jax.train.schedules import Calendar
@@ -80,6 +83,26 @@ def test_count_on_a_terminal(wide):
     advance(100)
   assert '200 of 200, ' in shown(stream) and 'per second, 0s left' in shown(stream)
   assert stream.getvalue().count('\x1b[?25h') == 1
+
+
+def test_count_in_a_log(monkeypatch):
+  """A line a second at first, one in half a minute later, and the last."""
+  clock, said = 0.0, []
+  monkeypatch.setattr(terminal, 'time', types.SimpleNamespace(monotonic=lambda: clock))
+
+  class Log(io.StringIO):
+    def write(self, text):
+      said.extend([clock] if text.strip() else [])
+      return super().write(text)
+
+  log = Log()
+  with redirect_stderr(log), Console().count('files') as advance:
+    for _ in range(3000):
+      clock += 0.125
+      advance(1)
+  pauses = np.diff([0.0, *said])
+  assert (pauses[:58] < 1.2).all() and (pauses[61:] > 29).all() and len(said) < 80
+  assert log.getvalue().splitlines()[0] == 'files: 8, 8 per second'
 
 
 def test_a_terminal_that_hangs_up_does_not_end_the_run(tmp_path):

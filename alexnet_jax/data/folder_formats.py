@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Callable
 
 from alexnet_jax.data import image_folder, imagenet
 from alexnet_jax.data.examples import Source
@@ -14,12 +15,17 @@ COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _DEPTH = 4  # folders in folders that are searched for packed files
 
 
-def open_images(root: pathlib.Path, validation_fraction: float) -> Source:
+def open_images(
+  root: pathlib.Path,
+  validation_fraction: float,
+  advance: Callable[[int], object] = lambda n: None,
+) -> Source:
   """Opens images in folders of their classes, or packed in one of the formats known.
 
   Args:
     root: a folder or a file.
     validation_fraction: part of each class to hold out where there are no validation images.
+    advance: is called with the number of images that have just been listed.
 
   Raises:
     AbsentData: there is nothing.
@@ -29,11 +35,11 @@ def open_images(root: pathlib.Path, validation_fraction: float) -> Source:
   if kind == PARQUET:
     from alexnet_jax.data import parquet
 
-    return parquet.open_parquet(root, _files(root, kind), validation_fraction)
+    return parquet.open_parquet(root, _files(root, kind), validation_fraction, advance)
   if kind == TAR:
     from alexnet_jax.data import shards
 
-    return shards.open_shards(root, _files(root, kind), validation_fraction)
+    return shards.open_shards(root, _files(root, kind), validation_fraction, advance)
   if kind == ZIP:
     from alexnet_jax.data import zip_files
 
@@ -44,8 +50,8 @@ def open_images(root: pathlib.Path, validation_fraction: float) -> Source:
       ' .tar file first, for instance with gunzip'
     )
   if root.is_file() and root.suffix.lower() == TABLE:
-    return image_folder.open_folder(root.parent, validation_fraction, root.name)
-  return image_folder.open_folder(root, validation_fraction)
+    return image_folder.open_folder(root.parent, validation_fraction, root.name, advance)
+  return image_folder.open_folder(root, validation_fraction, '', advance)
 
 
 def _packed_kind(root: pathlib.Path) -> str:

@@ -18,6 +18,7 @@ import itertools
 import os
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from alexnet_jax.data import imagenet, order
@@ -94,7 +95,12 @@ class Folder:
     return FolderSplit(str(self.root), files, labels)
 
 
-def open_folder(root: pathlib.Path, validation_fraction: float, table: str = '') -> Source:
+def open_folder(
+  root: pathlib.Path,
+  validation_fraction: float,
+  table: str = '',
+  advance: Callable[[int], object] = lambda n: None,
+) -> Source:
   """Lists an image folder.
 
   Args:
@@ -102,6 +108,7 @@ def open_folder(root: pathlib.Path, validation_fraction: float, table: str = '')
     validation_fraction: part of each class to hold out, in (0, 1), where there is no validation
       folder. Which images are held out depends on nothing but their names.
     table: the file in there that says the classes; '' to find out what does.
+    advance: is called with 1 after each image.
 
   Raises:
     AbsentData: the folder is absent or empty.
@@ -115,7 +122,7 @@ def open_folder(root: pathlib.Path, validation_fraction: float, table: str = '')
   name, title = root.resolve().name, ''
   if not table and (kaggle := imagenet.kaggle_images(root)):
     root, name, title = kaggle, 'imagenet', f'ImageNet as Kaggle packs it, at {kaggle}: '
-  listing = list_images(root, imagenet.KNOWN_FILES)
+  listing = list_images(root, imagenet.KNOWN_FILES, advance)
   return label_files(name, root, Folder(root), listing, validation_fraction, title, table)
 
 

@@ -14,7 +14,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -114,8 +114,8 @@ class Job:
     except images.UnreadableImage as error:
       raise images.UnreadableImage(f'{example.name}: {error}') from error
 
-  def write_part(self, part: Part) -> int:
-    """Writes rows, unreadable ones black, then their record; returns their number."""
+  def write_part(self, part: Part, advance: Callable[[int], object]) -> None:
+    """Writes rows, unreadable ones black, then their record; calls `advance(1)` after each row."""
     sums, reasons = Sums(self.image_size), {}
     labels = np.zeros(len(part), np.int32)
 
@@ -127,6 +127,7 @@ class Job:
         except images.UnreadableImage as error:
           image, reasons[row] = np.zeros_like(sums.pixels, np.uint8), str(error)
         yield image
+        advance(1)
 
     written = self._image_files(part.split).write(part, pixels())
     with files.replacing(self._record_file(part)) as file:
@@ -140,7 +141,6 @@ class Job:
         bad_rows=np.array(list(reasons), np.int64),
         reasons=np.array(list(reasons.values()), np.str_),
       )
-    return len(part)
 
   def commit(self, unreadable: str) -> None:
     """Writes labels, statistics and meta.json from the records of all parts.

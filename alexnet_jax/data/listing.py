@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.errors import UserError
@@ -67,12 +67,17 @@ class LabeledFiles:
   tables: tuple[str, ...] = ()
 
 
-def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> Listing:
+def list_images(
+  root: pathlib.Path,
+  known: frozenset[str] = frozenset(),
+  advance: Callable[[int], object] = lambda n: None,
+) -> Listing:
   """Lists a folder at any depth. Links to folders are followed, except into one around them.
 
   Args:
     root: the folder.
     known: names of other files that are not to be counted as ignored.
+    advance: is called with 1 after each image.
 
   Raises:
     UserError: a folder cannot be read, or a link is broken.
@@ -98,8 +103,9 @@ def list_images(root: pathlib.Path, known: frozenset[str] = frozenset()) -> List
         else:
           folders.append(path)
           walk(entry.path, f'{path}/', around | {real})
-      elif is_image and stat.S_ISREG(entry.stat().st_mode):
-        files[path] = str(entry.stat().st_size)
+      elif is_image and stat.S_ISREG((found := entry.stat()).st_mode):
+        files[path] = str(found.st_size)
+        advance(1)
       elif entry.name not in known:
         kind = os.path.splitext(entry.name)[1].lower()
         ignored[kind or 'without extension'] += 1

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -76,7 +76,10 @@ class ParquetImages:
 
 
 def open_parquet(
-  root: pathlib.Path, paths: Sequence[pathlib.Path], validation_fraction: float
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  validation_fraction: float,
+  advance: Callable[[int], object] = lambda n: None,
 ) -> Source:
   """Opens a data set of parquet files.
 
@@ -84,6 +87,7 @@ def open_parquet(
     root: the folder of the data set, or its only file.
     paths: its files.
     validation_fraction: part of each class to hold out if there are no validation images.
+    advance: is called with the number of images that have just been listed.
 
   Raises:
     UserError: pyarrow is not installed, a file is damaged or missing, or it is not clear which
@@ -93,7 +97,7 @@ def open_parquet(
   with _opened(used['train'][0]) as file:
     columns = _find_columns(used['train'][0], file.schema_arrow)
   facts = hashlib.sha256()
-  listed = {split: _list_split(found, columns, facts) for split, found in used.items()}
+  listed = {split: _list_split(found, columns, facts, advance) for split, found in used.items()}
   return packed_source(
     'parquet files as of Hugging Face',
     root,
@@ -157,7 +161,9 @@ def _choose(
   )
 
 
-def _list_split(paths: Sequence[pathlib.Path], columns: _Columns, facts: Any) -> Listed:
+def _list_split(
+  paths: Sequence[pathlib.Path], columns: _Columns, facts: Any, advance: Callable[[int], object]
+) -> Listed:
   labels: list[int | str | None] = []
   names: list[str] = []
   counts = []
@@ -183,6 +189,7 @@ def _list_split(paths: Sequence[pathlib.Path], columns: _Columns, facts: Any) ->
       else:
         names += [''] * len(found)
       counts.append(len(found))
+      advance(len(found))
       facts.update(f'{path.name}\0{path.stat().st_size}\0{_footer(path)}\n'.encode())
   images = ParquetImages(tuple(map(str, paths)), tuple(counts), columns.data)
   return Listed(images, labels, names)

@@ -142,13 +142,14 @@ def state(data_config: Any) -> str:
   return f'{path}: to be prepared'
 
 
-def open_source(data_config: Any) -> Source:
+def open_source(data_config: Any, progress: Console | None = None) -> Source:
   """Opens the data set that a config names; never imports TensorFlow.
 
   Args:
     data_config: `config.data`, of which the fields `source`, `name`, `dir`, `train_split`,
       `eval_split`, `validation_fraction`, `synthetic_examples`, `image_size` and `num_classes` (0:
       as many as there are) are read.
+    progress: for lines while a folder is listed; none by default.
 
   Raises:
     AbsentData: there are no data.
@@ -162,7 +163,9 @@ def open_source(data_config: Any) -> Source:
       splits = data_config.train_split, data_config.eval_split
       source = tfds_source.open_tfds(data_config.name, data_directory(data_config), *splits)
     case 'folder':
-      source = folder_formats.open_images(data_directory(data_config), fraction)
+      directory = data_directory(data_config)
+      with (progress or Console(quiet=True)).count(f'listing {directory}') as advance:
+        source = folder_formats.open_images(directory, fraction, advance)
     case 'digits':
       source = generated.digits(data_config.image_size, fraction)
     case 'synthetic':
@@ -198,7 +201,7 @@ def data_directory(data_config: Any) -> pathlib.Path:
 def _open_or_download(data_config: Any, progress: Console) -> Source:
   """Opens the data set, which TFDS may have to download and prepare first."""
   try:
-    return open_source(data_config)
+    return open_source(data_config, progress)
   except AbsentData:
     if data_config.source != 'tfds':
       raise
@@ -212,9 +215,9 @@ def _open_or_download(data_config: Any, progress: Console) -> Source:
 
 
 def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int) -> store.Store:
+  progress.message(f'preparing {path}')
   source = _open_or_download(data_config, progress)
   progress.message(f'{source.name}: {source.found}')
-  progress.message(f'preparing {path}')
   written = writer.write_store(
     source,
     path,
@@ -238,7 +241,7 @@ def _open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> s
   _check_classes(data_config, str(path), len(found.classes))
   settings = _settings(data_config)
   try:
-    source = open_source(data_config)
+    source = open_source(data_config, progress)
   except AbsentData:
     store.check_made_from(found, settings)
     progress.message(

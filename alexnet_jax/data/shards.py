@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +27,10 @@ _MOST_LABEL_BYTES = 1 << 20  # what is larger is no label
 
 
 def open_shards(
-  root: pathlib.Path, paths: Sequence[pathlib.Path], validation_fraction: float
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  validation_fraction: float,
+  advance: Callable[[int], object] = lambda n: None,
 ) -> Source:
   """Opens a data set of shards.
 
@@ -35,13 +38,14 @@ def open_shards(
     root: the folder of the data set, or its only shard.
     paths: its shards.
     validation_fraction: part of each class to hold out if there are no validation images.
+    advance: is called with the number of images that have just been listed.
 
   Raises:
     UserError: a shard is compressed, damaged or missing, or holds no labeled images.
   """
   used, ignored = find_splits(root, paths)
   facts: list[str] = []
-  listed = {split: _list_split(found, facts, ignored) for split, found in used.items()}
+  listed = {split: _list_split(found, facts, ignored, advance) for split, found in used.items()}
   file = root / CLASS_NAMES
   names = file.read_text(errors='replace').splitlines() if file.is_file() else []
   return packed_source(
@@ -55,7 +59,12 @@ def open_shards(
   )
 
 
-def _list_split(paths: Sequence[pathlib.Path], facts: list[str], ignored: list[str]) -> Listed:
+def _list_split(
+  paths: Sequence[pathlib.Path],
+  facts: list[str],
+  ignored: list[str],
+  advance: Callable[[int], object],
+) -> Listed:
   starts, sizes, labels, names, lost = [], [], [], [], 0
   for path in paths:
     pieces = []
@@ -64,6 +73,7 @@ def _list_split(paths: Sequence[pathlib.Path], facts: list[str], ignored: list[s
         pieces.append(sample['image'])
         labels.append(sample.get('label'))
         names.append(sample.get('filename', key))
+        advance(1)
       else:
         lost += 1
     if not pieces:

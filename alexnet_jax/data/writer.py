@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from alexnet_jax.data import store, unpack
 from alexnet_jax.data.examples import Part, Source
@@ -27,7 +27,8 @@ from alexnet_jax.runtime.environment import usable_cores
 from alexnet_jax.terminal import Console
 
 ROWS_PER_PART = 1024  # about 3 s of one core at full ImageNet size: what a kill can lose
-_work: tuple[Job, multiprocessing.connection.Connection]  # of a worker process
+_PAUSE = 0.5  # seconds between looks at what workers have written
+_work: tuple[Job, multiprocessing.connection.Connection, Any]  # of a worker process
 
 
 def write_store(
@@ -108,7 +109,7 @@ def _write_parts(
       _write_in_processes(job, parts, workers, advance, lock)
     else:
       for part in parts:
-        advance(job.write_part(part))
+        job.write_part(part, advance)
 
 
 def _write_in_processes(
@@ -116,13 +117,19 @@ def _write_in_processes(
 ) -> None:
   # Of what holds a descriptor, a connection is what can be sent to a process that starts.
   held = multiprocessing.connection.Connection(os.dup(lock.fileno()))
-  pool = concurrent.futures.ProcessPoolExecutor(
-    workers, multiprocessing.get_context('spawn'), _begin_worker, (job, held)
-  )
+  context = multiprocessing.get_context('spawn')
+  rows = context.RawArray('q', len(parts))  # written of each part
+  pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker, (job, held, rows))
   try:
-    futures = [pool.submit(_write_part, part) for part in parts]
-    for written in concurrent.futures.as_completed(futures):
-      advance(written.result())
+    pending = {pool.submit(_write_part, part, place) for place, part in enumerate(parts)}
+    said = 0
+    while pending:
+      done, pending = concurrent.futures.wait(pending, _PAUSE)
+      for written in done:
+        written.result()
+      now = sum(rows)
+      advance(now - said)
+      said = now
   except concurrent.futures.process.BrokenProcessPool as error:
     raise UserError(
       'a preparing process died, which is often too little memory: run again to go on from here, '
@@ -133,14 +140,14 @@ def _write_in_processes(
     held.close()
 
 
-def _begin_worker(job: Job, held: multiprocessing.connection.Connection) -> None:
+def _begin_worker(job: Job, held: multiprocessing.connection.Connection, rows: Any) -> None:
   """Prepares a worker process.
 
   It holds the lock until it ends, and ends with its parent, even after kill -9: none writes beside
   those of the next run.
   """
   global _work
-  _work = job, held
+  _work = job, held, rows
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -151,5 +158,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write_part(part: Part) -> int:
-  return _work[0].write_part(part)
+def _write_part(part: Part, place: int) -> None:
+  job, _, rows = _work
+
+  def advance(n: int) -> None:
+    rows[place] += n
+
+  job.write_part(part, advance)
