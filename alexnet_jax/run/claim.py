@@ -1,6 +1,7 @@
 """The config of the run in a folder, and which changes of it are allowed on resume."""
 
 import datetime
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,8 +58,11 @@ def check_workdir(
       if fixed
       else f'resume it with its own config, accept this with --allow_change={",".join(refused)},'
     )
+    copies = (workdir.with_name(f'{workdir.name}-{number}') for number in itertools.count(2))
+    free = next(path for path in copies if not path.exists())
     raise UserError(
-      f'{workdir} holds a run with another config ({shown}); {ways} or choose another --workdir'
+      f'{workdir} holds a run with another config ({shown}); {ways} or start a new run with'
+      f' --workdir={free}'
     )
   return changes
 
