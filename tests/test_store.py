@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import types
 
 import numpy as np
 import pytest
-from helpers.tiny_data import data_config, write_folder
+from helpers.tiny_data import data_config, pack, write_folder
 from PIL import Image
 
 from alexnet_jax import config, files, terminal
@@ -193,6 +194,26 @@ def test_interrupted_publishing(source, tmp_path, reference, monkeypatch, owner,
   monkeypatch.setattr(Job, 'publish', real)
   write(source, tmp_path / 'store')
   assert contents(tmp_path / 'store') == reference
+
+
+@pytest.mark.parametrize('kind', ['parquet', 'tar', 'zip'])
+@pytest.mark.slow
+def test_kills_while_packed_images_are_prepared(insects, tmp_path, kind):
+  """Died at any moment, unpacking too, it goes on to the same bytes."""
+  packed = tmp_path / 'packed'
+  pack(insects, packed, kind)
+  here = pathlib.Path(__file__).parent
+  finished = subprocess.run(
+    [sys.executable, here / 'helpers/killed_preparing.py', packed, tmp_path / 'place', '11'],
+    env=os.environ | {'PYTHONPATH': str(here.parent)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert finished.returncode == 0, finished.stderr
+  moments, deaths, unpacking = map(int, re.findall(r'\d+', finished.stdout))
+  assert moments > 160 and deaths >= moments // 11 / 2
+  assert unpacking >= 5 or kind != 'parquet'
 
 
 def test_left_overs_of_another_job_are_dropped(source, tmp_path, reference):

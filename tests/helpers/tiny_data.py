@@ -2,8 +2,10 @@
 
 import io
 import tarfile
+import zipfile
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from alexnet_jax import config
@@ -44,6 +46,31 @@ def write_folder(root, *, train=20, held_out=7, classes=('ant', 'bee', 'cat')):
     write_images(root / 'train' / name, train, seed=seed)
     write_images(root / 'validation' / name, held_out, seed=seed + 100)
   return root
+
+
+def pack(folder, target, kind):
+  """Packs what `write_folder` wrote: two .parquet or .tar files a split, or a .zip for each."""
+  target.mkdir()
+  for split in ('train', 'validation'):
+    images = sorted((folder / split).rglob('*.png'))
+    for number, part in enumerate((images[::2], images[1::2])):
+      rows = [(file.read_bytes(), file.parent.name) for file in part]
+      path = target / f'{split}-{number}.{kind}'
+      if kind == 'parquet':
+        pyarrow = pytest.importorskip('pyarrow')
+        parquet = pytest.importorskip('pyarrow.parquet')
+        data, labels = zip(*rows, strict=True)
+        table = {'image': [{'bytes': one, 'path': None} for one in data], 'label': labels}
+        parquet.write_table(pyarrow.table(table), path, row_group_size=7)
+      elif kind == 'tar':
+        with tarfile.open(path, 'w') as tar:
+          for row, (image, label) in enumerate(rows):
+            add_to_archive(tar, f'{row:04}.png', image)
+            add_to_archive(tar, f'{row:04}.cls', label.encode())
+      else:
+        with zipfile.ZipFile(target / f'{split}.zip', 'a', zipfile.ZIP_DEFLATED) as archive:
+          for file in part:
+            archive.write(file, file.relative_to(folder))
 
 
 ARCHIVE_BYTES = {  # published, as in TFDS's checksums.tsv
