@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -20,7 +21,15 @@ from helpers.tiny_data import data_config, pack, write_folder
 from PIL import Image
 
 from alexnet_jax import config, files, terminal
-from alexnet_jax.data import image_folder, images, listing, order, preparation, stored_images
+from alexnet_jax.data import (
+  folder_formats,
+  image_folder,
+  images,
+  listing,
+  order,
+  preparation,
+  stored_images,
+)
 from alexnet_jax.data.examples import Example, Source
 from alexnet_jax.data.image_folder import open_folder
 from alexnet_jax.data.job import ORDER_SEED, Job, in_memory_store
@@ -511,6 +520,43 @@ def test_photos_are_turned_unless_the_classes_are_of_imagenet(tmp_path):
     assert kept.upright is upright
     (seen,) = next(images.batches([root / names[0] / '0.png'], SIZE, 'crop', 1, kept.upright))
     assert np.array_equal(seen, made.train.images[0])
+
+
+@pytest.mark.parametrize('kind', ['tar', 'zip'])
+def test_packed_images_are_listed_once(insects, tmp_path, monkeypatch, kind):
+  """Until a file of theirs, or the part to be held out, changes."""
+  pack(insects, tmp_path / 'packed', kind)
+  config = data_config(dir=tmp_path / 'packed', store=tmp_path / 'store')
+  opened, real = [], folder_formats.open_images
+
+  def open_images(*arguments):
+    opened.append(arguments)
+    return real(*arguments)
+
+  monkeypatch.setattr(folder_formats, 'open_images', open_images)
+
+  def times():
+    opened.clear()
+    prepare_store(config, progress=Console(quiet=True), workers=1)
+    return len(opened)
+
+  assert [times(), times(), times()] == [1, 0, 0]
+  path = sorted((tmp_path / 'packed').glob('train*'))[0]
+  os.utime(path, ns=(1, 1))
+  assert [times(), times()] == [1, 0]  # a copy: the same images
+  config.validation_fraction = 0.5
+  assert times() == 1  # which there are validation images for
+  if kind == 'tar':
+    data = path.read_bytes()
+    assert data.count(b'ant' + bytes(509)) == 10
+    path.write_bytes(data.replace(b'ant' + bytes(509), b'bee' + bytes(509), 1))  # of the same size
+  else:
+    with zipfile.ZipFile(path, 'a') as archive:
+      archive.writestr('train/ant/new.png', b'?')
+  with pytest.raises(UserError, match='packed has changed since the store'):
+    times()
+  shutil.rmtree(tmp_path / 'packed')
+  assert times() == 1  # which finds none
 
 
 def test_store_path():

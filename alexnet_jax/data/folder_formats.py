@@ -54,6 +54,17 @@ def open_images(
   return image_folder.open_folder(root, validation_fraction, '', advance)
 
 
+def stamp(root: pathlib.Path) -> str:
+  """What differs if packed files do, without a look into them; '' of images that are not packed.
+
+  That is path, bytes and time of change of each, and of texts beside them.
+  """
+  kind = _packed_kind(root)
+  files = [*_files(root, kind), *sorted(root.glob('*.txt'))] if kind else []
+  lines = [(os.path.relpath(file, root), file.stat()) for file in files]
+  return '\n'.join(f'{name} {found.st_size} {found.st_mtime_ns}' for name, found in lines)
+
+
 def _packed_kind(root: pathlib.Path) -> str:
   """The extension of packed files, '' if the first thing found are images, of zips if any are."""
   if root.is_file() or imagenet.kaggle_images(root):

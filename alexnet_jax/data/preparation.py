@@ -1,5 +1,6 @@
 """Opens the data set of a config, and its store, preparing what is missing first."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax import files
 from alexnet_jax.data import folder_formats, generated, job, store, writer
 from alexnet_jax.data.examples import AbsentData, Source
 from alexnet_jax.errors import UserError
@@ -15,6 +17,7 @@ from alexnet_jax.terminal import Console
 
 # Made in memory: nothing is prepared or stored.
 IN_MEMORY = ('digits', 'synthetic')
+STAMP = 'source_files.txt'  # in a store
 
 
 def prepare_store(
@@ -216,6 +219,7 @@ def _open_or_download(data_config: Any, progress: Console) -> Source:
 
 def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int) -> store.Store:
   progress.message(f'preparing {path}')
+  stamp = _stamp(data_config)
   source = _open_or_download(data_config, progress)
   progress.message(f'{source.name}: {source.found}')
   written = writer.write_store(
@@ -226,6 +230,7 @@ def _write(path: pathlib.Path, data_config: Any, progress: Console, workers: int
     progress=progress,
     **_settings(data_config),
   )
+  _keep_stamp(path, stamp)
   if skipped := sum(len(names) for names in written.meta['unreadable'].values()):
     progress.message(f'{skipped:,} unreadable images were left out; {path}/meta.json names them')
   return written
@@ -239,16 +244,43 @@ def _open_existing(path: pathlib.Path, data_config: Any, progress: Console) -> s
   """
   found = store.open_store(path)
   _check_classes(data_config, str(path), len(found.classes))
-  settings = _settings(data_config)
+  settings, stamp = _settings(data_config), _stamp(data_config)
+  kept = path / STAMP
+  if stamp and kept.is_file() and kept.read_text() == stamp:
+    store.check_made_from(found, settings)
+    progress.message(f'{path}: {_contents(found)}; {data_config.dir} has not changed')
+    return found
   try:
     source = open_source(data_config, progress)
   except AbsentData:
     store.check_made_from(found, settings)
     progress.message(
-      f'{path}: {len(found.train):,} training and {len(found.eval):,} validation images of '
-      f'{len(found.classes):,} classes; the images they were prepared from no longer exist'
+      f'{path}: {_contents(found)}; the images they were prepared from no longer exist'
     )
   else:
     progress.message(f'{source.name}: {source.found}')
     store.check_made_from(found, store.made_from(source, **settings))
+    _keep_stamp(path, stamp)
   return found
+
+
+def _contents(found: store.Store) -> str:
+  return (
+    f'{len(found.train):,} training and {len(found.eval):,} validation images of'
+    f' {len(found.classes):,} classes'
+  )
+
+
+def _stamp(data_config: Any) -> str:
+  """What tells without listing packed images that they are those of the store; '' of others."""
+  stamp = ''
+  if data_config.source == 'folder' and data_config.dir:
+    stamp = folder_formats.stamp(data_directory(data_config))
+  return stamp and f'{data_config.validation_fraction}\n{stamp}\n'
+
+
+def _keep_stamp(path: pathlib.Path, stamp: str) -> None:
+  """Writes it into a store whose images have just been compared with those it was made from."""
+  if stamp:
+    with contextlib.suppress(OSError):  # somebody else's store: the images will be listed again
+      files.write(path / STAMP, stamp)

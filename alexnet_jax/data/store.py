@@ -7,6 +7,7 @@ On disk:
     {train,eval}/images.npy  uint8 (N, S, S, 3) RGB; or JPEG files, see `stored_images`
     {train,eval}/labels.npy  int32 (N,)
     {train,eval}/source_index.npy  int64 (N,), which example of the source a row shows
+    source_files.txt         of packed images: sizes and times of their files when last compared
 
 Training rows are in a fixed random order, so that the first n of them are a random subset. The
 statistics are those of the full training split, before JPEG compression.
