@@ -185,7 +185,7 @@ def test_more_devices_than_the_batch_divides_over(undisturbed, monkeypatch):
   devices = Devices.single()
   devices.global_count = 6
   monkeypatch.setattr(loop, 'Devices', lambda: devices)
-  with pytest.raises(UserError, match='=16 is not divisible by 6 devices: this run .* resume'):
+  with pytest.raises(UserError, match='=16 is not divisible by 6 devices: the run .* resume'):
     train(undisturbed[0])
 
 
