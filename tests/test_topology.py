@@ -179,6 +179,8 @@ def test_a_step_that_fits_needs_no_search_and_one_that_does_not_ends_at_the_larg
   best = topology._largest_that_fits(config, compiled(8 * 4096), compiled)
   most = (limit - 10**9) // per_image * 8
   assert 0.9 * most < best <= most and best in tried and len(tried) <= 5
+  # One that takes too long ends the search.
+  assert topology._largest_that_fits(config, compiled(8 * 4096), lambda batch_size: None) is None
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,9 @@ def lines(report: dict[str, Any]) -> list[str]:
   if not report['fits']:
     most = report['largest_batch']
     fitting = (
-      f'batch_size={most:,} fits, the largest tried' if most else 'no smaller batch tried does'
+      f'batch_size={most:,} fits, the largest tried'
+      if most
+      else 'none smaller that was compiled in time does'
     )
     wanted = si(memory, 'B') if memory else 'more'
     return [*found, f'fits          no: {wanted} a device, of {limit}; {fitting}']

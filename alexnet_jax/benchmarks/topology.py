@@ -107,7 +107,8 @@ def compile_for(config: ml_collections.ConfigDict, topology: str, timeout: float
     f'the compiler for {topology}', f'{__name__}:Compiler', targets.SETTINGS, advice=advice
   )
 
-  def compiled(batch_size: int) -> dict[str, Any]:
+  def compiled(batch_size: int) -> dict[str, Any] | None:
+    """None if it takes too long; the process must then be left alone."""
     copy = config.copy_and_resolve_references()
     copy.batch_size = batch_size
     worker.start('compile', configs.to_json(copy))
@@ -118,15 +119,17 @@ def compile_for(config: ml_collections.ConfigDict, topology: str, timeout: float
       while not worker.ready(min(pause, timeout)):
         seconds = time.monotonic() - began
         if seconds > timeout:
-          raise UserError(
-            f'--topology={topology}: not compiled after {duration(seconds)}: raise'
-            f' --topology_timeout={timeout:g}, in seconds'
-          )
+          return None
         console.progress(f'{title}, {duration(seconds)}', round(seconds), round(timeout))
     return worker.result()
 
   with start_worker(child, topology=topology) as worker:
     report = compiled(config.batch_size)
+    if report is None:
+      raise UserError(
+        f'--topology={topology}: not compiled after {duration(timeout)}: raise'
+        f' --topology_timeout={timeout:g}, in seconds'
+      )
     report['largest_batch'] = config.batch_size if report['fits'] else None
     if not report['fits']:
       report['largest_batch'] = _largest_that_fits(config, report, compiled)
@@ -134,7 +137,7 @@ def compile_for(config: ml_collections.ConfigDict, topology: str, timeout: float
 
 
 def _largest_that_fits(config, report: dict[str, Any], compiled) -> int | None:
-  """Searches below a batch that does not fit, by `compiled`, in a few steps."""
+  """Searches below a batch that does not fit, by `compiled`, in a few steps, each in time."""
   devices = report['devices']
   unit = config.grad_accum_steps * (config.model.ghost_batch or 1)
   fits, fails = 0, report['batch_size'] // devices // unit
@@ -146,6 +149,8 @@ def _largest_that_fits(config, report: dict[str, Any], compiled) -> int | None:
     guess = int(report['batch_size'] // unit * share)
     guess = min(max(guess, (3 * fits + fails) // 4, 1), (fits + 7 * fails) // 8, fails - 1)
     report = compiled(max(guess, fits + 1) * unit)
+    if report is None:
+      break
     tried = report['batch_size'] // unit
     fits, fails = (tried, fails) if report['fits'] else (fits, tried)
   return fits * unit or None
