@@ -13,8 +13,8 @@ feed: --num_images (0.2 MB each) stored 256x256 images, in batches to memory.
 checkpoint: how long a save blocks the training loop, and how long it and a restore take.
 communication: bytes that a device sends in a step with and without --config.model.shard_dense, from
 the program compiled for 8 virtual devices, and by formula for up to 1,024; nothing is timed.
-compile: a training step compiled for --topology by the TPU's compiler, which needs no TPU: memory,
-collectives and its estimate of cycles by layer.
+compile: a training step compiled for --topology (TPUs or GPUs) by their compiler, which needs none:
+memory, collectives, and by layer its estimate of cycles, of GPUs bytes and products.
 all: all of these, which is also what no word means; compile only if libtpu is installed.
 
 Without --config they take configs/imagenet.py, step configs/cifar10.py too.  Contestants take
@@ -64,7 +64,7 @@ _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
 )
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 8192, 'How many images to feed.', lower_bound=10)
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPUs for the compile benchmark.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPUs or GPUs for the compile benchmark.')
 _TOPOLOGY_TIMEOUT = flags.DEFINE_float(
   'topology_timeout', 1200.0, 'Seconds that a compilation for --topology may take.', lower_bound=1.0
 )

@@ -39,8 +39,8 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan of the run and st
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
-  'With --dry_run: compile for TPUs that are not here, such as v5e:2x4, and print memory and the'
-  " compiler's estimate of cycles.",
+  'With --dry_run: compile for TPUs or GPUs that are not here, such as v5e:2x4 or h100:8, and print'
+  " memory, and the compiler's estimate of cycles or the bytes it moves.",
 )
 _TOPOLOGY_TIMEOUT = flags.DEFINE_float(
   'topology_timeout', 1200.0, 'Seconds that a compilation for --topology may take.', lower_bound=1.0

@@ -128,6 +128,29 @@ def test_products_count_by_their_operations_where_that_is_more():
   assert report['estimated_seconds'] == pytest.approx(sum(flops.values()) / CHIP.peak, rel=1e-6)
 
 
+def test_bytes_and_products_of_a_gpu_count_by_its_data_sheet():
+  text = """
+  %x = bf16[512,27,27,96]{3,2,1,0} parameter(0)
+  %k = bf16[256,5,5,48]{3,2,1,0} parameter(1)
+  %conv = (bf16[512,27,27,256]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), \
+custom_call_target="__cudnn$convForward", metadata={op_name="jit(f)/jvp(AlexNet)/conv2/conv"}
+  %y = bf16[512,27,27,256]{3,2,1,0} get-tuple-element(%conv), index=0
+  %norm = bf16[512,27,27,256]{3,2,1,0} fusion(%y), kind=kLoop, calls=%g, \
+metadata={op_name="jit(f)/transpose(jvp(AlexNet))/norm2/mul"}
+  """
+  gpu, pixels, flop = CHIPS['h100'], 512 * 27 * 27, 1e12
+  report = estimate(HloModule(text), {'conv2': flop, 'norm2': 0.0}, gpu, 1)
+  moved = {'conv2': 2 * (pixels * (96 + 256) + 256 * 5 * 5 * 48), 'norm2': 2 * pixels * 2 * 256}
+  assert report['layers'] == {
+    'conv2': {'forward': moved['conv2'], 'backward': 0, 'flop': flop},
+    'norm2': {'forward': 0, 'backward': moved['norm2'], 'flop': 0},
+  }
+  assert flop / gpu.peak > moved['conv2'] / gpu.bandwidth  # so the products decide there
+  least = flop / gpu.peak + moved['norm2'] / gpu.bandwidth
+  assert report['estimated_seconds'] == pytest.approx(least)
+  assert report['estimated_cycles'] is None
+
+
 def test_collectives_take_time_beyond_their_memory_traffic():
   report = found()
   assert report['collectives'] == [{'operation': 'all-reduce', 'count': 1, 'bytes': SENT}]
@@ -200,10 +223,11 @@ def test_a_wrong_flag_is_one_line(words, message):
   assert message in error_line(done) and done.stdout == ''
 
 
-def test_without_the_compiler_the_error_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize('name, extra', [('v5e:2x4', 'tpu'), ('h100:8', 'cuda12')])
+def test_without_the_compiler_the_error_says_what_to_install(monkeypatch, name, extra):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(topology.UserError, match=r"pip install 'jax\[tpu\]'"):
-    targets.find_chip('v5e:2x4')
+  with pytest.raises(topology.UserError, match=rf"pip install 'jax\[{extra}\]'"):
+    targets.find_chip(name)
 
 
 # By the TPU's compiler.

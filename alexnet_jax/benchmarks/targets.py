@@ -45,7 +45,7 @@ def find_chip(topology: str) -> str:
   """
   name, _, size = topology.partition(':')
   if name not in CHIPS or not re.fullmatch(_size_pattern(name), size):
-    hint = did_you_mean(name, CHIPS)
+    hint = '' if name in CHIPS else did_you_mean(name, CHIPS)
     known = (
       f'{", ".join(CHIPS)}, with their number: of TPUs along each axis, such as v5e:2x4, of GPUs'
       ' in a machine, such as h100:8'
