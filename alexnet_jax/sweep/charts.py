@@ -64,5 +64,7 @@ def forest(rows: Sequence[ReportRow]) -> bytes:
 def _axes(height: float):
   figure = Figure(figsize=(6.4, height), dpi=figures.DPI, layout='constrained')
   axes = figure.add_subplot()
+  for each in (figure, axes):
+    each.set_facecolor('none')  # the page inverts its charts in the dark
   figures.style_axes(axes)
   return figure, axes
