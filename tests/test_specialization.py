@@ -13,7 +13,7 @@ from alexnet_jax.inference.tower_chroma import read_history
 from alexnet_jax.model import layers, nets
 from alexnet_jax.results.chroma import ChromaHistory, chroma_index, compare_halves, draw_histories
 from alexnet_jax.train import loop
-from alexnet_jax.weights.run_folder import read_checkpoint
+from alexnet_jax.weights.run_folder import read_variables
 
 GROUPED = (
   layers.Conv('conv1', 8, 5, stride=2, init=0.03),
@@ -96,7 +96,7 @@ def test_a_run_keeps_the_kernels_of_its_evaluations(tmp_path, monkeypatch):
 
   history = read_history(tmp_path / 'run', 100, 0)
   assert history.grouped
-  step, variables, _ = read_checkpoint(tmp_path / 'run', 'last')
+  step, variables, _ = read_variables(tmp_path / 'run', 'last')
   steps = sorted(int(path.stem) for path in (tmp_path / 'run' / 'first_layer').iterdir())
   assert len(steps) == 2 and steps[-1] == step
   calendar = made[0].calendar

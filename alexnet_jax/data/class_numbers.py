@@ -36,9 +36,10 @@ class Classes:
   by_label: Mapping[Any, int]
   remark: str
 
-  def numbers(self, labels: Sequence[Label]) -> list[int | None]:
-    """Class numbers; None of an image without a label."""
-    return [None if label in (None, -1) else self.by_label[label] for label in labels]
+  def rows(self, labels: Sequence[Label]) -> dict[int, int]:
+    """Place in `labels` -> class number, of the images that have a label."""
+    places = enumerate(labels)
+    return {row: self.by_label[label] for row, label in places if label not in (None, -1)}
 
 
 def number_classes(

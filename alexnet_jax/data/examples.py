@@ -1,6 +1,7 @@
 """What passes from data sets to the store: labeled images by index, and parts of a split."""
 
 import dataclasses
+import os
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,22 @@ class Example:
   data: bytes | np.ndarray
   label: int
   name: str
+
+
+def gone(path: str | os.PathLike, reason: object) -> UserError:
+  """The error of a file that could be read before."""
+  return UserError(
+    f'{path} can no longer be read ({reason}): is its disk still there? run again to go on from'
+    ' here'
+  )
+
+
+def damaged(path: str | os.PathLike, kind: str, error: Exception) -> UserError:
+  """The error of a file that is no good file of its kind."""
+  return UserError(
+    f'{path} is cut short, damaged, or no {kind} file ({" ".join(str(error).split())[:200]}): fetch'
+    ' it again'
+  )
 
 
 class SourceSplit(Protocol):

@@ -8,8 +8,8 @@ from PIL import Image
 from alexnet_jax.data import order
 from alexnet_jax.data.examples import Example, Source
 
-# Which digits are held out must not change with the seed of training.
-HELD_OUT_SEED = 1798
+# Which digits are for validation must not change with the seed of training.
+VALIDATION_SEED = 1798
 
 
 def digits(image_size: int, validation_fraction: float) -> Source:
@@ -17,14 +17,14 @@ def digits(image_size: int, validation_fraction: float) -> Source:
 
   Args:
     image_size: side of the images in pixels, to which they are enlarged bilinearly.
-    validation_fraction: validation share, in (0, 1); always the same examples.
+    validation_fraction: part for validation, in (0, 1); always the same examples.
   """
   from sklearn import datasets  # takes a second to import
 
   raw = datasets.load_digits()
   images = np.rint(raw.images * (255 / 16)).astype(np.uint8)
-  held_out = round(len(images) * validation_fraction)
-  shuffled = order.permutation(HELD_OUT_SEED, 0, len(images))
+  validation = round(len(images) * validation_fraction)
+  shuffled = order.permutation(VALIDATION_SEED, 0, len(images))
 
   def example(index: int) -> Example:
     size = image_size, image_size
@@ -34,9 +34,9 @@ def digits(image_size: int, validation_fraction: float) -> Source:
   return Source(
     name='digits',
     classes=tuple(str(name) for name in raw.target_names),
-    train=[example(index) for index in np.sort(shuffled[held_out:])],
-    eval=[example(index) for index in np.sort(shuffled[:held_out])],
-    fingerprint=f'digits, {held_out} of {len(images)} held out',
+    train=[example(index) for index in np.sort(shuffled[validation:])],
+    eval=[example(index) for index in np.sort(shuffled[:validation])],
+    fingerprint=f'digits, {validation} of {len(images)} held out',
   )
 
 
@@ -76,7 +76,7 @@ class SyntheticSplit:
 
 
 def synthetic(classes: int, examples: int, image_size: int) -> Source:
-  """Synthetic images: `examples` for training, max(classes, examples // 8) held out."""
+  """Synthetic images: `examples` for training, max(classes, examples // 8) for validation."""
   return Source(
     name='synthetic',
     classes=tuple(f'class{label:04}' for label in range(classes)),

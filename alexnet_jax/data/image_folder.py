@@ -1,20 +1,16 @@
-"""An image folder as a data set: one folder of images for each class.
+"""Image files as a data set: what says their classes, and which of them are validation images.
 
-Either `train/<class>/` with `validation/<class>/` (also `val`, `valid` or `test`, in any case), or
-only class folders (in `train/`, or at the top), of which a fixed part of every class is held out.
-In place of class folders, the names of files may say their class: see `flat_folder`; or a table of
-files and labels: see `label_tables`.
-Images may lie at any depth in the folder of their class. The validation images of ImageNet may lie
-in `validation/` itself, as in their archive: see `imagenet`. Kaggle's ImageNet may be given by any
-level of its folder. Classes are numbered in the order of their names, as in Caffe's and
-torchvision's ImageNet lists.
+Their folders say the classes (see `class_folders`), their names (see `flat_folder`), or a table of
+files and labels (see `label_tables`). Where there are no validation images, a fixed part of every
+class is held out. Kaggle's ImageNet may be given by any level of its folder. Classes are numbered
+in the order of their names, as in Caffe's and torchvision's ImageNet lists; if they are numbers in
+a table, in the order of these.
 """
 
 import collections
 import dataclasses
 import errno
 import hashlib
-import itertools
 import os
 import pathlib
 import zlib
@@ -22,11 +18,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from alexnet_jax.data import imagenet, order
-from alexnet_jax.data.examples import AbsentData, Example, Source, SourceSplit
+from alexnet_jax.data.class_folders import read_class_folders
+from alexnet_jax.data.examples import AbsentData, Example, Source, gone
 from alexnet_jax.data.flat_folder import read_flat
-from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.label_tables import read_tables
-from alexnet_jax.data.listing import TABLE, LabeledFiles, Listing, list_images
+from alexnet_jax.data.listing import TABLE, Listing, list_images
 from alexnet_jax.errors import UserError
 
 # Errors of a disk or network mount that has gone away.
@@ -34,28 +30,18 @@ _GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, err
 
 
 class Files(Protocol):
-  """Files by their paths below a root, in a folder or in an archive."""
+  """Files by their paths below a root, in a folder or in archives. Picklable."""
 
   def read(self, file: str) -> bytes: ...
 
-  def split(self, files: tuple[str, ...], labels: tuple[int, ...]) -> 'FileSplit': ...
-
-
-class FileSplit(SourceSplit, Protocol):
-  """Image files: `files[i]` shows class number `labels[i]`."""
-
-  @property
-  def files(self) -> tuple[str, ...]: ...
-
-  @property
-  def labels(self) -> tuple[int, ...]: ...
+  def path(self, file: str) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSplit:
-  """Image files below `root`: `files[i]` is relative to it and shows class number `labels[i]`."""
+class FileSplit:
+  """Image files: `files[i]`, a path in `content`, shows class number `labels[i]`."""
 
-  root: str
+  content: Files
   files: tuple[str, ...]
   labels: tuple[int, ...]
 
@@ -69,30 +55,28 @@ class FolderSplit:
       UserError: the disk is gone, so that no other file could be read either.
       OSError: this file cannot be read.
     """
-    path = os.path.join(self.root, self.files[index])
-    try:
-      with open(path, 'rb') as file:
-        return Example(file.read(), self.labels[index], path)
-    except OSError as error:
-      if error.errno in _GONE or not os.path.isdir(os.path.dirname(path)):
-        raise UserError(
-          f'{path} can no longer be read ({error.strerror}): is its disk still there? run again'
-          ' to go on from here'
-        ) from error
-      raise
+    file = self.files[index]
+    return Example(self.content.read(file), self.labels[index], self.content.path(file))
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """The files in a folder."""
+  """The files below the folder `root`."""
 
-  root: pathlib.Path
+  root: str
+
+  def path(self, file: str) -> str:
+    return os.path.join(self.root, file)
 
   def read(self, file: str) -> bytes:
-    return (self.root / file).read_bytes()
-
-  def split(self, files: tuple[str, ...], labels: tuple[int, ...]) -> FolderSplit:
-    return FolderSplit(str(self.root), files, labels)
+    path = self.path(file)
+    try:
+      with open(path, 'rb') as opened:
+        return opened.read()
+    except OSError as error:
+      if error.errno in _GONE or not os.path.isdir(os.path.dirname(path)):
+        raise gone(path, error.strerror) from error
+      raise
 
 
 def open_folder(
@@ -123,7 +107,7 @@ def open_folder(
   if not table and (kaggle := imagenet.kaggle_images(root)):
     root, name, title = kaggle, 'imagenet', f'ImageNet as Kaggle packs it, at {kaggle}: '
   listing = list_images(root, imagenet.KNOWN_FILES, advance)
-  return label_files(name, root, Folder(root), listing, validation_fraction, title, table)
+  return label_files(name, root, Folder(str(root)), listing, validation_fraction, title, table)
 
 
 def label_files(
@@ -155,7 +139,7 @@ def label_files(
   labeled = (
     read_tables(root, content.read, listing, facts, table)
     or read_flat(root, listing)
-    or _read_class_folders(root, listing, facts)
+    or read_class_folders(root, listing, facts)
   )
   train, validation = labeled.train, labeled.validation
   classes = tuple(train)
@@ -167,14 +151,14 @@ def label_files(
       ' it'
     )
   if not validation:
-    pairs = {name: hold_out(name, train[name], validation_fraction) for name in classes}
+    pairs = {name: split_class(name, train[name], validation_fraction) for name in classes}
     train = {name: pair[0] for name, pair in pairs.items()}
     validation = {name: pair[1] for name, pair in pairs.items()}
 
   def split(files: dict[str, list[str]]) -> FileSplit:
     numbered = [(file, label) for label, name in enumerate(classes) for file in files.get(name, ())]
     names, labels = zip(*numbered, strict=True)
-    return content.split(names, labels)
+    return FileSplit(content, names, labels)
 
   train_split, eval_split = split(train), split(validation)
   small, large = counts.index(min(counts)), counts.index(max(counts))
@@ -201,104 +185,7 @@ def label_files(
   )
 
 
-def _read_class_folders(
-  root: pathlib.Path, listing: Listing, facts: dict[str, str]
-) -> LabeledFiles:
-  """Images in folders of their classes; `facts` gets the classes of ImageNet's flat validation."""
-  train_folder, validation_folder, ignored = _find_splits(root, listing)
-  train = dict(sorted(_list_classes(root, train_folder, listing).items()))
-  validation = {}
-  if validation_folder:
-    validation = _list_validation(root, validation_folder, listing, facts)
-  return LabeledFiles(train, validation, train_folder, validation_folder, ignored)
-
-
-def _find_splits(root: pathlib.Path, listing: Listing) -> tuple[str, str, list[str]]:
-  """Tells folders of classes from folders of splits, by their names and what they hold.
-
-  Returns:
-    Folder of the training classes, '' if they are at the top; folder of the validation images, ''
-    if a part of each class is to be held out; and what is not used.
-
-  Raises:
-    UserError: it can be read in several ways, or in none.
-  """
-  direct, top = listing.children()
-  inner = {
-    name: {f.split('/')[1] for f in files if f.count('/') > 1} for name, files in top.items()
-  }
-
-  def called(*names: str) -> list[str]:
-    return [name for name in sorted(top) if name.lower() in names]
-
-  train = called('train', 'training')
-  validation = called('val', 'valid', 'validation') or called('test', 'testing')
-  for names in (train, validation):
-    if len(names) > 1:
-      raise UserError(f'{root} has both {names[0]}/ and {names[1]}/: leave one of them')
-  ignored = [f'{len(direct):,} image(s) in no class folder'] if direct else []
-  if train and (validation or inner[train[0]]):
-    used = [*train, *validation]
-    others = [name for name in sorted(top) if name not in used and top[name]]
-    if others and not validation:
-      raise UserError(
-        f'{root} has {train[0]}/, which holds folders as a part of a data set does, and '
-        f'{others[0]}/ beside it: call the folder of the validation images validation/; if both'
-        f' are classes, move all classes into {train[0]}/'
-      )
-    ignored += [f'{name}/ with {len(top[name]):,} images' for name in others]
-    return train[0], next(iter(validation), ''), ignored
-  if validation:
-    raise UserError(f'{root} has {validation[0]}/ but no train/: add train/, or name its parent')
-  for one, other in itertools.combinations([n for n in sorted(inner) if len(inner[n]) > 1], 2):
-    if len(shared := sorted(inner[one] & inner[other])) > 1:
-      raise UserError(
-        f'{root}: {one}/ and {other}/ both hold {shared[0]}/ and {shared[1]}/, as parts of a data'
-        ' set do: call them train/ and validation/; if they are classes, move all classes into'
-        ' train/'
-      )
-  return '', '', ignored
-
-
-def _list_validation(
-  root: pathlib.Path, part: str, listing: Listing, facts: dict[str, str]
-) -> dict[str, list[str]]:
-  """Like `_list_classes`, or ImageNet's validation images in a single folder."""
-  files, folders = listing.children(part)
-  if not files or folders:
-    return _list_classes(root, part, listing)
-  result: dict[str, list[str]] = {}
-  names = map(os.path.basename, files)
-  for file, name in zip(files, imagenet.validation_classes(root, names), strict=True):
-    result.setdefault(name, []).append(file)
-    facts[file] += f' {name}'
-  return result
-
-
-def _list_classes(root: pathlib.Path, part: str, listing: Listing) -> dict[str, list[str]]:
-  """Class name -> sorted image files relative to `root`, of the class folders in one part."""
-  direct, classes = listing.children(part)
-  folder = root / part
-  if part and direct and classes:
-    raise UserError(
-      f'{folder} has folders and {len(direct):,} images beside them: move these into the folder of '
-      'their class'
-    )
-  if not classes:
-    raise UserError(
-      f'{folder} has no class folders: put the images of each class in its own, or call them'
-      ' cat.0.jpg, dog.0.jpg and so on, or add a labels.csv with the columns file and label'
-    )
-  for name, files in classes.items():
-    if not files:
-      raise UserError(
-        f'the class folder {folder / name} has no image ({" ".join(EXTENSIONS)}): add some or drop'
-        ' it'
-      )
-  return classes
-
-
-def hold_out(name: str, files: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+def split_class(name: str, files: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
   """Splits the files of a class; the seed is its name, so other classes do not matter."""
   if len(files) < 2:
     raise UserError(

@@ -18,8 +18,8 @@ import numpy as np
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.class_numbers import number_classes
-from alexnet_jax.data.examples import Example, Source
-from alexnet_jax.data.image_folder import hold_out
+from alexnet_jax.data.examples import Example, Source, gone
+from alexnet_jax.data.image_folder import split_class
 from alexnet_jax.data.split_files import TRAIN
 from alexnet_jax.errors import UserError
 
@@ -116,13 +116,6 @@ def read_piece(path: str, start: int, size: int) -> bytes:
   return data
 
 
-def gone(path: str | os.PathLike, error: Exception) -> UserError:
-  """The error of a file that could be read before."""
-  return UserError(
-    f'{path} can no longer be read ({error}): is its disk still there? run again to go on from here'
-  )
-
-
 def packed_source(
   title: str,
   root: pathlib.Path,
@@ -156,21 +149,21 @@ def packed_source(
   classes = number_classes(
     root, (train.labels, train.names), (validation.labels, validation.names), names
   )
-  shown, held = (_rows(classes.numbers(part.labels)) for part in (train, validation))
-  if not shown:
+  train_rows, eval_rows = (classes.rows(part.labels) for part in (train, validation))
+  if not train_rows:
     raise UserError(f'{root} has no training image with a label: are all its files there?')
-  if without := len(train.labels) + len(validation.labels) - len(shown) - len(held):
+  if without := len(train.labels) + len(validation.labels) - len(train_rows) - len(eval_rows):
     ignored.append(f'{without:,} image(s) without a label')
   if not other:
-    shown, held = _hold_out(shown, classes.names, validation_fraction)
-  train_split = PackedSplit(train.images, tuple(shown), tuple(shown.values()))
-  eval_split = PackedSplit(validation.images, tuple(held), tuple(held.values()))
+    train_rows, eval_rows = _split_rows(train_rows, classes.names, validation_fraction)
+  train_split = PackedSplit(train.images, tuple(train_rows), tuple(train_rows.values()))
+  eval_split = PackedSplit(validation.images, tuple(eval_rows), tuple(eval_rows.values()))
   named = '\n'.join([facts, *train.names, *validation.names])
   digest = hashlib.sha256(named.encode(errors='surrogateescape'))
   for split in (train_split, eval_split):
     digest.update(np.array([split.rows, split.labels], np.int64).tobytes())
   found = (
-    f'{title}, at {root}: {len(shown):,} training and {len(held):,} validation images'
+    f'{title}, at {root}: {len(train_rows):,} training and {len(eval_rows):,} validation images'
     f' ({other or f"{validation_fraction:g} of each class"}) of {len(classes.names):,}'
     f' classes{classes.remark}'
   )
@@ -179,25 +172,20 @@ def packed_source(
     classes.names,
     train_split,
     eval_split,
-    f'packed, {len(shown)} + {len(held)} images, sha256 {digest.hexdigest()}',
+    f'packed, {len(train_rows)} + {len(eval_rows)} images, sha256 {digest.hexdigest()}',
     classes.words or imagenet.class_names(classes.names, [root]),
     f'{found}; ignored: {", ".join(ignored)}' if ignored else found,
   )
 
 
-def _rows(numbers: Sequence[int | None]) -> dict[int, int]:
-  """Row -> class number, of the rows that have one."""
-  return {row: number for row, number in enumerate(numbers) if number is not None}
-
-
-def _hold_out(
+def _split_rows(
   rows: dict[int, int], names: Sequence[str], fraction: float
 ) -> tuple[dict[int, int], dict[int, int]]:
   by_class: dict[int, list[int]] = {}
   for row, number in rows.items():
     by_class.setdefault(number, []).append(row)
-  chosen = {
-    row for number, mine in by_class.items() for row in hold_out(names[number], mine, fraction)[1]
-  }
+  chosen: set[int] = set()
+  for number, mine in by_class.items():
+    chosen.update(split_class(names[number], mine, fraction)[1])
   kept = {row: number for row, number in rows.items() if row not in chosen}
   return kept, {row: number for row, number in rows.items() if row in chosen}

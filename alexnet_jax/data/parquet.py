@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from alexnet_jax.data.class_numbers import LABEL_COLUMNS
-from alexnet_jax.data.examples import Source
+from alexnet_jax.data.examples import Source, damaged
 from alexnet_jax.data.packed import Listed, packed_source, place
 from alexnet_jax.data.split_files import find_splits
 from alexnet_jax.errors import UserError
@@ -217,10 +217,7 @@ def _opened(path: str | pathlib.Path) -> Iterator[Any]:
     with arrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
       yield file
   except (OSError, ValueError, arrow.ArrowException) as error:  # also of text and sizes
-    raise UserError(
-      f'{path} is cut short, damaged, or no parquet file ({" ".join(str(error).split())[:200]}):'
-      ' fetch it again'
-    ) from error
+    raise damaged(path, 'parquet', error) from error
 
 
 def _pyarrow() -> ModuleType:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from alexnet_jax.data.examples import Source
+from alexnet_jax.data.examples import Source, damaged
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.packed import Listed, Pieces, packed_source
 from alexnet_jax.data.split_files import find_splits
@@ -164,7 +164,4 @@ def _members(path: pathlib.Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
       if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError('it does not end as an archive does')
   except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-    raise UserError(
-      f'{path} is cut short, damaged, or no tar file ({" ".join(str(error).split())[:200]}): fetch'
-      ' it again'
-    ) from error
+    raise damaged(path, 'tar', error) from error

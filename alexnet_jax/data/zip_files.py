@@ -13,9 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from alexnet_jax.data.examples import Example, Source
+from alexnet_jax.data.examples import Source, damaged
 from alexnet_jax.data.image_folder import label_files
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import TABLE, Listing
@@ -29,66 +27,40 @@ _MOST_DEFLATED = 1032  # bytes that deflate makes of one
 
 
 @dataclasses.dataclass(frozen=True)
-class ZipSplit:
-  """Image files in archives: `files[i]` shows class number `labels[i]`.
+class Archives:
+  """The files in zip archives.
 
   Attributes:
-    files: paths as in a folder of the same files.
-    labels: class numbers.
-    archives: paths of the archives.
-    places: for each file int64 (6,): number of its archive, where it begins, its bytes there and
-      when unpacked, how it is packed, CRC32.
+    paths: of the archives.
+    places: file -> number of its archive, where it begins, its bytes there and when unpacked, how
+      it is packed, CRC32.
   """
 
-  files: tuple[str, ...]
-  labels: tuple[int, ...]
-  archives: tuple[str, ...]
-  places: np.ndarray
+  paths: tuple[str, ...]
+  places: dict[str, tuple[int, int, int, int, int, int]]
 
-  def __len__(self) -> int:
-    return len(self.files)
+  def path(self, file: str) -> str:
+    return f'{self.paths[self.places[file][0]]}/{file}'
 
-  def __getitem__(self, index: int) -> Example:
+  def read(self, file: str) -> bytes:
     """Reads one file.
 
     Raises:
       UserError: the archive is gone, or was cut off.
       OSError: this file is damaged.
     """
-    archive, *place = self.places[index].tolist()
-    path = self.archives[archive]
-    name = f'{path}/{self.files[index]}'
-    return Example(_unpack(path, name, *place), self.labels[index], name)
-
-
-def _unpack(path: str, name: str, start: int, packed: int, size: int, method: int, crc: int):
-  """The bytes of a file in an archive."""
-  header = _HEADER.size + sum(_HEADER.unpack(read_piece(path, start, _HEADER.size)))
-  data = read_piece(path, start + header, packed)
-  if method == zipfile.ZIP_DEFLATED:
+    archive, start, packed, size, method, crc = self.places[file]
+    path = self.paths[archive]
+    header = _HEADER.size + sum(_HEADER.unpack(read_piece(path, start, _HEADER.size)))
+    data = read_piece(path, start + header, packed)
     try:
-      data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+      if method == zipfile.ZIP_DEFLATED:
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+      if len(data) != size or zlib.crc32(data) != crc:
+        raise zlib.error('its checksum does not agree')
     except zlib.error as error:
-      raise OSError(f'{name} is damaged ({error})') from error
-  if len(data) != size or zlib.crc32(data) != crc:
-    raise OSError(f'{name} is damaged: its checksum does not agree')
-  return data
-
-
-@dataclasses.dataclass(frozen=True)
-class _Archives:
-  """The files in archives: path -> its place, as in `ZipSplit`."""
-
-  paths: tuple[str, ...]
-  places: dict[str, tuple[int, ...]]
-
-  def read(self, file: str) -> bytes:
-    archive, *place = self.places[file]
-    return _unpack(self.paths[archive], file, *place)
-
-  def split(self, files: tuple[str, ...], labels: tuple[int, ...]) -> ZipSplit:
-    places = np.array([self.places[file] for file in files], np.int64)
-    return ZipSplit(files, labels, self.paths, places)
+      raise OSError(f'{self.path(file)} is damaged: {error}') from error
+    return data
 
 
 def open_zips(
@@ -116,9 +88,9 @@ def open_zips(
   return label_files(root.resolve().name, root, content, listing, validation_fraction, title)
 
 
-def _list(paths: Sequence[pathlib.Path]) -> tuple[Listing, _Archives]:
+def _list(paths: Sequence[pathlib.Path]) -> tuple[Listing, Archives]:
   files, tables, ignored = dict[str, str](), list[str](), collections.Counter[str]()
-  places: dict[str, tuple[int, ...]] = {}
+  places: dict[str, tuple[int, int, int, int, int, int]] = {}
   for number, path in enumerate(paths):
     entries, used = _entries(path), dict[str, zipfile.ZipInfo]()
     for name, entry in entries.items():
@@ -145,7 +117,7 @@ def _list(paths: Sequence[pathlib.Path]) -> tuple[Listing, _Archives]:
     while folder := os.path.dirname(folder):
       folders.add(folder)
   listing = Listing(dict(sorted(files.items())), sorted(folders - {''}), sorted(tables), ignored)
-  return listing, _Archives(tuple(map(str, paths)), places)
+  return listing, Archives(tuple(map(str, paths)), places)
 
 
 def _entries(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
@@ -159,10 +131,7 @@ def _entries(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
       if entry.header_offset < 0 or place > size or entry.file_size > _MOST_DEFLATED * size:
         raise zipfile.BadZipFile('a size in it is larger than the file')
   except Exception as error:  # zipfile fails in many ways on damaged bytes
-    raise UserError(
-      f'{path} is cut short, damaged, or no zip file ({" ".join(str(error).split())[:200]}): fetch'
-      ' it again'
-    ) from error
+    raise damaged(path, 'zip', error) from error
   entries: dict[str, zipfile.ZipInfo] = {}
   for entry in found:
     encrypted, method = entry.flag_bits & _ENCRYPTED, entry.compress_type

@@ -33,7 +33,7 @@ from alexnet_jax.train.evaluation import Evaluator
 from alexnet_jax.train.experiment import Experiment, make_experiment
 from alexnet_jax.weights.initial import weights_of
 from alexnet_jax.weights.load import load
-from alexnet_jax.weights.run_folder import read_checkpoint
+from alexnet_jax.weights.run_folder import read_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def evaluate_run(
   check_batch_size('eval.batch_size', config.eval.batch_size, devices)
   store = prepare_store(config.data)
   experiment = make_experiment(config, store, devices.platform, weights_of(config, workdir))
-  step, variables, _ = read_checkpoint(workdir, checkpoint)
+  step, variables, _ = read_variables(workdir, checkpoint)
   name = f'{workdir} ({VIEW_NAMES[views]}, epoch {experiment.calendar.epoch_of(step):g})'
   return _evaluate(name, experiment, store, devices, views, variables)
 

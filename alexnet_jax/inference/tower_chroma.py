@@ -15,7 +15,7 @@ from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.preprocessing_file import read_preprocessing
 from alexnet_jax.terminal import aligned
 from alexnet_jax.train.step import init_variables
-from alexnet_jax.weights.run_folder import read_checkpoint
+from alexnet_jax.weights.run_folder import read_variables
 
 
 def read_history(workdir: Path, splits: int, seed: int) -> ChromaHistory:
@@ -43,7 +43,7 @@ def read_history(workdir: Path, splits: int, seed: int) -> ChromaHistory:
   if kept := read_first_layer(workdir):
     kernels |= kept
   else:
-    step, variables, meta = read_checkpoint(workdir, 'last')
+    step, variables, meta = read_variables(workdir, 'last')
     epoch = step * config.batch_size / meta['train_images']
     kernels[epoch] = variables['params'][first.name]['kernel']
   # For pixels of 0 to 255: the preprocessing may scale each channel differently.

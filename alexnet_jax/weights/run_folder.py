@@ -32,7 +32,7 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
   config = read_run_config(workdir)
   has_best = any((folder.checkpoints / 'best').glob('[0-9]*'))
   kind = 'best' if checkpoint == 'best' and has_best else 'last'
-  step, variables, meta = read_checkpoint(workdir, kind)
+  step, variables, meta = read_variables(workdir, kind)
   return Pretrained(
     source=f'{workdir} ({nets.title(config.model)}, {kind} checkpoint, step {step:,})',
     net=config.model.net,
@@ -46,7 +46,7 @@ def load_workdir(workdir: Path | str, checkpoint: str = 'best') -> Pretrained:
   )
 
 
-def read_checkpoint(workdir: Path, kind: str) -> tuple[int, dict, dict]:
+def read_variables(workdir: Path, kind: str) -> tuple[int, dict, dict]:
   """Reads the newest intact checkpoint, 'last' or 'best', and changes nothing in the folder.
 
   Returns:
