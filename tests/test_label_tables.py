@@ -65,8 +65,8 @@ def test_columns(tmp_path, header, row):
   assert source.classes == ('ant', 'bee') and labels(source) == EXPECTED
   assert (len(source.train), len(source.eval)) == (6, 2)
   assert source.found == (
-    '6 training and 2 validation images (0.25 of each class) of 2 classes, the smallest ant with 4,'
-    ' the largest ant with 4; classes from train.csv'
+    '6 training and 2 validation images (0.25 of each class) of 2 classes from train.csv, the'
+    ' smallest ant with 4, the largest ant with 4'
   )
   assert open_source(data_config(dir=tmp_path / 'train.csv')).fingerprint == source.fingerprint
 
@@ -80,9 +80,7 @@ def test_splits_and_what_is_not_used(tmp_path):
   table(tmp_path / 'meta.csv', [['weather'], ['sun']])
   source = open_source(data_config(dir=tmp_path))
   assert source.classes == ('9', '10') and labels(source) == {n: str(10 - n % 2) for n in range(8)}
-  assert source.found.endswith(
-    '; classes from trainLabels.csv; ignored: 4 image(s) that are not in trainLabels.csv, 2 .csv'
-  )
+  assert source.found.endswith('; ignored: 4 image(s) that are not in trainLabels.csv, 2 .csv')
   # A table of validation images, from a German spreadsheet, with an empty line and a lost label.
   (tmp_path / 'val.csv').write_text('\ufeffFile;Label\r\n1.png;9\r\n;\r\n2;10\r\n3.png;\r\n')
   write(tmp_path, (11, 12, 13), 'val', '{}.png')
@@ -113,7 +111,7 @@ def test_in_a_zip(tmp_path):
     for file in (tmp_path / 'labels.csv', *(tmp_path / 'images').iterdir()):
       archive.write(file, f'set/{file.relative_to(tmp_path)}')
   source = open_source(data_config(dir=tmp_path / 'set.zip'))
-  assert labels(source) == EXPECTED and 'classes from labels.csv' in source.found
+  assert labels(source) == EXPECTED and '2 classes from labels.csv, ' in source.found
 
 
 def test_labels_make_another_data_set(tmp_path):

@@ -104,12 +104,13 @@ def test_imagenet_of_hugging_face(tmp_path):
   source = open_source(data_config(dir=tmp_path))
   assert source.classes == ('n01440764', 'n02012849', 'n03126707')
   assert source.class_names == ('tench', 'crane', 'crane')
-  assert [source.train[i].label for i in range(4)] == [2, 1, 0, 1]
+  assert [source.train[i].label for i in range(4)] == [0, 1, 1, 2]
+  assert [source.train[i].data for i in range(4)] == [image(n) for n in (10, 0, 0, 20)]
   assert source.eval[0].label == 0 and source.eval[0].data == image(10)
   assert source.found == (
     f'parquet files as of Hugging Face, at {tmp_path}: 4 training and 1 validation images'
-    ' (validation) of 3 classes, numbered anew in the order of their WNIDs; ignored: 1 file(s)'
-    ' test-00000-of-00001.parquet'
+    ' (validation) of 3 classes, numbered anew in the order of their WNIDs, the smallest n01440764'
+    ' with 1, the largest n02012849 with 2; ignored: 1 file(s) test-00000-of-00001.parquet'
   )
   write(path, validation, [2], names=names)
   refused('val_00000001_n01440764.JPEG has label 2, which is n03126707', dir=tmp_path)
@@ -152,7 +153,7 @@ def test_forms_of_columns(tmp_path, columns, kind):
   write(tmp_path / 'train/0000.parquet', rows, [0, 1] * 3, names=names, columns=columns, kind=kind)
   write(tmp_path / 'test/0000.parquet', rows[4:], [0, 1], names=names, columns=columns, kind=kind)
   source = open_source(data_config(dir=tmp_path))
-  assert [source.train[i].data for i in range(6)] == [image(n) for n in range(6)]
+  assert [source.train[i].data for i in range(6)] == [image(n) for n in (0, 2, 4, 1, 3, 5)]
   assert [source.eval[i].label for i in range(2)] == [0, 1]
 
 
@@ -169,7 +170,8 @@ def test_rows_without_image_or_label(tmp_path):
   made = prepared(tmp_path, tmp_path / 'store', unreadable='skip')
   assert len(made.train) == 4
   index = np.load(tmp_path / 'store/train/source_index.npy').tolist()
-  assert np.abs(made.train.images[index.index(2)].astype(int) - 99).max() <= 1
+  place = index.index(source.train.keys.index(3))
+  assert np.abs(made.train.images[place].astype(int) - 99).max() <= 1
 
 
 def test_refusals(tmp_path):

@@ -105,9 +105,9 @@ def test_folder_without_validation_holds_out_of_every_class(tmp_path):
   assert source.classes == ('a', 'b', 'c')
   assert np.bincount(source.train.labels).tolist() == [15, 6, 1]
   assert np.bincount(source.eval.labels).tolist() == [5, 2, 1]
-  assert not set(source.train.files) & set(source.eval.files)
+  assert not set(source.train.keys) & set(source.eval.keys)
   shutil.rmtree(tmp_path / 'a')  # the other classes keep their parts
-  assert image_folder.open_folder(tmp_path, 0.25).eval.files == source.eval.files[5:]
+  assert image_folder.open_folder(tmp_path, 0.25).eval.keys == source.eval.keys[5:]
 
 
 def write_flat(root, **counts):
@@ -127,9 +127,9 @@ def test_flat_folder_as_kaggle_packs_it(tmp_path):
   assert source.classes == ('cat', 'dog')
   for split, sizes in ((source.train, [16, 8]), (source.eval, [4, 2])):
     assert np.bincount(split.labels).tolist() == sizes
-    named = [pathlib.Path(file).name.split('.')[0] for file in split.files]
+    named = [pathlib.Path(file).name.split('.')[0] for file in split.keys]
     assert named == [source.classes[label] for label in split.labels]
-  assert not set(source.train.files) & set(source.eval.files)
+  assert not set(source.train.keys) & set(source.eval.keys)
   assert source.found == (
     '24 training and 6 validation images (0.2 of each class) of 2 classes, the smallest dog with'
     ' 10, the largest cat with 20; ignored: test1/ with 5 images of unknown class'
@@ -138,7 +138,7 @@ def test_flat_folder_as_kaggle_packs_it(tmp_path):
   for file in (tmp_path / 'train').iterdir():
     file.write_bytes(b'other')
   inner = open_source(data_config(dir=tmp_path / 'train', validation_fraction=0.2))
-  assert [f'train/{file}' for file in inner.eval.files] == list(source.eval.files)
+  assert [f'train/{file}' for file in inner.eval.keys] == list(source.eval.keys)
   for file in (tmp_path / 'train').iterdir():  # another sign, the same data
     file.rename(file.with_name('_0'.join(file.name.split('.', 1))))
   other = open_source(data_config(dir=tmp_path, validation_fraction=0.2))
@@ -151,7 +151,7 @@ def test_flat_folder_as_kaggle_packs_it(tmp_path):
   assert open_source(data_config(dir=tmp_path, validation_fraction=0.2)).eval == source.eval
   write_flat(tmp_path / 'validation', dog=1)
   used = open_source(data_config(dir=tmp_path))
-  assert (len(used.train), used.eval.files) == (30, ('validation/dog.0.png',))
+  assert (len(used.train), used.eval.keys) == (30, ('validation/dog.0.png',))
 
 
 def test_flat_folders_that_are_unclear(tmp_path):

@@ -36,11 +36,6 @@ class Classes:
   by_label: Mapping[Any, int]
   remark: str
 
-  def rows(self, labels: Sequence[Label]) -> dict[int, int]:
-    """Place in `labels` -> class number, of the images that have a label."""
-    places = enumerate(labels)
-    return {row: self.by_label[label] for row, label in places if label not in (None, -1)}
-
 
 def number_classes(
   root: pathlib.Path,

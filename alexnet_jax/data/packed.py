@@ -1,37 +1,24 @@
 """Data sets whose images are packed into larger files: what their readers share.
 
-A reader lists each split once, as `Listed`: the label and name of each image, and `Images`, from
-which worker processes read them by index. `packed_source` makes a `Source` of that: it numbers the
-classes and holds out validation images where there are none.
+A reader lists each split once, as `Listed`: the label and name of each image, and what reads them
+by number. `packed_source` numbers the classes and makes a `Source` of that.
 """
 
 import bisect
 import dataclasses
-import hashlib
 import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.class_numbers import number_classes
-from alexnet_jax.data.examples import Example, Source, gone
-from alexnet_jax.data.image_folder import split_class
+from alexnet_jax.data.examples import Source, gone
+from alexnet_jax.data.labeled_split import ByClass, Images, make_source
 from alexnet_jax.data.split_files import TRAIN
 from alexnet_jax.errors import UserError
-
-
-class Images(Protocol):
-  """Encoded images by index. Picklable: worker processes read through it."""
-
-  def __len__(self) -> int: ...
-
-  def read(self, index: int) -> bytes: ...
-
-  def name(self, index: int) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +36,6 @@ class Pieces:
   titles: tuple[str, ...]
   starts: tuple[np.ndarray, ...]
   sizes: tuple[np.ndarray, ...]
-
-  def __len__(self) -> int:
-    return sum(map(len, self.starts))
 
   def read(self, index: int) -> bytes:
     file, row = place(tuple(map(len, self.starts)), index)
@@ -75,22 +59,6 @@ class Listed:
   images: Images
   labels: Sequence[int | str | None]
   names: Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedSplit:
-  """`rows` of `images`, which show the classes `labels`."""
-
-  images: Images
-  rows: tuple[int, ...]
-  labels: tuple[int, ...]
-
-  def __len__(self) -> int:
-    return len(self.rows)
-
-  def __getitem__(self, index: int) -> Example:
-    row = self.rows[index]
-    return Example(self.images.read(row), self.labels[index], self.images.name(row))
 
 
 def place(counts: Sequence[int], index: int) -> tuple[int, int]:
@@ -149,43 +117,28 @@ def packed_source(
   classes = number_classes(
     root, (train.labels, train.names), (validation.labels, validation.names), names
   )
-  train_rows, eval_rows = (classes.rows(part.labels) for part in (train, validation))
-  if not train_rows:
+  parts, labeled = [], 0
+  for part in (train, validation):
+    rows: dict[str, list[int]] = {name: [] for name in classes.names}
+    for row, label in enumerate(part.labels):
+      if label not in (None, -1):
+        rows[classes.names[classes.by_label[label]]].append(row)
+        labeled += 1
+    named = [f'{name} {label}' for name, label in zip(part.names, part.labels, strict=True)]
+    parts.append(ByClass(part.images, rows, named))
+  if not any(parts[0].keys.values()):
     raise UserError(f'{root} has no training image with a label: are all its files there?')
-  if without := len(train.labels) + len(validation.labels) - len(train_rows) - len(eval_rows):
+  if without := len(train.labels) + len(validation.labels) - labeled:
     ignored.append(f'{without:,} image(s) without a label')
-  if not other:
-    train_rows, eval_rows = _split_rows(train_rows, classes.names, validation_fraction)
-  train_split = PackedSplit(train.images, tuple(train_rows), tuple(train_rows.values()))
-  eval_split = PackedSplit(validation.images, tuple(eval_rows), tuple(eval_rows.values()))
-  named = '\n'.join([facts, *train.names, *validation.names])
-  digest = hashlib.sha256(named.encode(errors='surrogateescape'))
-  for split in (train_split, eval_split):
-    digest.update(np.array([split.rows, split.labels], np.int64).tobytes())
-  found = (
-    f'{title}, at {root}: {len(train_rows):,} training and {len(eval_rows):,} validation images'
-    f' ({other or f"{validation_fraction:g} of each class"}) of {len(classes.names):,}'
-    f' classes{classes.remark}'
-  )
-  return Source(
+  return make_source(
     root.resolve().name,
-    classes.names,
-    train_split,
-    eval_split,
-    f'packed, {len(train_rows)} + {len(eval_rows)} images, sha256 {digest.hexdigest()}',
-    classes.words or imagenet.class_names(classes.names, [root]),
-    f'{found}; ignored: {", ".join(ignored)}' if ignored else found,
+    'packed',
+    *parts,
+    validation_fraction=validation_fraction,
+    validation_name=other,
+    title=f'{title}, at {root}: ',
+    remark=classes.remark,
+    ignored=ignored,
+    class_names=classes.words or imagenet.class_names(classes.names, [root]),
+    facts=facts,
   )
-
-
-def _split_rows(
-  rows: dict[int, int], names: Sequence[str], fraction: float
-) -> tuple[dict[int, int], dict[int, int]]:
-  by_class: dict[int, list[int]] = {}
-  for row, number in rows.items():
-    by_class.setdefault(number, []).append(row)
-  chosen: set[int] = set()
-  for number, mine in by_class.items():
-    chosen.update(split_class(names[number], mine, fraction)[1])
-  kept = {row: number for row, number in rows.items() if row not in chosen}
-  return kept, {row: number for row, number in rows.items() if row in chosen}

@@ -38,9 +38,6 @@ class ParquetImages:
   counts: tuple[int, ...]
   column: str
 
-  def __len__(self) -> int:
-    return sum(self.counts)
-
   def stream(self, number: int, start: int = 0) -> Iterator[bytes]:
     """The images of a file from row `start` on; b'' of a row without one.
 

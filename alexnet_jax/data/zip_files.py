@@ -39,7 +39,7 @@ class Archives:
   paths: tuple[str, ...]
   places: dict[str, tuple[int, int, int, int, int, int]]
 
-  def path(self, file: str) -> str:
+  def name(self, file: str) -> str:
     return f'{self.paths[self.places[file][0]]}/{file}'
 
   def read(self, file: str) -> bytes:
@@ -59,7 +59,7 @@ class Archives:
       if len(data) != size or zlib.crc32(data) != crc:
         raise zlib.error('its checksum does not agree')
     except zlib.error as error:
-      raise OSError(f'{self.path(file)} is damaged: {error}') from error
+      raise OSError(f'{self.name(file)} is damaged: {error}') from error
     return data
 
 
