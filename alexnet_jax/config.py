@@ -259,7 +259,7 @@ FIELDS: dict[str, Field] = {
   'optimizer.base_batch_size': Field(
     0, _between(0), 'learning_rate is for this batch size, and scales with batch_size; 0: unscaled'
   ),
-  'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial rate / kernels'"),
+  'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial learning rate / kernels'"),
   'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
   'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2", _ADAM),
   'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon", _ADAM),
@@ -281,6 +281,8 @@ FIELDS: dict[str, Field] = {
   ),
   'optimizer.warmup_power': Field(1.0, _above(0), '1: linear warm-up, 2: quadratic', _WARMUP),
   'optimizer.schedule.kind': Field('step', _one_of(*_KINDS, 'plateau'), 'how the rate changes'),
+  # optimizer.schedule.milestones, optimizer.schedule.factor, optimizer.schedule.levels,
+  # optimizer.schedule.target_factor, optimizer.schedule.power:
   **_schedule('optimizer.schedule', 'step', 'plateau'),
   'optimizer.schedule.patience': Field(
     3,
@@ -291,6 +293,9 @@ FIELDS: dict[str, Field] = {
   'optimizer.bias_schedule.kind': Field(
     'same', _one_of(*_KINDS, 'same'), "how the biases' rate changes; same: as the kernels'"
   ),
+  # optimizer.bias_schedule.milestones, optimizer.bias_schedule.factor,
+  # optimizer.bias_schedule.levels, optimizer.bias_schedule.target_factor,
+  # optimizer.bias_schedule.power:
   **_schedule('optimizer.bias_schedule', 'step'),
   'eval.every_epochs': Field(1.0, _above(0), 'epochs between evaluations; the end has one too'),
   'eval.batch_size': Field(256, _between(1), 'images per evaluation step over all devices'),
@@ -299,7 +304,11 @@ FIELDS: dict[str, Field] = {
   'checkpoint.every_epochs': _free(1.0, _above(0), 'epochs between checkpoints'),
   'checkpoint.max_to_keep': _free(2, _between(1), 'latest checkpoints kept, besides the best'),
   'guard.max_nonfinite_steps': _free(10, _between(1), 'non-finite steps in a row that end the run'),
-  'guard.flat_steps': _free(2000, _between(1), 'steps until a loss of ln(classes) is warned of'),
+  'guard.flat_steps': _free(
+    2000,
+    _between(1),
+    'warn if, after as many steps, the loss is still that of guessing, ln(classes)',
+  ),
   'log.every_steps': _free(50, _between(1), 'steps between lines of metrics'),
   'log.tensorboard': _free(True, _any, 'write TensorBoard events'),
 }

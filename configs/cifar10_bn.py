@@ -1,9 +1,9 @@
-"""A batch-norm CNN of 14 layers on CIFAR-10, known from many tutorials: published accuracy 76.75 %.
+"""A batch-norm CNN of 14 layers on CIFAR-10, from a write-up that gives 76.75 % accuracy.
 
   python -m alexnet_jax.main --config=configs/cifar10_bn.py
 
-SGD at a fixed 0.01 for 50 epochs is published; batch, dropout, initialization and augmentation are
-not.  Chosen here: batch 128, momentum 0.9, keep 0.9 / 0.8 / 0.7 / 0.6 in the dense layers, He
+SGD at a fixed 0.01 for 50 epochs is given there; batch, dropout, initialization and augmentation
+are not.  Chosen here: batch 128, momentum 0.9, keep 0.9 / 0.8 / 0.7 / 0.6 in the dense layers, He
 initialization, standardized inputs, mirrored views, no decay.
 """
 

@@ -14,7 +14,9 @@ Variants, each that of configs/imagenet.py with ten classes and its schedule in 
   owt             torchvision's net and recipe
   modern          #145's net with cosine, label smoothing and averaged weights
 
-Not yet measured.
+Measured, krizhevsky2012, seed 0 (docs/results.md): 24.43 / 2.85 % top-1 / top-5 error, ten views,
+in 46 min 46 s on 2 cores of an AMD EPYC (Zen 5), commit 07b5bc5, on photos that were re-encoded at
+224x224 and enlarged to 256x256.  The other variants are not yet measured.
 """
 
 import runpy
