@@ -203,7 +203,7 @@ FIELDS: dict[str, Field] = {
   'data.dir': _free(
     '',
     _on_disk,
-    'TFDS data dir or image folder; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets',
+    'TFDS data dir, or folder or file of images; "": $TFDS_DATA_DIR, then ~/tensorflow_datasets',
     _FILES,
   ),
   'data.store': _free('', _on_disk, 'the prepared images; "": beside data.dir', _FILES),

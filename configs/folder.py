@@ -1,10 +1,11 @@
-"""Your own images: one folder a class.
+"""Your own images: in a folder for each class, or as docs/train.md lists.
 
   python -m alexnet_jax.main --config=configs/folder.py:/path/to/images
 
-The folder holds train/<class>/ and validation/<class>/ (or val, valid, test), or just <class>/, of
+A folder holds train/<class>/ and validation/<class>/ (or val, valid, test), or just <class>/, of
 which a fifth of every class is then held out (--config.data.validation_fraction); images of any
-usual format lie at any depth in the folder of their class.  AlexNet with batch normalization: it
+usual format lie at any depth in the folder of their class.  A table of files and labels, a zip
+file, parquet files and WebDataset shards will do as well.  AlexNet with batch normalization: it
 learns from a few thousand images without tuning.
 """
 
@@ -13,7 +14,7 @@ from alexnet_jax.config import default
 
 def get_config(path: str = ''):
   if not path:
-    raise ValueError('name the folder of images: --config=configs/folder.py:/path/to/images')
+    raise ValueError('name your images: --config=configs/folder.py:/path/to/images')
   config = default()
   config.data.source = 'folder'
   config.data.dir = path
