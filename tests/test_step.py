@@ -184,6 +184,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(runs, kind, table, g
   assert_close(parts(), runs(kind, 1)())
 
 
+@pytest.mark.usefixtures('compiled_for')
+def test_a_gradient_that_is_not_finite_on_one_device_stops_all():
+  on, recipe = devices(2), recipe_of(PLAIN)
+  compute_gradients = make_compute_gradients(AlexNet(PLAIN), recipe)
+
+  def overflowing(state, batch):
+    (gradients, metrics), batch_stats = compute_gradients(state, batch)
+    bias = gradients['fc2']['bias']
+    bias = bias.at[0].set(jnp.where(jax.lax.axis_index(AXIS) == 1, jnp.inf, bias[0]))
+    return (gradients | {'fc2': gradients['fc2'] | {'bias': bias}}, metrics), batch_stats
+
+  step = make_train_step(recipe, overflowing, pmean)
+  before = initial_state(PLAIN, recipe)
+  after, metrics = on.pmap(step, in_axes=(None, 0), out_axes=None)(
+    on.replicate(before), on.put_batch(batch_of(0))
+  )
+  assert np.isfinite(metrics['loss']) and metrics['nonfinite_steps'] == 1
+  jax.tree.map(np.testing.assert_array_equal, to_host(after).params, to_host(before).params)
+
+
 def test_a_step_that_is_not_finite_is_not_applied():
   def noise(step):
     return jnp.where((step == 1) | (step == 2), jnp.nan, 0.1)

@@ -45,9 +45,11 @@ def conv(
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
     return jnp.concatenate([convolve(*part) for part in parts], -1)
 
-  # cuDNN takes groups as they lie; elsewhere one call of all is slower than one of each.
+  # cuDNN takes groups as they lie, a TPU those that fill its lanes; elsewhere one call of all is
+  # slower than one of each.
   at_once = partial(convolve, feature_group_count=groups)
-  return lax.platform_dependent(x, kernel, cuda=at_once, default=one_by_one)
+  on_tpu = at_once if kernel.shape[2] >= 128 else one_by_one
+  return lax.platform_dependent(x, kernel, cuda=at_once, tpu=on_tpu, default=one_by_one)
 
 
 def locally_connected(

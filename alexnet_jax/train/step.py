@@ -14,6 +14,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from alexnet_jax.data.feed import Batches
 from alexnet_jax.model.alexnet import AlexNet
@@ -165,12 +166,18 @@ def make_train_step(recipe: Recipe, compute_gradients, pmean, global_norm=optax.
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     device_means, batch_stats = compute_gradients(state, batch)
     with jax.named_scope('update'):
-      return update(state, pmean(device_means), batch_stats)
+      device_norm = optax.tree.norm(device_means[0])
+      return update(state, *pmean((device_means, device_norm)), batch_stats)
 
-  def update(state: TrainState, means, batch_stats) -> tuple[TrainState, dict]:
+  def update(state: TrainState, means, device_norms, batch_stats) -> tuple[TrainState, dict]:
     gradients, metrics = means
     norm = global_norm(gradients)
-    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
+    # Gradients are finite where those of each device are.  TPU's compiler takes these norms while
+    # it writes the gradients, and the other one in the update, which need not wait for it.
+    tested = lax.platform_dependent(
+      norm, device_norms, tpu=lambda _, norms: norms, default=lambda norm, _: norm
+    )
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(tested)
     scale = state.plateau.get('scale', 1.0)
     updates, opt_state = recipe.optimizer.update(
       gradients,
