@@ -88,12 +88,8 @@ def main(words: list[str]) -> None:
     finished.append(result)
   if _JSON.value:
     results = [dataclasses.asdict(result) for result in finished]
-    try:
+    with files.one_line_error(f'--json={_JSON.value}'):
       files.write_json(_JSON.value, {'command': cli.command_line(), 'results': results})
-    except OSError as error:
-      raise UserError(
-        f'--json={_JSON.value} cannot be written ({error.strerror}): choose another file'
-      ) from None
 
 
 def _targets(words: list[str]) -> list[str]:

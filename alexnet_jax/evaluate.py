@@ -1,7 +1,7 @@
 """Error rates of a trained run, of an ensemble of runs, or of imported weights.
 
   python -m alexnet_jax.evaluate --workdir=runs/imagenet --views=10
-  python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10 --ensemble_weights=search
+  python -m alexnet_jax.evaluate --ensemble=runs/a,runs/b --views=10
   python -m alexnet_jax.evaluate --weights=alexnet.pth --config=configs/imagenet.py:owt
   python -m alexnet_jax.evaluate --weights=cifar10 --config=configs/cifar10.py --top5=cifar10/a.npz
 
@@ -32,9 +32,6 @@ _VIEWS = flags.DEFINE_enum(
   'views', None, ['1', '9', '10'], 'Views averaged per image; the config decides if not given.'
 )
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which saved state.')
-_ENSEMBLE_WEIGHTS = flags.DEFINE_string(
-  'ensemble_weights', 'equal', 'Equal, numbers, or search (on these very images).'
-)
 _WEIGHTS = flags.DEFINE_string('weights', None, 'Weights to evaluate on the data of --config.')
 _NET = flags.DEFINE_enum(
   'net', None, ['caffe', 'caffenet'], 'Which one, where --weights does not say it.'
@@ -74,9 +71,7 @@ def main() -> None:
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
       raise UserError(f'--ensemble={",".join(_ENSEMBLE.value)}: has a run more than once')
     folder, saved_as = workdirs[0], f'ensemble-{_CHECKPOINT.value}'
-    nets = error_rates.evaluate_ensemble(
-      workdirs, _ENSEMBLE_WEIGHTS.value, _CHECKPOINT.value, views, _DATA_DIR.value
-    )
+    nets = error_rates.evaluate_ensemble(workdirs, _CHECKPOINT.value, views, _DATA_DIR.value)
   else:
     folder, saved_as = Path(_WORKDIR.value or _ENSEMBLE.value[0]), _CHECKPOINT.value
     nets = [error_rates.evaluate_run(folder, saved_as, views, _DATA_DIR.value)]

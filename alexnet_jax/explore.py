@@ -69,10 +69,8 @@ def main(words: list[str]) -> None:
   if not found:
     raise UserError(f'none of {len(photos)} photos can be read')
   text = render(weights, found, len(training.images) if training else 0, cli.command_line())
-  try:
+  with files.one_line_error(f'--out={_OUT.value}'):
     files.write(_OUT.value, text)
-  except OSError as error:
-    raise UserError(f'--out={_OUT.value} cannot be written: {error.strerror}') from error
   size, seconds = Path(_OUT.value).stat().st_size / 1e6, time.monotonic() - began
   print(f'{_OUT.value}  {len(found)} photos, {size:.1f} MB, {seconds:.0f} s')
 

@@ -59,6 +59,15 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def one_line_error(what: str) -> Iterator[None]:
+  """Makes an OSError a UserError that names `what` was written, such as '--json=a.json'."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f'{what} cannot be written: {error.strerror}; give another path') from None
+
+
 def write(path: str | os.PathLike, content: bytes | str) -> None:
   """Writes bytes, or text as UTF-8, atomically; see `replacing`."""
   with replacing(path) as file:

@@ -21,6 +21,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import json_text, one_line_error, write_json, write_npz
 from alexnet_jax.runtime.jax_setup import set_up_jax
 
 if TYPE_CHECKING:  # it imports NumPy, which help and typos do not need
@@ -113,7 +114,6 @@ def _predict(
 def _show_predictions(predictor: 'Predictor', files: Sequence[Path], title: str) -> None:
   import numpy as np
 
-  from alexnet_jax.files import write_npz
   from alexnet_jax.inference import figure4, image_predictions
 
   found = _predict(predictor, files, 'images', _FEATURES.value)
@@ -177,22 +177,18 @@ def _pixels(predictor: 'Predictor', prediction: 'ImagePrediction'):
 
 def _output(predictor: 'Predictor', text: str, values: dict[str, Any]) -> None:
   """Prints the text, and writes the values where --json says."""
-  from alexnet_jax import files
-
   values = {'weights': predictor.weights.source, 'views': int(_VIEWS.value), **values}
   if _JSON.value == '-':
-    print(files.json_text(values, indent=2))
+    print(json_text(values, indent=2))
     return
   print(text)
   if path := _JSON.value:
-    _write('json', path, lambda: files.write_json(path, values))
+    _write('json', path, lambda: write_json(path, values))
 
 
 def _write(flag: str, path: str, write: Callable[[], None]) -> None:
-  try:
+  with one_line_error(f'--{flag}={path}'):
     write()
-  except OSError as error:
-    raise UserError(f'--{flag}={path} cannot be written: {error.strerror}') from error
   print(f'{path} is written', file=sys.stderr)
 
 

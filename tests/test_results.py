@@ -53,7 +53,7 @@ def test_top5_gives_the_errors_of_the_probabilities(tmp_path):
   found = saved == label[:, None]
   assert 0.1 < found[:, :1].any(1).mean() < found.any(1).mean() < 0.9
   for k in (1, 5):
-    assert (found[:, :k].any(1) == ~scores.wrong(probabilities, label, k)).all()
+    assert (found[:, :k].any(1) == ~scores.is_error(probabilities, label, k)).all()
   # A second run of the same images, and one of others.
   write_top5(tmp_path / 'b.npz', SplitProbabilities(label, probabilities), names)
   for other in (

@@ -35,15 +35,16 @@ def test_errors_agree_with_scikit_learn(predictions):
   assert 'top5_error' not in scores.compute_metrics(np.eye(5, dtype=np.float32), np.arange(5))
 
 
-def test_ties_and_nan_are_wrong():
+def test_ties_and_nan_are_errors():
   same = np.full((1, 6), 1 / 6, np.float32)
-  assert scores.wrong(same, np.array([2]), 1).all() and scores.wrong(same, np.array([2]), 5).all()
-  assert scores.wrong(np.full((1, 6), np.nan), np.array([2]), 5).all()
+  assert scores.is_error(same, np.array([2]), 1).all()
+  assert scores.is_error(same, np.array([2]), 5).all()
+  assert scores.is_error(np.full((1, 6), np.nan), np.array([2]), 5).all()
   one_above = np.array([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]])
-  assert not scores.wrong(one_above, np.array([0]), 1).any()
-  assert scores.wrong(one_above, np.array([1]), 1).all()
-  assert not scores.wrong(one_above, np.array([4]), 5).any()
-  assert scores.wrong(one_above, np.array([5]), 5).all()
+  assert not scores.is_error(one_above, np.array([0]), 1).any()
+  assert scores.is_error(one_above, np.array([1]), 1).all()
+  assert not scores.is_error(one_above, np.array([4]), 5).any()
+  assert scores.is_error(one_above, np.array([5]), 5).all()
 
 
 @pytest.mark.parametrize(
@@ -68,26 +69,6 @@ def test_worst_classes_name_what_they_are_taken_for():
   guesses = np.array([0, 0, 2, 2, 2, 0])
   rows = scores.worst_classes(np.eye(3)[guesses] * 0.9 + 0.03, label, ('cat', 'dog', 'fox'), 2)
   assert rows == [('dog', 2, 1.0, 'fox'), ('fox', 2, 0.5, 'cat')]
-
-
-def test_mix_is_a_weighted_mean(predictions):
-  probabilities, _ = predictions
-  other = probabilities[:, ::-1]
-  np.testing.assert_allclose(
-    scores.mix([probabilities, other], [3, 1]), 0.75 * probabilities + 0.25 * other, rtol=1e-6
-  )
-
-
-def test_searched_weights_are_never_worse_than_equal_ones(predictions):
-  probabilities, label = predictions
-  noise = np.random.default_rng(2).dirichlet(np.ones(12), 500).astype(np.float32)
-  weights = scores.search_weights([probabilities, noise], label)
-  searched = scores.compute_metrics(scores.mix([probabilities, noise], weights), label)[
-    'top5_error'
-  ]
-  equal = scores.compute_metrics(scores.mix([probabilities, noise], [1, 1]), label)['top5_error']
-  assert searched <= equal
-  assert weights[0] > weights[1]
 
 
 def test_confusions_agree_with_scikit_learn():

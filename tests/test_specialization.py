@@ -1,6 +1,5 @@
 """Color in the kernels of the first layer: the index, the test of its halves, and the command."""
 
-import json
 import runpy
 
 import numpy as np
@@ -9,7 +8,7 @@ from helpers.commands import error_line, run
 from helpers.trained import digits_config, random_variables, write_run
 from PIL import Image
 
-from alexnet_jax.inference.tower_chroma import read_history
+from alexnet_jax.inference.specialization import read_history
 from alexnet_jax.model import layers, nets
 from alexnet_jax.results.chroma import ChromaHistory, chroma_index, compare_halves, draw_histories
 from alexnet_jax.train import loop
@@ -64,18 +63,18 @@ def test_index_is_the_part_across_the_gray_axis():
 
 def test_p_shows_towers_that_differ_and_only_those():
   index = chroma_index(halves_apart())
-  apart = compare_halves(index, 10_000, seed=0)
+  apart = compare_halves(index)
   assert apart.difference > 0.1 and apart.p == pytest.approx(2 / 10_001)  # the least that there is
-  swapped = compare_halves(index[::-1], 10_000, seed=0)
+  swapped = compare_halves(index[::-1])
   assert swapped.difference == pytest.approx(-apart.difference) and swapped.p == apart.p
-  mixed = compare_halves(np.concatenate([index[::2], index[1::2]]), 10_000, seed=0)
+  mixed = compare_halves(np.concatenate([index[::2], index[1::2]]))
   assert mixed.p > 0.05
-  assert compare_halves(index, 10_000, seed=0) == apart
+  assert compare_halves(index) == apart
 
 
 def test_figure_of_grouped_and_ungrouped_runs(tmp_path):
   kernels = {0.0: halves_apart(1)[..., ::-1], 1.0: halves_apart(2)}
-  tests = {e: compare_halves(chroma_index(kernel), 100, 0) for e, kernel in kernels.items()}
+  tests = {e: compare_halves(chroma_index(kernel), 100) for e, kernel in kernels.items()}
   histories = [ChromaHistory(f'$run {g}', 'net', g, kernels, tests) for g in (False, True)]
   for number, shown in enumerate((histories, histories[:1])):
     draw_histories(shown, tmp_path / f'{number}.png')
@@ -94,7 +93,7 @@ def test_a_run_keeps_the_kernels_of_its_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'make_experiment', lambda *words: made.append(make(*words)) or made[-1])
   loop.train(config, tmp_path / 'run', command='test')
 
-  history = read_history(tmp_path / 'run', 100, 0)
+  history = read_history(tmp_path / 'run')
   assert history.grouped
   step, variables, _ = read_variables(tmp_path / 'run', 'last')
   steps = sorted(int(path.stem) for path in (tmp_path / 'run' / 'first_layer').iterdir())
@@ -114,19 +113,21 @@ def test_the_command(tmp_path):
   """A run that kept no kernels has its beginning and its last checkpoint."""
   variables = random_variables('digits', 7, 28)
   write_run(tmp_path / 'run', digits_config(), variables, kind='last', step=640)
-  words = [f'--workdir={tmp_path / "run"}', f'--json={tmp_path / "found.json"}', '--splits=500']
+  workdir = f'--workdir={tmp_path / "run"}'
   before = sorted(tmp_path.rglob('*'))
-  ended = run('alexnet_jax.specialization', *words, f'--figure={tmp_path / "new" / "a.png"}')
+  ended = run('alexnet_jax.specialization', workdir, f'--figure={tmp_path / "new" / "a.png"}')
   assert ended.returncode == 0, ended.stderr
   heading, *rows, figure = ended.stdout.splitlines()
   assert heading.split()[-1] == 'p' and 'arbitrary' in rows[0] and figure.endswith('a.png')
-  found = json.loads((tmp_path / 'found.json').read_text())
-  (only,) = found['runs']
-  assert [row['epoch'] for row in only['epochs']] == [0, pytest.approx(640 * 128 / 700)]
   scaled = variables['params']['conv1']['kernel'] * np.array([[0.01], [0.02], [0.03]])
-  np.testing.assert_allclose(only['last_index'], chroma_index(scaled), rtol=1e-5)
-  new = {tmp_path / 'found.json', tmp_path / 'new', tmp_path / 'new' / 'a.png'}
-  assert {*tmp_path.rglob('*')} - {*before} == new
+  last = compare_halves(chroma_index(scaled))
+  assert rows[0].split()[-5] == '0.00'
+  expected = [f'{640 * 128 / 700:.2f}', f'{last.first:.3f}', f'{last.second:.3f}']
+  assert rows[1].split()[-5:-2] == expected and len(rows) == 2
+  assert {*tmp_path.rglob('*')} - {*before} == {tmp_path / 'new', tmp_path / 'new' / 'a.png'}
+
+  refused = run('alexnet_jax.specialization', workdir, f'--figure={tmp_path}')
+  assert f'{tmp_path} cannot be written: Is a directory' in error_line(refused)
 
   assert '--workdir is missing' in error_line(run('alexnet_jax.specialization'))
   refused = run('alexnet_jax.specialization', f'--workdir={tmp_path / "new"}')

@@ -57,12 +57,8 @@ def show(
     return
   print('\n'.join(lines(report)))
   if json:
-    try:
+    with files.one_line_error(f'--json={json}'):
       files.write_json(json, report)
-    except OSError as error:
-      raise UserError(
-        f'--json={json} cannot be written ({error.strerror}): choose another file'
-      ) from None
 
 
 def estimate_step(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:

@@ -137,16 +137,15 @@ def _evaluate(
 
 
 def evaluate_ensemble(
-  workdirs: Sequence[Path], weights: str, checkpoint: str, views: int | None, data_dir: str | None
+  workdirs: Sequence[Path], checkpoint: str, views: int | None, data_dir: str | None
 ) -> list[EvaluatedNet]:
-  """Evaluates each run, and then the weighted mean of their probabilities, the last of the list.
+  """Evaluates each run, and then the mean of their probabilities, the last of the list.
 
   Args:
     workdirs, checkpoint, views, data_dir: see `evaluate_run`.
-    weights: 'equal', 'search' (on the validation images themselves), or numbers like '0.4,0.6'.
 
   Raises:
-    UserError: the runs have other views, images or classes, or the weights do not fit.
+    UserError: the runs have other views, images or classes.
   """
   final = {workdir: read_run_config(workdir).eval.final_views for workdir in workdirs}
   if not views and len(set(final.values())) > 1:
@@ -164,28 +163,9 @@ def evaluate_ensemble(
         f'{workdir} was evaluated on other images or classes than {workdirs[0]}: an'
         ' ensemble needs the same validation data for all'
       )
-  factors = _factors(weights, members, label)
-  shown = ', '.join(f'{factor:g}' for factor in factors)
-  name = f'ensemble of {len(nets)} (weights {shown})'
-  mixed = SplitProbabilities(label, scores.mix(members, factors))
-  return [*nets, dataclasses.replace(nets[0], name=name, predictions=mixed)]
-
-
-def _factors(given: str, members: Sequence[np.ndarray], label: np.ndarray) -> list[float]:
-  if given == 'equal':
-    return [1.0] * len(members)
-  if given == 'search':
-    return scores.search_weights(members, label)
-  try:
-    factors = [float(factor) for factor in given.split(',')]
-  except ValueError:
-    factors = []
-  if len(factors) != len(members) or min(factors) < 0 or not sum(factors):
-    raise UserError(
-      f'--ensemble_weights={given}: must be equal, search, or {len(members)} non-negative numbers'
-      ' like 0.4,0.6'
-    )
-  return factors
+  averaged = SplitProbabilities(label, np.mean(members, axis=0))
+  name = f'ensemble of {len(nets)}'
+  return [*nets, dataclasses.replace(nets[0], name=name, predictions=averaged)]
 
 
 def print_and_save(

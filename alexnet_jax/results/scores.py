@@ -1,4 +1,4 @@
-"""Metrics of predictions: error rates and their intervals, worst classes, confusions, ensembles.
+"""Metrics of predictions: error rates and their intervals, worst classes, confusions.
 
 All are functions of the probabilities and labels of a split, such as a saved `predictions-*.npz`.
 """
@@ -11,8 +11,8 @@ from scipy import stats
 TOP_K = {'top1_error': 1, 'top5_error': 5}  # metric -> k
 
 
-def wrong(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-  """Whether each label is not among the k most probable classes; ties and NaN count as wrong.
+def is_error(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+  """Whether each label is not among the k most probable classes; ties and NaN count as errors.
 
   Args:
     probabilities: (n, classes).
@@ -40,7 +40,7 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, 
   """
   own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
   errors = {
-    name: float(wrong(probabilities, labels, k).mean())
+    name: float(is_error(probabilities, labels, k).mean())
     for name, k in TOP_K.items()
     if k == 1 or k < probabilities.shape[1]
   }
@@ -62,7 +62,7 @@ def worst_classes(
   probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], count: int = 10
 ) -> list[tuple[str, int, float, str]]:
   """The classes with the highest top-1 error, as (name, images, error, most often taken for)."""
-  missed, guesses = wrong(probabilities, labels, 1), probabilities.argmax(1)
+  missed, guesses = is_error(probabilities, labels, 1), probabilities.argmax(1)
   rows = []
   for label in np.unique(labels):
     of_class = labels == label
@@ -77,38 +77,3 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
   classes = probabilities.shape[1]
   pairs = labels.astype(np.int64) * classes + probabilities.argmax(1)
   return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def mix(members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-  """The weighted mean of probabilities (n, classes) of several nets (CHM avg-test.py)."""
-  mixed = np.zeros_like(members[0])
-  for weight, member in zip(weights, members, strict=True):
-    mixed += weight / sum(weights) * member
-  return mixed
-
-
-def search_weights(members: Sequence[np.ndarray], labels: np.ndarray) -> list[float]:
-  """Weights in [0, 1] with the least top-5 error, by coordinate search (CHM avg-valid.py).
-
-  From 0.5 each, at most five rounds over the members.  As in 2012 the error is then given for the
-  images that it was minimized on: say so.  With at most 5 classes it is the top-1 error.
-
-  Args:
-    members: probabilities (n, classes) of each net.
-    labels: integers (n,).
-  """
-  k = 5 if members[0].shape[1] > 5 else 1
-  grid = np.linspace(0, 1, 21)
-  weights = [0.5] * len(members)
-
-  def error(candidate):
-    return np.inf if not sum(candidate) else wrong(mix(members, candidate), labels, k).mean()
-
-  for _ in range(5):
-    before = weights
-    for i in range(len(members)):
-      candidates = [[*weights[:i], float(value), *weights[i + 1 :]] for value in grid]
-      weights = min([weights, *candidates], key=error)
-    if weights == before:
-      break
-  return weights

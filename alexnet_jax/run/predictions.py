@@ -66,12 +66,10 @@ def write_top5(path: Path, predictions: SplitProbabilities, names: Sequence[str]
     'names_sha256': hashlib.sha256(lines).hexdigest(),
   }
   labels = path.with_name('labels.npz')
-  try:
+  with files.one_line_error(f'--top5={path}'):
     if labels.exists():
       found = files.read_npz(labels, data, 'delete it and the predictions in its folder')
       if any(not np.array_equal(found[name], data[name]) for name in data):
         raise UserError(f'{labels} is of other images: give --top5 a file in another folder')
     files.write_npz(labels, **data)
     files.write_npz(path, top5=order[:, :5].astype(number))
-  except OSError as error:
-    raise UserError(f'--top5={path} cannot be written: {error.strerror}') from None

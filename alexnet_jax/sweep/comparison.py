@@ -203,8 +203,8 @@ def _over_images(pairs: Sequence[tuple[FinishedRun, FinishedRun]], k: int) -> In
     not np.array_equal(each.label, known[0].label) for each in known
   ):
     return None
-  wrong = [scores.wrong(each.probabilities, each.label, k).astype(int) for each in known]
-  return bootstrap_mean((np.sum(wrong[::2], axis=0) - np.sum(wrong[1::2], axis=0)) / len(pairs))
+  errors = [scores.is_error(each.probabilities, each.label, k).astype(int) for each in known]
+  return bootstrap_mean((np.sum(errors[::2], axis=0) - np.sum(errors[1::2], axis=0)) / len(pairs))
 
 
 def bootstrap_mean(values: np.ndarray) -> Interval:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax import files
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.ablations import ABLATIONS
 from alexnet_jax.results import html_page
 from alexnet_jax.results.html_page import data_uri
@@ -43,12 +42,10 @@ def write_report(folders: Sequence[Path], out: Path, command: str) -> str:
   runs, unfinished = find_finished_runs(folders)
   rows = compare_runs(runs)
   text = markdown(rows, unfinished)
-  try:
+  with files.one_line_error(f'--out={out}'):
     files.write(out / 'report.md', text)
     files.write(out / 'report.csv', _csv(rows))
     files.write(out / 'report.html', _html(rows, unfinished, command))
-  except OSError as error:
-    raise UserError(f'{out} cannot be written ({error.strerror}): choose another --out') from None
   return text
 
 

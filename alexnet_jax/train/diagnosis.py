@@ -89,10 +89,8 @@ def diagnose(config, name: str, weights: Pretrained | None, options, command: st
       'history': [step._asdict() for step in history],
     }
   if options.json:
-    try:
+    with files.one_line_error(f'--json={options.json}'):
       files.write_json(options.json, results | {'command': command, **environment(Devices())})
-    except OSError as error:
-      raise UserError(f'--json={options.json} cannot be written: {error.strerror}') from error
 
 
 def choose_batch(

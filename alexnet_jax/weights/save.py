@@ -49,9 +49,8 @@ def save(pretrained: Pretrained, path: Path, preprocessing: bool = False) -> int
   check_suffix(path, preprocessing)
   try:
     data = _onnx(pretrained, True) if preprocessing else FORMS[path.suffix](pretrained)
-    files.write(path, data)
   except ValueError as error:
     raise UserError(f'{path} cannot be written: {error}; .npz or .stablehlo hold any net') from None
-  except OSError as error:
-    raise UserError(f'{path} cannot be written: {error.strerror}') from None
+  with files.one_line_error(str(path)):
+    files.write(path, data)
   return len(data)

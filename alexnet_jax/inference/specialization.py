@@ -18,7 +18,7 @@ from alexnet_jax.train.step import init_variables
 from alexnet_jax.weights.run_folder import read_variables
 
 
-def read_history(workdir: Path, splits: int, seed: int) -> ChromaHistory:
+def read_history(workdir: Path) -> ChromaHistory:
   """The chroma of a run's first layer at initialization and at each evaluation.
 
   The initial kernels are drawn again from the config's seed, unless the run started from weights.
@@ -26,7 +26,6 @@ def read_history(workdir: Path, splits: int, seed: int) -> ChromaHistory:
 
   Args:
     workdir: folder of the run, which is only read.
-    splits, seed: see `chroma.compare_halves`.
 
   Raises:
     UserError: no run or no checkpoint, or an odd number of kernels.
@@ -49,7 +48,7 @@ def read_history(workdir: Path, splits: int, seed: int) -> ChromaHistory:
   # For pixels of 0 to 255: the preprocessing may scale each channel differently.
   scale = read_preprocessing(RunFolder(workdir).preprocessing).scale[:, None]
   kernels = {epoch: kernel * scale for epoch, kernel in kernels.items()}
-  tests = {e: compare_halves(chroma_index(kernel), splits, seed) for e, kernel in kernels.items()}
+  tests = {epoch: compare_halves(chroma_index(kernel)) for epoch, kernel in kernels.items()}
   grouped = any(row.groups > 1 for row in table if isinstance(row, layers.Conv))
   name = '/'.join(workdir.absolute().parts[-2:])
   return ChromaHistory(name, nets.title(config.model), grouped, kernels, tests)
@@ -64,18 +63,3 @@ def table_of_histories(histories: Sequence[ChromaHistory]) -> list[str]:
       means = (f'{test.first:.3f}', f'{test.second:.3f}', f'{test.difference:+.3f}')
       rows.append((*names, f'{epoch:.2f}', *means, f'{test.p:.4f}'))
   return aligned(rows, left=(0, 1, 2))
-
-
-def json_of(history: ChromaHistory) -> dict:
-  """Those lines of a run as JSON, and the index of each of its last kernels in their order."""
-  tests = [
-    {'epoch': epoch, 'difference': test.difference, **vars(test)}
-    for epoch, test in history.tests.items()
-  ]
-  return {
-    'run': history.name,
-    'net': history.net,
-    'towers': history.grouped,
-    'epochs': tests,
-    'last_index': chroma_index(history.last),
-  }
