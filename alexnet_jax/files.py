@@ -61,7 +61,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def one_line_error(what: str) -> Iterator[None]:
-  """Makes an OSError a UserError that names `what` was written, such as '--json=a.json'."""
+  """Turns an OSError into a UserError that `what`, such as '--json=a.json', cannot be written."""
   try:
     yield
   except OSError as error:
