@@ -139,10 +139,13 @@ def _ablated(config, name: str):
   """Raises ValueError or UserError with the reason if the ablation does not fit."""
   if name not in ABLATIONS:
     near = did_you_mean(name, ABLATIONS)
-    raise ValueError('there is no such ablation' + (f', {near}' if near else ''))
-  changed = config.copy_and_resolve_references()
-  if fields := ABLATIONS[name].fields:
-    changed.update_from_flattened_dict(fields)
+    raise ValueError('unknown ablation' + (f', {near}' if near else ''))
+  fields, changed = ABLATIONS[name].fields, config.copy_and_resolve_references()
+  changed.update_from_flattened_dict(fields)
+  if ABLATIONS[name].edit:
+    changed.model.ablations = (*config.model.ablations, name)
+    nets.table_of(changed, config.data.num_classes or 2)  # which refuses what changes nothing
+  else:
     changes = diff(to_json(config), to_json(changed))
     if not changes:
       raise ValueError('the config already has ' + ', '.join(f'{k}={v}' for k, v in fields.items()))
@@ -152,8 +155,5 @@ def _ablated(config, name: str):
       raise ValueError(
         f'no mean image is subtracted: input.normalization is {config.input.normalization}'
       )
-  else:
-    changed.model.ablations = (*config.model.ablations, name)
-    nets.table_of(changed, config.data.num_classes or 2)
   validate(changed)
   return changed

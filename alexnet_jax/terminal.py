@@ -197,5 +197,5 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     if other.startswith(section)
     and ''.join(part[:1] for part in other.rpartition('.')[2].split('_')) == name
   ]
-  near = same_initials or difflib.get_close_matches(word, known, 1, 0.5)
+  near = same_initials or difflib.get_close_matches(word, known, 1, 0.65)
   return f'did you mean {near[0]}?' if near else ''

@@ -11,7 +11,7 @@ from helpers.commands import get_config, run
 from alexnet_jax import config as configs
 from alexnet_jax import config_files
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import layers, nets
+from alexnet_jax.model import ablations, layers, nets
 from alexnet_jax.model.ablations import ABLATIONS
 from alexnet_jax.model.layers import Conv, Dense, Dropout, ResponseNorm
 
@@ -30,7 +30,7 @@ def order(table):
 
 
 def test_an_ablation_edits_the_net_or_sets_fields_that_exist():
-  assert all(bool(a.fields) != bool(a.edit) for a in ABLATIONS.values())
+  assert all(a.fields or a.edit for a in ABLATIONS.values())
   assert not {path for a in ABLATIONS.values() for path in a.fields} - set(configs.FIELDS)
 
 
@@ -181,6 +181,15 @@ def test_recipes_change_these_fields_and_no_other():
   }
 
 
+def test_an_ablation_of_net_and_recipe_changes_both(monkeypatch):
+  both = ablations.Ablation(edit=ABLATIONS['tanh'].edit, fields={'optimizer.learning_rate': 0.001})
+  monkeypatch.setitem(ABLATIONS, 'both', both)
+  monkeypatch.setitem(ablations.EDITS, 'both', both.edit)
+  config = config_files.apply_ablations(get_config('imagenet'), ['both'])
+  assert config.optimizer.learning_rate == 0.001
+  assert nets.table_of(config, 1000) == table_of('imagenet', 'tanh')
+
+
 def test_a_config_with_ablations_comes_back_from_json_with_its_net():
   config = config_files.apply_ablations(
     get_config('imagenet'), ['no_lrn', 'ungrouped', 'no_random_flip']
@@ -221,7 +230,7 @@ def test_a_stored_config_with_an_unknown_edit_is_refused():
     ('cifar10', 'no_random_flip', 'already has input.random_flip=False'),
     ('cifar10_bn', 'no_weight_decay', 'already has optimizer.weight_decay=0.0'),
     ('digits', 'mean_scalar', 'no mean image is subtracted: input.normalization is standardize'),
-    ('imagenet', 'no_lnr', 'there is no such ablation, did you mean no_lrn?'),
+    ('imagenet', 'no_lnr', 'unknown ablation, did you mean no_lrn?'),
     ('cifar10', 'no_random_crop', 'already has input.random_crop=False'),
   ],
 )

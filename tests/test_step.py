@@ -94,13 +94,8 @@ def test_eight_devices_are_one(runs, kind):
   for part in ('params', 'batch_stats'):
     for a, b in zip(*(jax.tree.leaves(getattr(s, part)) for s in (state, start)), strict=True):
       assert not np.array_equal(a, b)
-  assert set(metrics[0]) == {
-    'loss',
-    'top1_error',
-    'gradient_norm',
-    'learning_rate',
-    'nonfinite_steps',
-  }
+  documented = {'loss', 'top1_error', 'gradient_norm', 'learning_rate', 'nonfinite_steps'}
+  assert set(metrics[0]) >= documented
 
 
 def test_moments_are_of_the_global_batch_unless_a_ghost_batch_is_asked_for(runs):

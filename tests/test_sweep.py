@@ -72,7 +72,7 @@ def test_grids_and_seeds_are_read():
 @pytest.mark.parametrize(
   'ablations, grid, seeds, message',
   [
-    ('baseline,no_lnr', [], '1', '--ablation=no_lnr: there is no such ablation, did you mean'),
+    ('baseline,no_lnr', [], '1', '--ablation=no_lnr: unknown ablation, did you mean'),
     ('tanh,tanh', [], '1', 'tanh/seed0 occurs twice'),
     ('tanh', ['optimizer.learning_rat=1'], '1', 'did you mean optimizer.learning_rate?'),
     ('tanh', ['optimizer.learning_rate=0.1,0'], '1', 'learning_rate=0.0: must be more than 0'),

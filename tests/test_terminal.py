@@ -164,10 +164,18 @@ def test_si(value, text):
     ('optimizer.lr', 'optimizer.learning_rate'),
     ('lr', 'optimizer.learning_rate'),
     ('seeds', 'seed'),
-    ('eval.lr', 'eval.views'),
+    ('views', 'eval.views'),
+    ('nope', None),
     ('qqq', None),
   ],
 )
 def test_suggestion(word, suggestion):
-  known = ['seed', 'optimizer.learning_rate', 'optimizer.momentum', 'eval.views', 'loss.ratio']
+  known = [
+    'seed',
+    'optimizer.learning_rate',
+    'optimizer.momentum',
+    'eval.views',
+    'loss.ratio',
+    'ungrouped',
+  ]
   assert did_you_mean(word, known) == (f'did you mean {suggestion}?' if suggestion else '')

@@ -1,6 +1,6 @@
 """The paper's claims as changes of a config: `--ablation=NAME`, or `NAME,NAME`, on any command.
 
-An ablation edits the rows of the net or sets config fields.  `config_files.apply_ablations` applies
+An ablation edits the rows of the net, sets config fields, or both.  `config_files.apply_ablations` applies
 them to a config.
 
 "#147" and the like are Krizhevsky's configurations and his notes in them,
@@ -38,13 +38,13 @@ _NORMS = (ResponseNorm, SpatialNorm)
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-  """A change of the net or of config fields, and what was published about it.
+  """A change of the net, of config fields or of both, and what was published about it.
 
   Attributes:
     source: where it was published, and what was said beside the numbers; '' if nowhere.
     difference: published error with the change minus that without, in points, (top-1, top-5);
       None where no number was published.
-    edit: the change of the net's rows; None for a change of config fields.
+    edit: the change of the net's rows; None for a change of config fields alone.
     fields: {config field: its new value}.
   """
 
@@ -64,11 +64,11 @@ def edited(table: Table, names: Sequence[str], shape: Shape) -> Table:
   """The rows of a net after these ablations; `shape`: (height, width, channels) of its input.
 
   Raises:
-    ValueError: there is no such edit, it changes nothing here, or the net cannot be built with it.
+    ValueError: one of them has no edit or changes nothing here, or the net cannot be built with it.
   """
   for name in names:
     if name not in EDITS:
-      raise ValueError(f'no ablation {name!r} of a net: known are {", ".join(EDITS)}')
+      raise ValueError(f'unknown ablation {name!r} of a net; choose from {", ".join(EDITS)}')
     before, table = table, EDITS[name](table, shape)
     if table == before:
       raise ValueError(f'{name} changes nothing in this net')
