@@ -1,7 +1,7 @@
 """The paper's claims as changes of a config: `--ablation=NAME`, or `NAME,NAME`, on any command.
 
-An ablation edits the rows of the net, sets config fields, or both.  `config_files.apply_ablations` applies
-them to a config.
+An ablation edits the rows of the net, sets config fields, or both.  `config_files.apply_ablations`
+applies them to a config.
 
 "#147" and the like are Krizhevsky's configurations and his notes in them,
 github.com/computerhistory/AlexNet-Source-Code layers/layers-147.cfg and layer-params-147.cfg; "§"
