@@ -17,8 +17,9 @@ compile: a training step compiled for --topology (TPUs or GPUs) by their compile
 memory, collectives, and by layer its estimate of cycles, of GPUs bytes and products.
 all: all of these, which is also what no word means; compile only if libtpu is installed.
 
-Without --config they take configs/imagenet.py, step configs/cifar10.py too.  Contestants take
-turns, each in a process of its own.  Goals, and how each is measured: docs/performance.md.
+Without --config they take configs/imagenet.py, step configs/cifar10.py too, compile that and
+imagenet.py:owt as well, in bfloat16.  Contestants take turns, each in a process of its own.
+Goals, and how each is measured: docs/performance.md.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ _DEFAULTS = {
   'loop': ((_IMAGENET, None),),
   'checkpoint': ((_IMAGENET, 32),),
   'communication': ((_IMAGENET, 32),),
-  'compile': ((_IMAGENET, 1024),),
+  'compile': ((_IMAGENET, 1024), (f'{_IMAGENET}:owt', 1024), ('configs/cifar10.py:18pct', 1024)),
 }
 
 flags.adopt_module_key_flags(cli)  # --help shows --config and --ablation too
@@ -150,6 +151,8 @@ def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
       config.batch_size = batch_size or config.batch_size
       if target == 'loop':
         config.data.source = 'synthetic'
+      if target == 'compile':
+        config.model.compute_dtype = 'bfloat16'
       chosen.append((cli.experiment_name(filename, config.data.source), config))
   else:
     config, name = cli.read_config()
