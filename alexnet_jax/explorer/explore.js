@@ -46,8 +46,7 @@ for (const part of all('#occlusion .of-photo')) {
     output.querySelector('b').textContent = `${share}, ${points} points`;
   };
   cells.forEach((cell, number) => {
-    cell.addEventListener('pointerenter', () => choose(number));
-    cell.addEventListener('pointerdown', () => choose(number));
+    cell.addEventListener('pointerenter', () => choose(number)); // a touch enters too
   });
   picture.addEventListener('pointerleave', () => cover.setAttribute('hidden', ''));
   picture.addEventListener('keydown', (event) => {
