@@ -100,6 +100,28 @@ def test_several_archives_and_what_else_is_in_them(tmp_path):
   assert source.classes == ('ant', 'bee') and source.found.endswith('; ignored: 2 .zip')
 
 
+def test_imagenet_as_kaggle_packs_it(tmp_path):
+  """Its archive as it is fetched: folders of WNIDs, flat validation images, tables of boxes."""
+  image, wnids = encoded(np.zeros((9, 9, 3), np.uint8)), ('n01440764', 'n01751748')
+  deep, path = 'ILSVRC/Data/CLS-LOC', tmp_path / 'imagenet-object-localization-challenge.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('ILSVRC/Annotations/CLS-LOC/val/1.xml', b'<annotation/>')
+    for wnid in wnids:
+      for number in range(2):
+        archive.writestr(f'{deep}/train/{wnid}/{wnid}_{number}.JPEG', image)
+    archive.writestr(f'{deep}/val/ILSVRC2012_val_00000001.JPEG', image)
+    archive.writestr(f'{deep}/test/ILSVRC2012_test_00000001.JPEG', image)
+    boxes = ''.join(f'{wnid}_{n},{wnid} 1 2 3 4\n' for wnid in wnids for n in range(2))
+    archive.writestr('LOC_train_solution.csv', f'ImageId,PredictionString\n{boxes}')
+    archive.writestr('LOC_val_solution.csv', 'ImageId,PredictionString\nILSVRC2012_val_1,a 1 2\n')
+    archive.writestr('LOC_sample_submission.csv', 'ImageId,PredictionString\nx,a\n')
+    archive.writestr('LOC_synset_mapping.txt', 'n01440764 tench\n')
+  source = open_source(data_config(dir=path))
+  assert source.classes == wnids and source.train.labels == (0, 0, 1, 1)
+  assert source.eval.labels == (1,)  # as published
+  assert source.found.endswith('ignored: test/ with 1 images, 2 .csv, 1 .xml')
+
+
 def test_other_content_is_another_data_set(tmp_path):
   """The same names and sizes, but other bytes; not the order in the archive."""
   folder = write_folder(tmp_path / 'folder', train=4, held_out=2)

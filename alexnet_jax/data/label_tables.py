@@ -58,7 +58,9 @@ def read_tables(
     )
   if not found:
     return None
-  splits, ignored = find_splits(root, [root / name for name in found])
+  splits = {TRAIN: [root / table]}
+  if not table:
+    splits, _ = find_splits(root, [root / name for name in found])
   files, taken, unlabeled = _Files(listing.files), dict[str, str](), 0
   paths = [(split, path) for split, mine in splits.items() for path in mine]
   rows = [
@@ -82,17 +84,17 @@ def read_tables(
       classes[split].setdefault(label, []).append(file)
     else:
       unlabeled += 1
+  used, ignored = tuple(path.name for _, path in paths), []
   if unlabeled:
     ignored.append(f'{unlabeled:,} image(s) without a label')
   if others := len(listing.files) - len(taken):
-    ignored.append(f'{others:,} image(s) that are not in {" or ".join(found)}')
+    ignored.append(f'{others:,} image(s) that are not in {" or ".join(used)}')
   if not classes[TRAIN]:
     raise UserError(f'{splits[TRAIN][0]} has no image with a label: are all its lines there?')
   train, validation = (
     {label: sorted(part[label]) for label in in_order(part.keys())}
     for part in (classes.pop(TRAIN), classes.popitem()[1] if classes else {})
   )
-  used = tuple(path.name for _, path in paths)
   return LabeledFiles(train, validation, splits[TRAIN][0].name, used[-1], ignored, used)
 
 

@@ -1,7 +1,8 @@
 """Zip archives of images, which are read where they are; nothing is unpacked.
 
 What is in an archive is taken as a folder of the same files would be, see `image_folder`. Folders
-that hold all of it do not count. Of several archives, each is a folder of its name: `train.zip`.
+that hold all of its images do not count, and tables in them are at the top. Of several archives,
+each is a folder of its name: `train.zip`.
 """
 
 import collections
@@ -13,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
+from alexnet_jax.data import imagenet
 from alexnet_jax.data.examples import Source, damaged
 from alexnet_jax.data.image_folder import label_files
 from alexnet_jax.data.images import EXTENSIONS
@@ -92,26 +94,30 @@ def _list(paths: Sequence[pathlib.Path]) -> tuple[Listing, Archives]:
   files, tables, ignored = dict[str, str](), list[str](), collections.Counter[str]()
   places: dict[str, tuple[int, int, int, int, int, int]] = {}
   for number, path in enumerate(paths):
-    entries, used = _entries(path), dict[str, zipfile.ZipInfo]()
-    for name, entry in entries.items():
+    images, csvs = dict[str, zipfile.ZipInfo](), dict[str, zipfile.ZipInfo]()
+    for name, entry in _entries(path).items():
       kind = os.path.splitext(name)[1].lower()
       if any(part.startswith('.') or part == '__MACOSX' for part in name.split('/')):
         ignored['hidden'] += 1
-        continue
-      if kind in (*EXTENSIONS, TABLE):
-        used[name] = entry
-      if kind not in EXTENSIONS:
+      elif kind in EXTENSIONS:
+        images[name] = entry
+      elif os.path.basename(name) not in imagenet.KNOWN_FILES:
         ignored[kind or 'without extension'] += 1
-    around = os.path.commonpath(map(os.path.dirname, used)) if used else ''
-    for name, entry in used.items():
-      file = name[len(around) + 1 if around else 0 :]
-      file = f'{path.stem}/{file}' if len(paths) > 1 else file
+        if kind == TABLE and len(paths) == 1:
+          csvs[name] = entry
+    around = os.path.commonpath(map(os.path.dirname, images)) if images else ''
+    for name, entry in (images | csvs).items():
+      if name in images:
+        file = name[len(around) + 1 if around else 0 :]
+        file = f'{path.stem}/{file}' if len(paths) > 1 else file
+        files[file] = f'{entry.file_size} {entry.CRC}'
+      elif f'/{around}/'.startswith(f'/{os.path.dirname(name)}/'.replace('//', '/')):
+        file = os.path.basename(name)
+        tables.append(file)
+      else:
+        continue
       sizes = entry.compress_size, entry.file_size
       places[file] = number, entry.header_offset, *sizes, entry.compress_type, entry.CRC
-      if not name.lower().endswith(TABLE):
-        files[file] = f'{entry.file_size} {entry.CRC}'
-      elif '/' not in file:
-        tables.append(file)
   folders = {os.path.dirname(file) for file in files}
   for folder in list(folders):
     while folder := os.path.dirname(folder):
