@@ -245,7 +245,7 @@ def _parquet() -> Target:
     return made
 
   def read(path):
-    source = parquet.open_parquet(path, [path], 0.25)
+    source = parquet.open_parquet(path, [path], 0.25, lambda n: None)
     for _ in source.train.images.stream(0):
       pass
 
@@ -267,7 +267,7 @@ def _shards() -> Target:
     return made
 
   def read(path):
-    source = shards.open_shards(path, [path], 0.25)
+    source = shards.open_shards(path, [path], 0.25, lambda n: None)
     for index in range(len(source.train)):
       source.train[index]
 

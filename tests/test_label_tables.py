@@ -5,10 +5,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers.tiny_data import data_config, encoded, write_folder
+from helpers.tiny_data import data_config, encoded, refused, write_folder
 
 from alexnet_jax.data.preparation import open_source
-from alexnet_jax.errors import UserError
 
 
 def image(number):
@@ -34,12 +33,6 @@ def labels(source):
   found = [split[i] for split in (source.train, source.eval) for i in range(len(split))]
   numbers = {image(number): number for number in range(20)}
   return {numbers[example.data]: source.classes[example.label] for example in found}
-
-
-def refused(match, **changes):
-  with pytest.raises(UserError, match=match) as caught:
-    open_source(data_config(**changes))
-  assert '\n' not in str(caught.value)
 
 
 EXPECTED = {n: ('ant', 'bee')[n % 2] for n in range(8)}

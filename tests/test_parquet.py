@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.tiny_data import data_config, encoded, write_folder
+from helpers.tiny_data import data_config, encoded, refused, write_folder
 
 from alexnet_jax.data.preparation import open_source, prepare_store
 from alexnet_jax.errors import UserError
@@ -41,12 +41,6 @@ def write(path, images, labels, *, names=None, columns=('image', 'label'), kind=
 def colored(count, wnid='', start=0):
   """`count` images, and their numbers as names."""
   return [{'bytes': image(n), 'path': f'{wnid}{n}.png'} for n in range(start, start + count)]
-
-
-def refused(match, **changes):
-  with pytest.raises(UserError, match=match) as caught:
-    open_source(data_config(**changes))
-  assert '\n' not in str(caught.value)
 
 
 def prepared(root, store, **changes):

@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from helpers.tiny_data import add_to_archive, data_config, encoded, write_folder
+from helpers.tiny_data import add_to_archive, data_config, encoded, refused, write_folder
 
 from alexnet_jax.data.preparation import open_source, prepare_store
 from alexnet_jax.errors import UserError
@@ -32,12 +32,6 @@ def write(path, samples):
 
 def colored(labels):
   return [{'png': image(number), 'cls': str(label)} for number, label in enumerate(labels)]
-
-
-def refused(match, **changes):
-  with pytest.raises(UserError, match=match) as caught:
-    open_source(data_config(**changes))
-  assert '\n' not in str(caught.value)
 
 
 def prepared(root, store, **changes):

@@ -13,18 +13,12 @@ import types
 
 import numpy as np
 import pytest
-from helpers.tiny_data import TFDS_SCRIPT, data_config, write_folder, write_images
+from helpers.tiny_data import TFDS_SCRIPT, data_config, refused, write_folder, write_images
 
 from alexnet_jax.data import generated, image_folder, images, preparation, tfds_prepare, tfds_source
 from alexnet_jax.data.preparation import data_directory, open_source
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import Console
-
-
-def refused(match, **changes):
-  with pytest.raises(UserError, match=match) as caught:
-    open_source(data_config(**changes))
-  assert '\n' not in str(caught.value)
 
 
 def test_data_directory(monkeypatch):

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers.tiny_data import data_config, encoded, write_folder, write_images
+from helpers.tiny_data import data_config, encoded, refused, write_folder, write_images
 
 from alexnet_jax.data.preparation import eval_names, open_source, prepare_store
 from alexnet_jax.errors import UserError
@@ -34,12 +34,6 @@ def rows(place):
 def prepared(root, store, **changes):
   config = data_config(dir=root, store=store, **changes)
   return prepare_store(config, progress=Console(quiet=True), workers=1)
-
-
-def refused(match, **changes):
-  with pytest.raises(UserError, match=match) as caught:
-    open_source(data_config(**changes))
-  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('method', [STORED, DEFLATED], ids=['stored', 'deflated'])

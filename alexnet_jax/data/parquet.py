@@ -26,7 +26,7 @@ _ROWS = 64  # that are in memory at a time
 
 @dataclasses.dataclass(frozen=True)
 class ParquetImages:
-  """The images of parquet files, in their order; see `unpack.Streams`.
+  """The images of parquet files, which are read from the beginning of a file on.
 
   Attributes:
     files: paths.
@@ -76,15 +76,9 @@ def open_parquet(
   root: pathlib.Path,
   paths: Sequence[pathlib.Path],
   validation_fraction: float,
-  advance: Callable[[int], object] = lambda n: None,
+  advance: Callable[[int], object],
 ) -> Source:
-  """Opens a data set of parquet files.
-
-  Args:
-    root: the folder of the data set, or its only file.
-    paths: its files.
-    validation_fraction: part of each class to hold out if there are no validation images.
-    advance: is called with the number of images that have just been listed.
+  """Opens the parquet files in `paths`; other arguments as of `folder_formats.open_images`.
 
   Raises:
     UserError: pyarrow is not installed, a file is damaged or missing, or it is not clear which

@@ -30,15 +30,9 @@ def open_shards(
   root: pathlib.Path,
   paths: Sequence[pathlib.Path],
   validation_fraction: float,
-  advance: Callable[[int], object] = lambda n: None,
+  advance: Callable[[int], object],
 ) -> Source:
-  """Opens a data set of shards.
-
-  Args:
-    root: the folder of the data set, or its only shard.
-    paths: its shards.
-    validation_fraction: part of each class to hold out if there are no validation images.
-    advance: is called with the number of images that have just been listed.
+  """Opens the shards in `paths`; other arguments as of `folder_formats.open_images`.
 
   Raises:
     UserError: a shard is compressed, damaged or missing, or holds no labeled images.

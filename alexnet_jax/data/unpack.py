@@ -7,31 +7,16 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import numpy as np
 
 from alexnet_jax import files
 from alexnet_jax.data.examples import Source, SourceSplit
 from alexnet_jax.data.packed import Pieces
+from alexnet_jax.data.parquet import ParquetImages
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import Console
-
-
-@runtime_checkable
-class Streams(Protocol):
-  """Files of images that are read from a file's beginning.
-
-  Attributes:
-    files: their paths.
-    counts: images in each.
-  """
-
-  files: tuple[str, ...]
-  counts: tuple[int, ...]
-
-  def stream(self, number: int) -> Iterator[bytes]: ...
 
 
 def unpack(source: Source, folder: pathlib.Path, progress: Console) -> Source:
@@ -49,7 +34,7 @@ def unpack(source: Source, folder: pathlib.Path, progress: Console) -> Source:
   streams = []
   for split in (source.train, source.eval):
     images = getattr(split, 'images', None)
-    if isinstance(images, Streams) and images not in streams:
+    if isinstance(images, ParquetImages) and images not in streams:
       streams.append(images)
   if not streams:
     return source
@@ -79,7 +64,7 @@ def unpack(source: Source, folder: pathlib.Path, progress: Console) -> Source:
 
 
 def _unpack(
-  images: Streams, folder: pathlib.Path, name: str, advance: Callable[[int], object]
+  images: ParquetImages, folder: pathlib.Path, name: str, advance: Callable[[int], object]
 ) -> Pieces:
   paths, sizes = [], []
   for number, count in enumerate(images.counts):

@@ -68,12 +68,7 @@ class Archives:
 def open_zips(
   root: pathlib.Path, paths: Sequence[pathlib.Path], validation_fraction: float
 ) -> Source:
-  """Opens a data set of zip archives.
-
-  Args:
-    root: the folder of the data set, or its only archive.
-    paths: its archives.
-    validation_fraction: part of each class to hold out where there are no validation images.
+  """Opens the archives in `paths`; other arguments as of `folder_formats.open_images`.
 
   Raises:
     UserError: an archive is damaged, encrypted or packed in a way that is not known; or as

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import config
+from alexnet_jax.data.preparation import open_source
+from alexnet_jax.errors import UserError
 
 
 def data_config(**changes):
@@ -18,6 +20,13 @@ def data_config(**changes):
   for key, value in changes.items():
     data[key] = str(value) if key in ('dir', 'store') else value
   return data
+
+
+def refused(match, **changes):
+  """That this is no data set is said in one line."""
+  with pytest.raises(UserError, match=match) as caught:
+    open_source(data_config(**changes))
+  assert '\n' not in str(caught.value)
 
 
 def write_images(folder, count, *, seed=0, suffix='.png'):
