@@ -33,10 +33,10 @@ def _max_by_reduce_window(x, window, stride):
   # By TPU's compiler a quarter of the cycles of taps, with the gradient (docs/performance.md).
   # In float32, so that the gradients of windows that share a maximum are added in it.  Without the
   # barrier what precedes writes x in float32: twice the bytes, and twice the cycles of the pool.
-  x = lax.optimization_barrier(x)
-  padded = _complete(x.astype(jnp.float32), -jnp.inf, window, stride)
+  wide = lax.optimization_barrier(x).astype(jnp.float32)
   sizes, strides = (1, window, window, 1), (1, stride, stride, 1)
-  return lax.reduce_window(padded, -np.inf, lax.max, sizes, strides, 'VALID').astype(x.dtype)
+  padding = ((0, 0), *((0, n) for n in _overhang(x.shape, window, stride)), (0, 0))
+  return lax.reduce_window(wide, -np.inf, lax.max, sizes, strides, padding).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -105,11 +105,13 @@ def _windows(size: int, window: int, stride: int) -> int:
 
 def _complete(x, value, window: int, stride: int):
   """Pads below and beside so that no window overhangs."""
-  overhang = [
-    (_windows(size, window, stride) - 1) * stride + window - size for size in x.shape[1:3]
-  ]
-  edges = ((0, 0, 0), (0, overhang[0], 0), (0, overhang[1], 0), (0, 0, 0))
+  edges = ((0, 0, 0), *((0, n, 0) for n in _overhang(x.shape, window, stride)), (0, 0, 0))
   return lax.pad(x, jnp.array(value, x.dtype), edges)
+
+
+def _overhang(shape, window: int, stride: int) -> list[int]:
+  """By how many pixels the last window overhangs below and beside."""
+  return [(_windows(size, window, stride) - 1) * stride + window - size for size in shape[1:3]]
 
 
 def taps(x: jax.Array, window: int, stride: int) -> Iterator[jax.Array]:

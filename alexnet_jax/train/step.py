@@ -164,14 +164,13 @@ def make_train_step(recipe: Recipe, compute_gradients, pmean, global_norm=optax.
   """
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    device_means, batch_stats = compute_gradients(state, batch)
+    (gradients, metrics), batch_stats = compute_gradients(state, batch)
     with jax.named_scope('update'):
-      device_norm = optax.tree.norm(device_means[0])
-      return update(state, *pmean((device_means, device_norm)), batch_stats)
+      metrics = metrics | {'device_norm': optax.tree.norm(gradients)}
+      return update(state, *pmean((gradients, metrics)), batch_stats)
 
-  def update(state: TrainState, means, device_norms, batch_stats) -> tuple[TrainState, dict]:
-    gradients, metrics = means
-    norm = global_norm(gradients)
+  def update(state: TrainState, gradients, metrics, batch_stats) -> tuple[TrainState, dict]:
+    norm, device_norms = global_norm(gradients), metrics.pop('device_norm')
     # Gradients are finite where those of each device are.  TPU's compiler takes these norms while
     # it writes the gradients, and the other one in the update, which need not wait for it.
     tested = lax.platform_dependent(
