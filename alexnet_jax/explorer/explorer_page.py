@@ -11,11 +11,10 @@ from alexnet_jax.explorer.observation import CELLS, Observation, occluder, views
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.results import html_page
-from alexnet_jax.results.figures import drawable
+from alexnet_jax.results.figures import drawable, kernel_image
 
 MAPS = 8  # strongest ones shown of a layer
 _TOP = 5  # classes, as in the paper's Figure 4
-_KERNEL_COLUMNS = 16  # as in its Figure 3
 _THUMBNAIL = 96  # pixels
 
 # What a step is, in the words of the page.
@@ -208,7 +207,7 @@ def _kernels(weights: Pretrained) -> dict[str, Any] | None:
     'layer': first.name,
     'count': first.features,
     'size': f'{first.kernel}×{first.kernel}',
-    'sheet': inline_images.kernel_sheet(np.asarray(kernel), _KERNEL_COLUMNS),
+    'sheet': inline_images.encode(kernel_image(np.asarray(kernel)), lossless=True),
   }
 
 

@@ -10,12 +10,12 @@ from alexnet_jax.results.html_page import data_uri
 _SMALL = 64  # pixels on a side, up to which pixels are kept exactly
 
 
-def encode(pixels: np.ndarray, side: int = 0) -> str:
-  """Pixels uint8 (S, S, 3) as a data URI, no larger than `side` if that is given."""
+def encode(pixels: np.ndarray, side: int = 0, lossless: bool = False) -> str:
+  """Pixels uint8 (H, W, 3) as a data URI; a square no larger than `side` if that is given."""
   image = Image.fromarray(pixels)
   if side and side < len(pixels):
     image = image.resize((side, side), Image.Resampling.BILINEAR)
-  if image.width <= _SMALL:
+  if lossless or image.width <= _SMALL:
     return _encoded(image, 'png')
   return _encoded(image, 'jpeg', quality=85)
 
@@ -38,20 +38,6 @@ def value_square(values: np.ndarray) -> str:
   padded = np.zeros(rows * side, values.dtype)
   padded[: len(values)] = values
   return map_strip(padded.reshape(rows, side, 1))
-
-
-def kernel_sheet(weights: np.ndarray, columns: int) -> str:
-  """Kernels (h, w, 3, n) in rows, a pixel apart; each as by `results.figures.filter_grid`."""
-  height, width, _, count = weights.shape
-  largest = np.abs(weights).max(axis=(0, 1, 2), keepdims=True)
-  tiles = np.rint(127.5 + 127.5 * weights / np.where(largest > 0, largest, 1)).astype(np.uint8)
-  rows = -(-count // columns)
-  sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), np.uint8)
-  for k in range(count):
-    y, x = k // columns * (height + 1), k % columns * (width + 1)
-    sheet[y : y + height, x : x + width, :3] = tiles[..., k]
-    sheet[y : y + height, x : x + width, 3] = 255  # opaque
-  return _encoded(Image.fromarray(sheet), 'png')
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
