@@ -71,9 +71,10 @@ def test_splits_and_what_is_not_used(tmp_path):
   table(tmp_path / 'trainLabels.csv', [['id', 'label'], *([n, 10 - n % 2] for n in range(8))])
   table(tmp_path / 'sampleSubmission.csv', [['id', 'label'], *([n, 9] for n in range(4))])
   table(tmp_path / 'meta.csv', [['weather'], ['sun']])
+  table(tmp_path / 'classes.csv', [['id', 'name'], ['99', 'nine'], ['100', 'ten']])
   source = open_source(data_config(dir=tmp_path))
   assert source.classes == ('9', '10') and labels(source) == {n: str(10 - n % 2) for n in range(8)}
-  assert source.found.endswith('; ignored: 4 image(s) that are not in trainLabels.csv, 2 .csv')
+  assert source.found.endswith('; ignored: 4 image(s) that are not in trainLabels.csv, 3 .csv')
   # A table of validation images, from a German spreadsheet, with an empty line and a lost label.
   (tmp_path / 'val.csv').write_text('\ufeffFile;Label\r\n1.png;9\r\n;\r\n2;10\r\n3.png;\r\n')
   write(tmp_path, (11, 12, 13), 'val', '{}.png')
@@ -130,7 +131,7 @@ def test_refusals(tmp_path):
   fails("labels.csv, line 6: '9.png' is not below .*move it elsewhere", [*good, ['9.png', 'a']])
   fails("line 7: '0' is in labels.csv, line 2, as well", [*good, [], ['0', 'b']])
   fails('labels.csv, line 6 has 1 column.s. in place of 2', [*good, ['3.png']])
-  fails('has no image with a label', [[row[0], ''] for row in good])
+  fails('labels.csv has no training image with a label', [[row[0], ''] for row in good])
   table(tmp_path / 'val.csv', good)
   fails("val.csv, line 2: '0.png' is in train.csv, line 2, as well", good, 'train.csv')
   table(tmp_path / 'boxes.csv', [['xmin', 'ymin', 'xmax'], [1, 2, 3]])

@@ -9,6 +9,7 @@ file. A file may be given without its folder or its ending, and with the folders
 """
 
 import csv
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -23,7 +24,28 @@ FILE_COLUMNS = (
   *('file', 'filename', 'filepath', 'path', 'image', 'imagefile', 'imagename', 'imagepath'),
   *('imageid', 'img', 'id'),
 )
-_Row = tuple[str, str, int]  # file, label, line
+_ADVICE = 'correct the table, or move it elsewhere if folders or names are to say the classes'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """A row of a table.
+
+  Attributes:
+    table: name of the table.
+    line: where in there.
+    name: what it calls an image.
+    label: the image's class.
+    split: that the table is of.
+    file: the image, None if there is none or several are called so.
+  """
+
+  table: str
+  line: int
+  name: str
+  label: str
+  split: str = TRAIN
+  file: str | None = None
 
 
 def read_tables(
@@ -48,61 +70,70 @@ def read_tables(
   Raises:
     UserError: a table names a file that is not there, or one twice, or cannot be read.
   """
-  tables = [table] if table else listing.tables
-  found = {name: _rows(root / name, read) for name in tables}
-  found = {name: rows for name, rows in found.items() if rows and 'submission' not in name.lower()}
-  if table and not found:
-    raise UserError(
-      f'{root / table} has no columns of files and labels: call them file and label, with a comma'
-      ' between them'
-    )
-  if not found:
+  rows = _find_rows(root, read, listing, table)
+  if not rows:
     return None
-  splits = {TRAIN: [root / table]}
-  if not table:
-    splits, _ = find_splits(root, [root / name for name in found])
-  files, taken, unlabeled = _Files(listing.files), dict[str, str](), 0
-  paths = [(split, path) for split, mine in splits.items() for path in mine]
-  rows = [
-    (split, path, *row, files.find(row[0], split))
-    for split, path in paths
-    for row in found[path.name]
-  ]
-  folders = {(path, os.path.dirname(file)) for _, path, _, _, _, file in rows if file}
-  if not table and len(folders) != len(paths):
-    return None
-  classes: dict[str, dict[str, list[str]]] = {split: {} for split in splits}
-  for split, path, name, label, line, file in rows:
-    where = f'{path}, line {line}: {name!r:.80}'
-    if not file:
+  taken, classes, unlabeled = dict[str, _Row](), dict[str, dict[str, list[str]]](), 0
+  for row in rows:
+    where = f'{root / row.table}, line {row.line}: {row.name!r:.80}'
+    if not row.file:
       raise UserError(f'{where} is not below {root}, or several are called so: {_ADVICE}')
-    if file in taken:
-      raise UserError(f'{where} is in {taken[file]} as well: {_ADVICE}')
-    taken[file] = f'{path.name}, line {line},'
-    facts[file] += f' {label}'
-    if label:
-      classes[split].setdefault(label, []).append(file)
+    if row.file in taken:
+      other = taken[row.file]
+      raise UserError(f'{where} is in {other.table}, line {other.line}, as well: {_ADVICE}')
+    taken[row.file] = row
+    facts[row.file] += f' {row.label}'
+    part = classes.setdefault(row.split, {})
+    if row.label:
+      part.setdefault(row.label, []).append(row.file)
     else:
       unlabeled += 1
-  used, ignored = tuple(path.name for _, path in paths), []
-  if unlabeled:
-    ignored.append(f'{unlabeled:,} image(s) without a label')
+  train_table, *_ = used = tuple(dict.fromkeys(row.table for row in rows))
+  if not (train := classes.pop(TRAIN, {})):
+    raise UserError(f'{root / train_table} has no training image with a label: is it all there?')
+  validation = next(iter(classes.values()), {})
+  ignored = [f'{unlabeled:,} image(s) without a label'] if unlabeled else []
   if others := len(listing.files) - len(taken):
     ignored.append(f'{others:,} image(s) that are not in {" or ".join(used)}')
-  if not classes[TRAIN]:
-    raise UserError(f'{splits[TRAIN][0]} has no image with a label: are all its lines there?')
-  train, validation = (
-    {label: sorted(part[label]) for label in in_order(part.keys())}
-    for part in (classes.pop(TRAIN), classes.popitem()[1] if classes else {})
-  )
-  return LabeledFiles(train, validation, splits[TRAIN][0].name, used[-1], ignored, used)
+  return LabeledFiles(_in_order(train), _in_order(validation), train_table, used[-1], ignored, used)
 
 
-_ADVICE = 'correct the table, or move it elsewhere if folders or names are to say the classes'
+def _in_order(files: dict[str, list[str]]) -> dict[str, list[str]]:
+  """Classes in the order of their numbers, with their files in that of names."""
+  return {label: sorted(files[label]) for label in in_order(files.keys())}
 
 
-def _rows(path: pathlib.Path, read: Callable[[str], bytes]) -> list[_Row]:
-  """File, label and line number of each row; none if it is no table of these."""
+def _find_rows(
+  root: pathlib.Path, read: Callable[[str], bytes], listing: Listing, table: str
+) -> list[_Row]:
+  """The rows of tables of training and validation images; none if folders may be classes."""
+  if table:
+    if not (rows := _read(root / table, read)):
+      raise UserError(
+        f'{root / table} has no columns of files and labels: call them file and label, with a comma'
+        ' between them'
+      )
+    splits = {TRAIN: [root / table]}
+  else:
+    found = {name: _read(root / name, read) for name in listing.tables}
+    paths = [root / name for name in found if found[name] and 'submission' not in name.lower()]
+    splits = find_splits(root, paths)[0] if paths else {}
+    rows = [row for paths in splits.values() for path in paths for row in found[path.name]]
+  split_of = {path.name: split for split, paths in splits.items() for path in paths}
+  files = _Files(listing.files)
+  rows = [
+    dataclasses.replace(row, split=(split := split_of[row.table]), file=files.find(row.name, split))
+    for row in rows
+  ]
+  if table:
+    return rows
+  folders = {(row.table, os.path.dirname(row.file)) for row in rows if row.file}
+  tables = {name for name, _ in folders}  # others are of something else
+  return [row for row in rows if row.table in tables] if len(folders) == len(tables) else []
+
+
+def _read(path: pathlib.Path, read: Callable[[str], bytes]) -> list[_Row]:
+  """The rows of a table; none if it is no table of files and labels."""
   try:
     text = read(path.name).decode('utf-8-sig', 'surrogateescape')
     first = text.partition('\n')[0]
@@ -117,7 +148,7 @@ def _rows(path: pathlib.Path, read: Callable[[str], bytes]) -> list[_Row]:
   for row, line in rows:
     if len(row) <= max(columns):
       raise UserError(f'{path}, line {line} has {len(row)} column(s) in place of {len(rows[0][0])}')
-  return [(row[image], row[label], line) for row, line in rows[is_header:]]
+  return [_Row(path.name, line, row[image], row[label]) for row, line in rows[is_header:]]
 
 
 def _columns(first: list[str]) -> tuple[int, int] | None:
