@@ -153,7 +153,7 @@ def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
         config.data.source = 'synthetic'
       if target == 'compile':
         config.model.compute_dtype = 'bfloat16'
-      chosen.append((cli.experiment_name(filename, config.data.source), config))
+      chosen.append((cli.run_name(filename, config.data.source), config))
   else:
     config, name = cli.read_config()
     chosen.append((name, config))

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
@@ -82,7 +82,7 @@ def _leave(code: int) -> None:
 
 
 def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, str]:
-  """The validated config of the flags, and the name of the experiment.
+  """The validated config of the flags, and the name of the run.
 
   Args:
     workdir: folder of the run; runs/<name> if None.
@@ -99,7 +99,7 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
     raise UserError(f'--config is missing: give a config file, or the name of one: {names}')
   config, typed = config_files.parse(config_words())
   width = [] if config.model.width == 1 else [f'width{config.model.width:g}']
-  name = '-'.join([experiment_name(_CONFIG.value, config.data.source), *width, *_ablations()])
+  name = '-'.join([run_name(_CONFIG.value, config.data.source), *width, *_ablations()])
   if configs.left_open(config):
     from alexnet_jax.weights import initial  # it imports jax, which most configs do not need here
 
@@ -109,11 +109,11 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
 
 def config_words() -> list[str]:
   """The words of the command line that make the config: --config=FILE and --config.FIELD=VALUE."""
-  return [word for word in sys.argv[1:] if word.startswith('--config=') or _is_field(word)]
+  return [f'--config={_CONFIG.value}', *_config_fields()]
 
 
-def _is_field(word: str) -> bool:
-  return word.startswith(('--config.', '--noconfig.'))
+def _config_fields() -> list[str]:
+  return [word for word in sys.argv[1:] if word.startswith(('--config.', '--noconfig.'))]
 
 
 def _ablations() -> list[str]:
@@ -127,7 +127,7 @@ def refuse_config(reason: str) -> None:
       raise UserError(f'--{name}={value}: {reason}; leave it out')
 
 
-def experiment_name(config_filename: str, source: str) -> str:
+def run_name(config_filename: str, source: str) -> str:
   """A short name for runs of `FILE[:VARIANT]`, fit for a folder."""
   file, _, variant = config_filename.partition(':')
   parts = [Path(file).stem]
@@ -142,7 +142,7 @@ def experiment_name(config_filename: str, source: str) -> str:
 
 
 def command_line() -> str:
-  """The command as the user typed it, with flags as --name=value."""
+  """The command as the user typed it."""
   module = sys.modules['__main__'].__spec__
   program = (
     f'python -m {module.name.removesuffix(".__main__")}' if module else f'python {sys.argv[0]}'
@@ -190,37 +190,17 @@ def _parse() -> list[str]:
   Raises:
     UserError: a flag that is not known or without its value, or a path that is not on a disk.
   """
-  sys.argv[1:] = words = [_expanded(word) for word in one_word_per_flag(sys.argv[1:])]
-  fields = [word for word in words if _is_field(word)]
-  if fields and not any(word.startswith('--config=') for word in words):
-    raise UserError(f'{fields[0]}: --config=FILE is missing, the config that has this field')
+  sys.argv[1:] = ['--help' if word == '-h' else _expanded(word) for word in sys.argv[1:]]
+  fields = _config_fields()
   try:
-    return flags.FLAGS([sys.argv[0], *(word for word in words if word not in fields)])[1:]
+    others = flags.FLAGS([word for word in sys.argv if word not in fields])[1:]
   except SystemExit:  # --help, after which absl ends with 1
     sys.exit(0)
   except flags.Error as error:
     raise UserError(' '.join(str(error).split())) from None
-
-
-def one_word_per_flag(words: Sequence[str]) -> list[str]:
-  """`-name value`, `--name value` and `--name=value` as `--name=value`, other words as they are."""
-  found: list[str] = []
-  rest = iter(words)
-  for word in rest:
-    name, equals, _ = word.lstrip('-').partition('=')
-    if word.startswith('-') and name:
-      word = f'--{word.lstrip("-")}' if name != 'h' else '--help'
-      if not equals and _takes_value(name) and (value := next(rest, None)) is not None:
-        word = f'{word}={value}'
-    found.append(word)
-  return found
-
-
-def _takes_value(name: str) -> bool:
-  field = configs.FIELDS.get(name.removeprefix('config.'))
-  if name.startswith('config.'):
-    return field is None or not isinstance(field.default, bool)
-  return name in flags.FLAGS and not flags.FLAGS[name].boolean
+  if fields and not _CONFIG.value:
+    raise UserError(f'{fields[0]}: --config=FILE is missing, the config that has this field')
+  return others
 
 
 def _expanded(word: str) -> str:
