@@ -15,7 +15,6 @@ checkpoint. On Linux the processes die with this program, however it ends.
 Exit codes: 0 done, 1 given up, 2 bad input, 3 diverged, 75 asked to stop and saved.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -25,16 +24,17 @@ import sys
 import time
 from pathlib import Path
 
-try:
-  import fcntl  # noqa: F401
-except ImportError:
-  print('error: this system has no fcntl: use Linux, macOS, or WSL', file=sys.stderr)
-  sys.exit(2)
+from absl import flags
 
-from alexnet_jax import files
+from alexnet_jax import cli, files
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.folder import RunFolder
-from alexnet_jax.runtime.child_processes import signal_on_parent_death
+from alexnet_jax.runtime.child_processes import describe_exit, start_child
+
+_PROCESSES = flags.DEFINE_integer('n', None, 'Number of processes.', lower_bound=1)
+_TRIES = flags.DEFINE_integer('tries', 3, 'Starts without a new checkpoint.', lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+  'devices_per_process', None, 'GPUs, or virtual CPU devices, of each process.', lower_bound=1
+)
 
 DONE, GIVEN_UP, BAD_INPUT, DIVERGED, RESUME = 0, 1, 2, 3, 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -89,23 +89,15 @@ class Job:
       process.send_signal(number)
 
   def _start(self) -> None:
-    with socket.socket() as listener:
-      listener.bind(('127.0.0.1', 0))
-      address = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{listener.getsockname()[1]}'}
-    self._processes = []
-    for path, environment in zip(self._logs, self._environments, strict=True):
-      with open(path, 'ab') as log:
-        self._processes.append(
-          subprocess.Popen(
-            self._command,
-            env=os.environ | environment | (address if len(self._logs) > 1 else {}),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches them through `forward` only, once
-            preexec_fn=signal_on_parent_death(signal.SIGKILL),
-          )
-        )
+    address = {}
+    if len(self._logs) > 1:
+      with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        address['JAX_COORDINATOR_ADDRESS'] = f'127.0.0.1:{listener.getsockname()[1]}'
+    self._processes = [
+      start_child(self._command, log, environment | address, signal.SIGKILL)
+      for log, environment in zip(self._logs, self._environments, strict=True)
+    ]
 
 
 def _show(log) -> None:
@@ -147,6 +139,8 @@ def _gpus() -> list[str]:
 
 
 def _newest_checkpoint(workdir: Path) -> int:
+  from alexnet_jax.run.folder import RunFolder  # it imports fcntl, of which `cli.run` tells
+
   steps = [path.name for path in (RunFolder(workdir).checkpoints / 'last').glob('*')]
   return max((int(step) for step in steps if step.isdecimal()), default=-1)
 
@@ -162,40 +156,27 @@ def _exit_code(codes: set[int], asked: bool) -> int | None:
   return None
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    raise UserError(f'{message}; see launch/local.py --help')
-
-
-def _parse(words: list[str]) -> tuple[argparse.Namespace, Path]:
-  """This program's flags, and --workdir among those of `main`."""
-  parser = _Parser(
-    prog='launch/local.py',
-    usage='%(prog)s -n PROCESSES [--tries=3] [--devices_per_process=K] -- FLAGS OF main',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument('-n', type=int, required=True, help='number of processes')
-  parser.add_argument('--tries', type=int, default=3, help='starts without a new checkpoint')
-  parser.add_argument(
-    '--devices_per_process', type=int, help='GPUs, or virtual CPU devices, of each process'
-  )
-  parser.add_argument('flags', nargs='+', help='flags of alexnet_jax.main, such as --config=FILE')
-  of_main = _Parser(add_help=False, allow_abbrev=False)
-  of_main.add_argument('--workdir', '-workdir', required=True)
-  options = parser.parse_args(words)
-  for name in ('n', 'tries', 'devices_per_process'):
-    if (number := getattr(options, name)) is not None and number < 1:
-      parser.error(f'argument -{"-" * (name != "n")}{name}: {number}: must be at least 1')
-  return options, files.expand(of_main.parse_known_args(options.flags)[0].workdir, '--workdir')
+def _workdir(words: list[str]) -> Path:
+  """--workdir among the flags of `main`."""
+  given = [word.partition('=')[2] for word in words if word.startswith('--workdir=')]
+  if not given:
+    raise UserError('--workdir=FOLDER is missing: give it after --, with the flags of main')
+  return files.expand(given[-1], '--workdir')
 
 
 def main(words: list[str]) -> int:
-  """Runs the job to its end; returns the exit code."""
-  options, workdir = _parse(words)
-  environments = _environments(options.n, options.devices_per_process)
+  """Runs the job to its end; returns the exit code.
+
+  Args:
+    words: flags of `alexnet_jax.main`.
+  """
+  cli.refuse_config('flags of main stand after --')
+  if not _PROCESSES.value or not words:
+    raise UserError('give -n PROCESSES, and after -- the flags of main; see --help')
+  workdir = _workdir(words)
+  environments = _environments(_PROCESSES.value, _DEVICES.value)
   (workdir / 'logs').mkdir(parents=True, exist_ok=True)
-  job = Job(options.flags, environments, workdir / 'logs')
+  job = Job(words, environments, workdir / 'logs')
   for number in _SIGNALS:
     signal.signal(number, job.forward)
   failures = 0
@@ -205,8 +186,8 @@ def main(words: list[str]) -> int:
     if (code := _exit_code(set(codes), job.asked)) is not None:
       return code
     failures = 0 if _newest_checkpoint(workdir) > before else failures + 1
-    ends = ', '.join(f'process {index}: {_end(code)}' for index, code in enumerate(codes))
-    if failures >= options.tries:
+    ends = ', '.join(f'process {index}: {describe_exit(code)}' for index, code in enumerate(codes))
+    if failures >= _TRIES.value:
       _print(f'{ends}; no new checkpoint in {failures} starts, giving up: see {workdir}/logs')
       return GIVEN_UP
     seconds = min(60, 2 ** max(0, failures - 1))
@@ -221,13 +202,7 @@ def _print(message: str) -> None:
   print(f'local: {message}', file=sys.stderr, flush=True)
 
 
-def _end(code: int) -> str:
-  return signal.Signals(-code).name if code < 0 else f'exit code {code}'
-
-
 if __name__ == '__main__':
-  try:
-    sys.exit(main(sys.argv[1:]))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(error.exit_code)
+  split = sys.argv.index('--') if '--' in sys.argv else len(sys.argv)
+  sys.argv, words = sys.argv[:split], sys.argv[split + 1 :]
+  sys.exit(cli.run(lambda: sys.exit(main(words))))

@@ -157,13 +157,14 @@ def test_processes_die_with_a_killed_supervisor(place):
 @pytest.mark.parametrize(
   ('words', 'said'),
   [
-    ([], 'required: -n'),
-    (['-n', '2'], 'required: flags'),
-    (['-n', '0', '--', '--config=x'], 'argument -n: 0: must be at least 1'),
-    (['-n', 'two', '--', '--config=x'], "argument -n: invalid int value: 'two'"),
-    (['-n', '1', '--', '--config=x'], 'required: --workdir'),
+    ([], 'give -n PROCESSES'),
+    (['-n', '2'], 'after -- the flags of main'),
+    (['-n', '0', '--', '--config=x'], '--n=0: 0 is not a positive integer'),
+    (['-n', 'two', '--', '--config=x'], '--n=two: invalid literal'),
+    (['-n', '1', '--', '--config=x'], '--workdir=FOLDER is missing'),
     (['-n', '1', '--', '--workdir=gs://a/b'], '--workdir=gs://a/b: not a folder'),
-    (['-n', '1', '--trys=2', '--', '--workdir=x'], 'unrecognized arguments: --trys=2'),
+    (['-n', '1', '--config=x', '--', '--workdir=x'], '--config=x: flags of main stand after --'),
+    (['-n', '1', '--trys=2', '--', '--workdir=x'], "Unknown command line flag 'trys'"),
   ],
 )
 def test_wrong_words_get_one_line(tmp_path, words, said):
@@ -192,5 +193,5 @@ def test_run_whose_process_was_killed_ends_with_the_same_bits(tmp_path):
         os.kill(int(children[1]), signal.SIGKILL)
       said += line
   assert job.returncode == 0, said
-  assert 'process 1: SIGKILL; all start again' in said and 'resuming from step' in said
+  assert 'process 1: killed by SIGKILL; all start again' in said and 'resuming from step' in said
   assert_same_ends(tmp_path / 'undisturbed', tmp_path / 'run')

@@ -13,7 +13,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.preprocessing import Preprocessing
-from alexnet_jax.run.folder import RunFolder, writable
+from alexnet_jax.run.folder import RunFolder
 from alexnet_jax.run.preprocessing_file import write_preprocessing
 from alexnet_jax.runtime.environment import environment
 
@@ -106,7 +106,7 @@ def claim_workdir(
     UserError: the folder cannot be written.
   """
   folder = RunFolder(workdir)
-  with writable(workdir):
+  with files.one_line_error(f'--workdir={workdir}'):
     if changes:
       date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
       with open(folder.changes, 'a', encoding='utf-8') as file:

@@ -65,7 +65,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
   Raises:
     UserError: another process holds it, or it cannot be written.
   """
-  with writable(workdir):
+  with files.one_line_error(f'--workdir={workdir}'):
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(RunFolder(workdir).lock, 'a+', encoding='utf-8')  # noqa: SIM115
   with file:
@@ -83,17 +83,6 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     file.write(f'process {os.getpid()} on {platform.node()}')
     file.flush()
     yield
-
-
-@contextlib.contextmanager
-def writable(workdir: Path) -> Iterator[None]:
-  """Turns an OSError at the start of a run into a UserError that names the folder."""
-  try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f'workdir {workdir} cannot be written ({error.strerror}): choose another --workdir'
-    ) from None
 
 
 @contextlib.contextmanager

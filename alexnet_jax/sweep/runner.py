@@ -6,18 +6,19 @@ A run that was interrupted is resumed by its own command.
 import concurrent.futures
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from subprocess import Popen
 
 from alexnet_jax.errors import Interrupted, UserError
 from alexnet_jax.run.folder import RunFolder, lock_workdir, read_results
-from alexnet_jax.runtime.child_processes import signal_on_parent_death
+from alexnet_jax.runtime.child_processes import describe_exit, start_child
 from alexnet_jax.sweep.runs import PlannedRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 _SAVING = 60.0  # seconds to wait for a run of a killed sweep that still saves
 
 
@@ -63,7 +64,7 @@ class _Children:
   def __init__(self, jobs: int):
     self.stopped_by = ''
     self._jobs = jobs
-    self._processes: set[subprocess.Popen] = set()
+    self._processes: set[Popen] = set()
     self._lock = threading.RLock()  # the handler of a signal can interrupt that of another
 
   def stop(self, number: int, frame) -> None:
@@ -97,8 +98,7 @@ class _Children:
       top1 = results.get('eval/top1_error')
       _log(run, 'done' if top1 is None else f'done, top-1 error {100 * top1:.2f} %')
       return ''
-    how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
-    reason = ': '.join(filter(None, (how, _last_line(run))))
+    reason = ': '.join(filter(None, (describe_exit(code), _last_line(run))))
     _log(run, reason)
     return reason
 
@@ -118,20 +118,12 @@ class _Children:
         time.sleep(0.2)
 
 
-def _start(run: PlannedRun, jobs: int) -> subprocess.Popen:
-  environment = dict(os.environ)
+def _start(run: PlannedRun, jobs: int) -> Popen:
+  environment = {}
   if jobs > 1:  # JAX takes three quarters of a GPU's memory unless told otherwise
-    environment.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / jobs:.2f}')
-  with open(RunFolder(run.workdir).output, 'ab') as log:
-    return subprocess.Popen(
-      run.command(sys.executable),
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      env=environment,
-      process_group=0,  # Ctrl-C in the terminal reaches the sweep alone, which signals its runs
-      preexec_fn=signal_on_parent_death(signal.SIGTERM),
-    )
+    environment[_MEMORY] = os.environ.get(_MEMORY, f'{0.9 / jobs:.2f}')
+  log = RunFolder(run.workdir).output
+  return start_child(run.command(sys.executable), log, environment, signal.SIGTERM)
 
 
 def _log(run: PlannedRun, what: str) -> None:
