@@ -12,6 +12,7 @@ import pathlib
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.images import EXTENSIONS
 from alexnet_jax.data.listing import LabeledFiles, Listing
+from alexnet_jax.data.split_files import NAMES
 from alexnet_jax.errors import UserError
 
 
@@ -50,11 +51,10 @@ def _find_splits(root: pathlib.Path, listing: Listing) -> tuple[str, str, list[s
     name: {f.split('/')[1] for f in files if f.count('/') > 1} for name, files in top.items()
   }
 
-  def called(*names: str) -> list[str]:
-    return [name for name in sorted(top) if name.lower() in names]
-
-  train = called('train', 'training')
-  validation = called('val', 'valid', 'validation') or called('test', 'testing')
+  train, validation, test = (
+    [name for name in sorted(top) if name.lower() in names] for names in NAMES.values()
+  )
+  validation = validation or test
   for names in (train, validation):
     if len(names) > 1:
       raise UserError(f'{root} has both {names[0]}/ and {names[1]}/: leave one of them')

@@ -10,10 +10,9 @@ import pathlib
 import re
 
 from alexnet_jax.data.listing import LabeledFiles, Listing
+from alexnet_jax.data.split_files import NAMES, TEST, TRAIN, VALIDATION
 from alexnet_jax.errors import UserError
 
-_TRAIN = ('train', 'training')
-_VALIDATION = ('val', 'valid', 'validation', 'test', 'testing')
 _STEM = re.compile(r'(.+)[._]\d+')
 
 
@@ -50,7 +49,7 @@ def read_flat(root: pathlib.Path, listing: Listing) -> LabeledFiles | None:
     UserError: some names say a class and some do not, or it is not clear what a folder is for.
   """
   top_files, top = listing.children()
-  for folder in ('', *(name for name in sorted(top) if name.lower() in _TRAIN)):
+  for folder in ('', *(name for name in sorted(top) if name.lower() in NAMES[TRAIN])):
     files, inner = listing.children(folder)
     train, unnamed = by_class(files)
     if len(train) > 1 and not any(inner.values()):
@@ -58,13 +57,14 @@ def read_flat(root: pathlib.Path, listing: Listing) -> LabeledFiles | None:
   else:
     return None
   validation, validation_folder, unclear = {}, '', ''
+  to_validate = (*NAMES[VALIDATION], *NAMES[TEST])
   ignored = [f'{len(top_files):,} image(s) beside {folder}/'] if folder and top_files else []
   for name in sorted(top) if folder else ():
     files, inner = listing.children(name)
     classes, others = by_class(files)
     if name == folder or not top[name]:
       continue
-    elif name.lower() in _VALIDATION and not others and not any(inner.values()):
+    elif name.lower() in to_validate and not others and not any(inner.values()):
       validation, validation_folder = classes, name
     elif name.lower().startswith('test'):
       of = ' of unknown class' if others else ''

@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from alexnet_jax.errors import UserError
 
 TRAIN, VALIDATION, TEST = 'train', 'validation', 'test'
-_SPLITS = {
-  'train': TRAIN,
-  'training': TRAIN,
-  'validation': VALIDATION,
-  'valid': VALIDATION,
-  'val': VALIDATION,
-  'dev': VALIDATION,
-  'test': TEST,
-  'testing': TEST,
+NAMES = {  # that folders of them have
+  TRAIN: ('train', 'training'),
+  VALIDATION: ('val', 'valid', 'validation'),
+  TEST: ('test', 'testing'),
 }
+_SPLITS = {name: split for split, names in NAMES.items() for name in names} | {'dev': VALIDATION}
 _SPLIT = re.compile(rf'(?:^|[-_.])({"|".join(_SPLITS)})(?=$|[-_.\d])', re.IGNORECASE)
 _NUMBERED = re.compile(r'(.*?)(\d+)(?:-of-(\d+))?')
 
