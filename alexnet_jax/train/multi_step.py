@@ -56,8 +56,10 @@ def check_memory(config, split: Split, devices: Devices) -> None:
 
 def add_examples(program: Program, config, devices: Devices, split: Split) -> Program:
   """Feeds a program whose step is of `make_train_steps`: all images once, then row numbers."""
+  # In flat rows, which are gathered as they lie: a TPU copies other images in every call, to a
+  # layout in which it can.
   examples = {
-    'image': devices.per_device(feed.all_images(split)),
+    'image': devices.per_device(feed.all_images(split).reshape(len(split), -1)),
     'label': devices.per_device(split.labels),
   }
 
@@ -97,7 +99,7 @@ def make_train_steps(train_step):
     train_step: (state, {'image', 'label', 'position'}) -> (state, metrics).
 
   Returns:
-    (state, batch) -> (state, metrics). `batch` has examples, {'image': uint8 (N, S, S, 3), 'label':
+    (state, batch) -> (state, metrics). `batch` has examples, {'image': uint8 (N, S*S*3), 'label':
     int32 (N,)}; row int32 (b, K), a column of row numbers for each step, and columns of -1 behind
     the last step; position int32 (b,), the places in the global batch. Metrics have a leading axis
     K, and are 0 where there was no step.
@@ -110,7 +112,9 @@ def make_train_steps(train_step):
       chosen = {
         name: array.at[rows[:, step]].get(mode='clip') for name, array in batch['examples'].items()
       }
-      return chosen | {'position': batch['position']}
+      side = math.isqrt(chosen['image'].shape[1] // 3)
+      images = chosen['image'].reshape(-1, side, side, 3)
+      return chosen | {'image': images, 'position': batch['position']}
 
     def body(step, carry):
       state, metrics = carry
