@@ -100,10 +100,10 @@ def read_config(workdir: str | None = None) -> tuple[ml_collections.ConfigDict, 
   config, typed = config_files.parse(config_words())
   width = [] if config.model.width == 1 else [f'width{config.model.width:g}']
   name = '-'.join([run_name(_CONFIG.value, config.data.source), *width, *_ablations()])
-  if configs.left_open(config):
+  if configs.fields_from_weights(config):
     from alexnet_jax.weights import initial  # it imports jax, which most configs do not need here
 
-    initial.complete(config, Path(workdir or Path('runs', name)))
+    initial.fill_from_weights(config, Path(workdir or Path('runs', name)))
   return config_files.apply_ablations(config, _ablations(), typed), name
 
 

@@ -66,7 +66,7 @@ def _factors(value) -> str | None:
   return None
 
 
-def _edits(value) -> str | None:
+def _ablations(value) -> str | None:
   if all(isinstance(name, str) and name in EDITS for name in value):
     return None
   return 'a tuple of ' + ', '.join(EDITS)
@@ -186,7 +186,7 @@ FIELDS: dict[str, Field] = {
   'model.width': Field(
     1.0, _one_of(*nets.WIDTHS), 'factor on the features of all layers but the last'
   ),
-  'model.ablations': Field((), _edits, 'names of edits of the net, see model/ablations.py'),
+  'model.ablations': Field((), _ablations, 'those that edit the net, see model/ablations.py'),
   'model.compute_dtype': Field('float32', _one_of('float32', 'bfloat16'), 'type of activations'),
   'model.ghost_batch': Field(
     0, _between(0), 'images on a device per batch-norm moment; 0: the global batch', _BATCH_NORM
@@ -259,7 +259,9 @@ FIELDS: dict[str, Field] = {
   'optimizer.base_batch_size': Field(
     0, _between(0), 'learning_rate is for this batch size, and scales with batch_size; 0: unscaled'
   ),
-  'optimizer.bias_lr_multiplier': Field(2.0, _above(0), "biases' initial learning rate / kernels'"),
+  'optimizer.bias_lr_multiplier': Field(
+    2.0, _above(0), 'initial bias learning rate divided by that of the kernels'
+  ),
   'optimizer.momentum': Field(0.9, _between(0, 0.9999), "momentum, or Adam's beta1"),
   'optimizer.beta2': Field(0.999, _above(0, 0.99999), "Adam's beta2", _ADAM),
   'optimizer.epsilon': Field(1e-8, _above(0), "Adam's epsilon", _ADAM),
@@ -345,8 +347,8 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(tree).lock()
 
 
-def left_open(config: ml_collections.ConfigDict) -> list[str]:
-  """Fields that `weights.initial.complete` has to fill in before the config can be validated."""
+def fields_from_weights(config: ml_collections.ConfigDict) -> list[str]:
+  """Empty fields, to be filled in by `weights.initial.fill_from_weights` before `validate`."""
   named_last = [
     f'optimizer.layer_lr_factors.{name}'
     for name in config.optimizer.layer_lr_factors
@@ -399,7 +401,7 @@ def image_size(config: ml_collections.ConfigDict) -> int:
   return config.input.resize_to or config.data.image_size
 
 
-def idle(config: ml_collections.ConfigDict, path: str) -> str:
+def unused_reason(config: ml_collections.ConfigDict, path: str) -> str:
   """Why a field has no effect in a config, such as "only used with ..."; '' if it has one."""
   condition = find_field(path).used_if
   return '' if not condition or condition.holds(config) else f'only used with {condition.text}'

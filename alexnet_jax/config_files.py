@@ -9,7 +9,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax.config import FIELDS, diff, find_field, get, idle, to_json, validate
+from alexnet_jax.config import FIELDS, diff, find_field, get, to_json, unused_reason, validate
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets
 from alexnet_jax.model.ablations import ABLATIONS
@@ -122,7 +122,7 @@ def apply_ablations(
       raise UserError(
         f'config.{path}={old}: --ablation={",".join(names)} sets it to {new}; leave one of them out'
       )
-    if reason := idle(config, path):
+    if reason := unused_reason(config, path):
       raise UserError(f'config.{path}={new}: {reason}; leave it out, or change that too')
   return config
 
@@ -149,7 +149,7 @@ def _ablated(config, name: str):
     changes = diff(to_json(config), to_json(changed))
     if not changes:
       raise ValueError('the config already has ' + ', '.join(f'{k}={v}' for k, v in fields.items()))
-    if all(reasons := [idle(config, path) for path in changes]):
+    if all(reasons := [unused_reason(config, path) for path in changes]):
       raise ValueError(f'{next(iter(changes))} is {reasons[0]}')
     if name == 'mean_scalar' and config.input.normalization != 'mean_image':
       raise ValueError(

@@ -33,7 +33,8 @@ _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
   'auto',
   ['auto', 'on', 'off'],
-  'Whether other processes belong to this job.',
+  'auto: join the processes of a job of Slurm, Open MPI, a TPU pod, Kubernetes or'
+  ' JAX_COORDINATOR_ADDRESS, if there is one; on: fail if there is none; off: a single process.',
 )
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan of the run and stop.')
 _TOPOLOGY = flags.DEFINE_string(

@@ -204,10 +204,10 @@ def test_a_config_with_ablations_comes_back_from_json_with_its_net():
   }
 
 
-def test_a_stored_config_with_an_unknown_edit_is_refused():
+def test_a_stored_config_with_an_unknown_ablation_is_refused():
   stored = configs.to_json(get_config('imagenet'))
-  for edits in (['no_softmax'], [['no_lrn']]):
-    stored['model']['ablations'] = edits
+  for names in (['no_softmax'], [['no_lrn']]):
+    stored['model']['ablations'] = names
     with pytest.raises(UserError, match=r'model.ablations=\(.*,\): must be a tuple of no_lrn'):
       configs.from_json(stored)
 

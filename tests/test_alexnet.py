@@ -4,6 +4,7 @@ Every reference takes weights in the layout of `params`, {layer: {'kernel', 'bia
 (N, C, H, W), and a function that drops units where the net does.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -14,7 +15,7 @@ import pytest
 from helpers.closeness import assert_close
 
 from alexnet_jax.model import layers, nets
-from alexnet_jax.model.alexnet import AlexNet, dropout
+from alexnet_jax.model.alexnet import AlexNet, as_subclass, dropout
 from alexnet_jax.model.batch_norm import BatchNormalization
 from alexnet_jax.train.optimizer import krizhevsky_momentum
 
@@ -367,3 +368,20 @@ def test_batch_norm_that_is_not_affine_is_one_with_scale_1_and_bias_0():
     ours, _ = plain.apply(stats, x, train, mutable=['batch_stats'])
     peer, _ = affine.apply(variables, x, train, mutable=['batch_stats'])
     np.testing.assert_array_equal(ours, peer)
+
+
+def test_a_subclass_keeps_every_attribute():
+  class Wider(AlexNet):
+    more: int = 0
+
+  net = AlexNet(nets.digits(), jnp.bfloat16, 'batch', 4, True)
+  other = as_subclass(net, Wider, more=1)
+  names = [field.name for field in dataclasses.fields(AlexNet)]
+  assert [getattr(other, name) for name in names] == [getattr(net, name) for name in names]
+  assert other.more == 1
+  defaults = AlexNet(nets.digits())
+  assert all(
+    getattr(net, name) != getattr(defaults, name)
+    for name in AlexNet.__annotations__
+    if name not in ('table', 'parent', 'name')
+  )

@@ -25,7 +25,7 @@ from alexnet_jax.train.devices import Devices, check_batch_size
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.grad_accum import accumulate
 from alexnet_jax.train.step import make_compute_gradients, make_train_step
-from alexnet_jax.train.throughput import Report
+from alexnet_jax.train.throughput import IntervalMetrics
 from alexnet_jax.weights.initial import weights_of
 
 # ml_collections' loader of config files.
@@ -265,7 +265,7 @@ def watched(config):
   run.final_predictions(mock.Mock())
   yield [call.args[2] for call in evaluator.return_value.mock_calls if len(call.args) > 2]
   throughput = mock.Mock()
-  throughput.take.return_value = Report({'loss': np.log(10)}, 0.0, 5, {})
+  throughput.take.return_value = IntervalMetrics({'loss': np.log(10)}, 0.0, 5, {})
   run.stop = mock.Mock()
   console.reset_mock()
   try:

@@ -111,15 +111,15 @@ def test_open_fields_are_filled_in(monkeypatch):
   monkeypatch.setattr(initial, 'load', lambda path: weights)
   config = get_config('finetune:/images')
   config.weights = 'x'
-  assert set(configs.left_open(config)) == {
+  assert set(configs.fields_from_weights(config)) == {
     'model.net',
     'data.image_size',
     'data.resize',
     'input.crop',
     'optimizer.layer_lr_factors.last',
   }
-  initial.complete(config)
-  assert not configs.left_open(config)
+  initial.fill_from_weights(config)
+  assert not configs.fields_from_weights(config)
   configs.validate(config)
   assert (config.model.net, config.data.image_size, config.data.resize) == ('digits', 40, 'warp')
   assert config.input.crop == 28
@@ -127,12 +127,12 @@ def test_open_fields_are_filled_in(monkeypatch):
   config = get_config('finetune:/images')
   config.weights, config.data.resize, config.input.crop = 'x', 'crop', 24
   weights = digits_net(width=0.5)
-  initial.complete(config)
+  initial.fill_from_weights(config)
   assert (config.data.resize, config.input.crop) == ('crop', 24)  # what is said stays
   assert config.model.width == 0.5
   config.model.net, config.model.width = '', 0.25
   with pytest.raises(UserError, match='width=0.25: config.weights=x holds net digits, width 1/2;'):
-    initial.complete(config)
+    initial.fill_from_weights(config)
 
 
 def test_weights_as_normalization_need_weights():

@@ -64,9 +64,9 @@ def test_every_net(tmp_path, net, preprocessing):
 
 def test_ablations(tmp_path):
   """A net whose dense layers are grouped convolutions, with tanh and no dropout."""
-  edits = ('no_cross_tower', 'tanh', 'no_dropout')
+  names = ('no_cross_tower', 'tanh', 'no_dropout')
   with files.narrow_nets(FULL):
-    rows = pretrained('krizhevsky2012', 224, ablations=edits).table
+    rows = pretrained('krizhevsky2012', 224, ablations=names).table
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(nets.NETS, 'edited', lambda classes: rows)
       assert_runs_alike(pretrained('edited', 224), tmp_path, False)

@@ -28,6 +28,8 @@ def test_data_directory(monkeypatch):
   default = pathlib.Path('~/tensorflow_datasets').expanduser()
   assert data_directory(data_config(source='tfds')) == default
   assert data_directory(data_config(dir='~/x')) == pathlib.Path('~/x').expanduser()
+  with pytest.raises(ValueError, match="data.source='webcam'"):
+    data_directory(data_config(source='webcam'))
   refused('needs data.dir', source='folder')
   refused('data.dir=gs://b/x: not a folder', source='folder', dir='gs://b/x')
   monkeypatch.setenv('TFDS_DATA_DIR', 'gs://b/tfds')

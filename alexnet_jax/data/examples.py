@@ -10,7 +10,7 @@ from alexnet_jax.errors import UserError
 
 
 class AbsentData(UserError):
-  """A data set is not where the config says; a store that was made of it may be."""
+  """The data set is not at the config's path; its prepared store may exist nevertheless."""
 
 
 @dataclasses.dataclass(frozen=True)

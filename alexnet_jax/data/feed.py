@@ -104,7 +104,7 @@ def train_batches(
 
   Returns:
     An iterator of dicts, with b = B / process_count: `image` uint8 (b, S, S, 3), `label` int32
-    (b,), `position` int32 (b,), the place in the global batch.
+    (b,), `position` int32 (b,), in the global batch.
   """
   mine = part_of_batch(batch_size, process_index, process_count)
   gather = Gather(split)
@@ -138,10 +138,10 @@ def eval_batches(
   """
   mine = part_of_batch(batch_size, process_index, process_count)
   gather = Gather(split)
-  places = np.arange(mine.start, mine.stop)
+  positions = np.arange(mine.start, mine.stop)
 
   def make(step: int) -> Batch:
-    rows = step * batch_size + places
+    rows = step * batch_size + positions
     real = rows < len(split)
     labels = np.zeros(len(rows), np.int32)
     labels[real] = split.labels[rows[real]]
@@ -152,7 +152,7 @@ def eval_batches(
 
 
 def part_of_batch(batch_size: int, process_index: int, process_count: int) -> slice:
-  """The places of a process in each global batch."""
+  """The positions of a process in each global batch."""
   if batch_size % process_count:
     raise ValueError(f'batch size {batch_size} is no multiple of {process_count} processes')
   size = batch_size // process_count

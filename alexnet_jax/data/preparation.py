@@ -85,9 +85,10 @@ def eval_names(data_config: Any, prepared: store.Store) -> list[str]:
   Raises:
     UserError: the data set is no longer there.
   """
-  split, rows = open_source(data_config).eval, range(len(prepared.eval))
-  if prepared.path:
-    rows = np.load(prepared.path / 'eval' / 'source_index.npy')
+  split = open_source(data_config).eval
+  if not prepared.path:
+    return [split[row].name for row in range(len(prepared.eval))]
+  rows = np.load(prepared.path / 'eval' / 'source_index.npy')
   return [split[row].name.removeprefix(f'{data_directory(data_config)}{os.sep}') for row in rows]
 
 
@@ -190,7 +191,7 @@ def _check_classes(data_config: Any, name: str, classes: int) -> None:
 
 
 def data_directory(data_config: Any) -> pathlib.Path:
-  """Where a configuration's data are: `dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  """`data.dir`; where it is empty, of tfds $TFDS_DATA_DIR or ~/tensorflow_datasets."""
   if data_config.dir:
     return expand(data_config.dir, 'data.dir')
   if data_config.source == 'folder':
@@ -198,6 +199,8 @@ def data_directory(data_config: Any) -> pathlib.Path:
       'data.source=folder needs data.dir: set --config.data.dir=FOLDER, a folder with a folder of '
       'images for each class'
     )
+  if data_config.source != 'tfds':
+    raise ValueError(f'no data directory is known of data.source={data_config.source!r}')
   return expand(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets', '$TFDS_DATA_DIR')
 
 

@@ -1,5 +1,7 @@
 """The Flax module that computes a table of layers."""
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -88,6 +90,12 @@ class AlexNet(nn.Module):
   def _weighted(self, row, x):
     dtype = jnp.float32 if row.name == self.table[-1].name else self.compute_dtype
     return Weighted(row, dtype, self.onednn, name=row.name)(x)
+
+
+def as_subclass(model: AlexNet, kind: Callable[..., AlexNet], **attributes) -> AlexNet:
+  """The same net as a module of the subclass `kind`, which may have further attributes."""
+  own = {field.name: getattr(model, field.name) for field in dataclasses.fields(AlexNet)}
+  return kind(**own, **attributes)
 
 
 class Weighted(nn.Module):

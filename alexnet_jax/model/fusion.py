@@ -30,10 +30,11 @@ def no_fusion(function: Callable[..., T], *arrays: jax.Array) -> T:
 
 
 def stored(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """Returns the arrays, of which an NVIDIA GPU computes anew what follows.
+  """Optimization barrier on CUDA, so that later intermediates are recomputed, not stored.
 
-  XLA:GPU writes float32 intermediates of bfloat16 arrays to memory, to share them among kernels and
-  between the forward and the backward pass. Reading the arrays again is fewer bytes.
+  Elsewhere it is the identity. XLA:GPU writes float32 intermediates of bfloat16 arrays to memory,
+  to share them among kernels and between the forward and the backward pass. Reading the arrays
+  again is fewer bytes.
   """
   return lax.platform_dependent(
     *arrays,

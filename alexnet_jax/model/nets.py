@@ -13,7 +13,8 @@ from fractions import Fraction
 from typing import Any
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.model import ablations, layers
+from alexnet_jax.model import layers
+from alexnet_jax.model.ablations import edited
 from alexnet_jax.model.layers import (
   AvgPool,
   BatchNorm,
@@ -192,7 +193,7 @@ def one_tower(classes: int = 1000) -> layers.Table:
 
   #145 with half the kernels of conv1-4, each of which sees all maps; the rest is not halved.
   """
-  return ablations.edited(krizhevsky2012(classes), ['one_tower'], (224, 224, 3))
+  return edited(krizhevsky2012(classes), ['one_tower'], (224, 224, 3))
 
 
 def conv6(classes: int = 1000) -> layers.Table:
@@ -379,7 +380,7 @@ WIDTHS = (1.0, 0.5, 0.25)  # of the features of a net in full
 
 
 def make_table(
-  net: str, classes: int, crop: int, width: float = 1.0, edits: Sequence[str] = ()
+  net: str, classes: int, crop: int, width: float = 1.0, ablations: Sequence[str] = ()
 ) -> layers.Table:
   """The rows of a net: its table, then made narrower, then edited.
 
@@ -388,15 +389,15 @@ def make_table(
     classes: number of classes.
     crop: side of the net's input.
     width: one of `WIDTHS`; see `layers.narrow`.
-    edits: ablations that edit rows.
+    ablations: names of those that edit rows, see `ablations.EDITS`.
 
   Raises:
-    ValueError: the width or an edit does not fit the net.
+    ValueError: the width or an ablation does not fit the net.
   """
   table = NETS[net](classes)
   if width != 1:
     table = layers.narrow(table, round(1 / width))
-  return ablations.edited(table, edits, (crop, crop, 3))
+  return edited(table, ablations, (crop, crop, 3))
 
 
 def table_of(config, classes: int) -> layers.Table:
@@ -443,7 +444,7 @@ def check_net(config) -> None:
 
 
 def title(model) -> str:
-  """The name of a net with its width and edits: "bn, width 1/2", "krizhevsky2012 (no_lrn, tanh)".
+  """A net's name with width and ablations: "bn, width 1/2", "krizhevsky2012 (no_lrn, tanh)".
 
   Args:
     model: `config.model`, or a `Pretrained`.

@@ -3,7 +3,7 @@
 Training draws, per image: a crop, a mirror, a color shift (paper section 4.1; CHM convdata.py and
 convdata_jpeg.py).  Testing takes fixed views.  Unlike the 2012 code, which shared one crop and
 mirror among 32 consecutive images, every image has draws of its own, from a key that depends on
-(seed, step, place in the global batch) alone.
+(seed, step, position in the global batch) alone.
 """
 
 import dataclasses
@@ -152,4 +152,4 @@ def central(image: np.ndarray, crop: int) -> np.ndarray:
 def example_keys(seed: int, step: jax.Array, position: jax.Array) -> jax.Array:
   """Keys (N,) of the examples at `position` (N,) of the global batch of a step."""
   key = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(lambda place: jax.random.fold_in(key, place))(position)
+  return jax.vmap(lambda each: jax.random.fold_in(key, each))(position)

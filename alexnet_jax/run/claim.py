@@ -71,7 +71,7 @@ def check_allowed(config: ml_collections.ConfigDict, names: Sequence[str]) -> No
   """Raises UserError if --allow_change names no field, or one for which it has no effect."""
   for name in names:
     field = configs.find_field(name, '--allow_change=')
-    reason = configs.idle(config, name)
+    reason = configs.unused_reason(config, name)
     reason = reason and f'is {reason}'
     if not field.alters_run:
       reason = 'may change without it, since it does not alter the run'
@@ -90,7 +90,7 @@ def alters_run(path: str, old: Any, new: Any, config: ml_collections.ConfigDict)
   if path == 'epochs':
     kinds = (config.optimizer.schedule.kind, config.optimizer.bias_schedule.kind)
     return new < old or any(kind in configs.SPANNING for kind in kinds)
-  return configs.find_field(path).alters_run and not configs.idle(config, path)
+  return configs.find_field(path).alters_run and not configs.unused_reason(config, path)
 
 
 def claim_workdir(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from alexnet_jax import files
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.events import EVENTS, EventWriter
 from alexnet_jax.run.folder import RunFolder
+from alexnet_jax.run.tensorboard_events import EVENTS, EventWriter
 
 
 class MetricWriter:

@@ -3,6 +3,9 @@
 The training state has no device axis: each leaf is one replicated array, passed to pmap with
 `in_axes=None` and returned with `out_axes=None`. JAX does not check that the replicas agree, so
 everything returned that way must have been averaged over `AXIS`.
+
+It is pmap, not jit with sharded arguments, since a step is written for one device and spells out
+all that devices exchange: nothing of that is left to XLA's partitioner.
 """
 
 import collections

@@ -24,7 +24,7 @@ from alexnet_jax.data.listing import list_images
 from alexnet_jax.data.store import Store
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets, preprocessing
-from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.alexnet import AlexNet, as_subclass
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.runtime.environment import environment
 from alexnet_jax.terminal import aligned
@@ -102,8 +102,8 @@ def choose_batch(
     The store of the training images, images uint8 (n, S, S, 3), labels int32 (n,), and a line that
     says what they are.
   """
-  path = preparation.store_path(config.data)
-  if config.data.source != 'tfds' or path.exists():
+  path = preparation.store_path(config.data) if config.data.source == 'tfds' else None
+  if not path or path.exists():
     store = preparation.prepare_store(config.data)
     kind = f'training images of {store.path or config.data.source}'
   else:
@@ -261,9 +261,7 @@ def one_batch_experiment(
   config.optimizer.schedule.kind = config.optimizer.bias_schedule.kind = 'constant'
   config.optimizer.layer_lr_factors = {}
   experiment = make_experiment(config, store, Devices.single().platform, weights)
-  net = experiment.model
-  fields = (net.table, net.compute_dtype, net.axis_name, net.ghost_batch, net.onednn)
-  return dataclasses.replace(experiment, model=_MeanDropout(*fields))
+  return dataclasses.replace(experiment, model=as_subclass(experiment.model, _MeanDropout))
 
 
 def single_batch_rate(config: ml_collections.ConfigDict, batch_size: int, classes: int) -> float:

@@ -53,7 +53,12 @@ def check(experiment: Experiment, split: Split, devices: Devices) -> list[str]:
 def add_modes(
   plain: Program, experiment: Experiment, devices: Devices, split: Split | None, state: TrainState
 ) -> Program:
-  """Adds the modes that the config asks for to a plain program; arguments as `make_program`'s."""
+  """Replaces the training step of a program by one with the modes that the config asks for.
+
+  Args:
+    plain: the program without modes.
+    experiment, devices, split, state: as of `loop.make_program`.
+  """
   config = experiment.config
   shard = config.model.shard_dense
   names = sharded_layers(experiment.table, devices.global_count) if shard else ()

@@ -101,7 +101,7 @@ def make_train_steps(train_step):
   Returns:
     (state, batch) -> (state, metrics). `batch` has examples, {'image': uint8 (N, S*S*3), 'label':
     int32 (N,)}; row int32 (b, K), a column of row numbers for each step, and columns of -1 behind
-    the last step; position int32 (b,), the places in the global batch. Metrics have a leading axis
+    the last step; position int32 (b,), those in the global batch. Metrics have a leading axis
     K, and are 0 where there was no step.
   """
 

@@ -52,7 +52,7 @@ class PeriodicActions:
     self.pace = Pace()
     self.primary = self.devices.process_index == 0
     self.stop = StopSignal(quiet=not self.primary)
-    self._any_process = processes.Agreement(self.devices)
+    self._any_process = processes.AnyProcess(self.devices)
     self.metrics = (
       MetricWriter(self.workdir, start_step=self.start, tensorboard=config.log.tensorboard)
       if self.primary
@@ -131,23 +131,23 @@ class PeriodicActions:
       Diverged: see `check_finite`.
     """
     config, calendar = self.experiment.config, self.experiment.calendar
-    report = throughput.take()
-    scalars = {f'train/{name}': value for name, value in report.means.items()}
-    scalars['learning_rate'] = report.learning_rate
+    interval = throughput.take()
+    scalars = {f'train/{name}': value for name, value in interval.means.items()}
+    scalars['learning_rate'] = interval.learning_rate
     scalars['epoch'] = calendar.epoch_of(step)
     scalars['seconds'] = time.monotonic() - self.began
     # The first step includes compilation.
-    speed = report.speed if step > self.start + 1 else {}
+    speed = interval.speed if step > self.start + 1 else {}
     self.metrics.write(step, scalars | speed)
     rate = self.pace.rate(step)  # counts from the first call, after compilation
     line = progress_line(
-      calendar, step, report.means['loss'], errors=self.errors, speed=speed, rate=rate
+      calendar, step, interval.means['loss'], errors=self.errors, speed=speed, rate=rate
     )
     self.console.progress(line, step, calendar.total_steps)
-    check_finite(report.nonfinite_steps, step, config)
+    check_finite(interval.nonfinite_steps, step, config)
     if not self.warned_flat and step >= config.guard.flat_steps:
       self.warned_flat = True
-      if warning := flat_loss(report.means['loss'], len(self.experiment.classes), step):
+      if warning := flat_loss(interval.means['loss'], len(self.experiment.classes), step):
         self.console.message(warning)
 
   def evaluate(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:

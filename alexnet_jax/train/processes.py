@@ -73,7 +73,7 @@ def shutdown_together(label: str) -> None:
   jax.distributed.shutdown()
 
 
-class Agreement:
+class AnyProcess:
   """Tells all processes after the same step whether any of them wants to stop.
 
   A call returns the answer to the one `LAG` calls ago, so that the host does not wait for devices.

@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from alexnet_jax.model import layers
-from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.alexnet import AlexNet, as_subclass
 from alexnet_jax.train import optimizer
 from alexnet_jax.train.devices import AXIS, Devices, pmean
 from alexnet_jax.train.step import Program, Recipe
@@ -53,7 +53,13 @@ class DenseSharding:
   """
 
   def __init__(self, devices: Devices, state, sharded: tuple[str, ...]):
-    """Takes the devices, any state of the run (only its structure matters) and layers' names."""
+    """Finds out which leaves of a state are sharded.
+
+    Args:
+      devices: of the job.
+      state: any state of the run, or its shapes; only its structure matters.
+      sharded: names of the layers, see `sharded_layers`.
+    """
 
     def axis(path, leaf):
       del leaf
@@ -66,14 +72,7 @@ class DenseSharding:
 
   def model(self, model: AlexNet) -> AlexNet:
     """The same net as a device has it."""
-    return ShardedAlexNet(
-      model.table,
-      model.compute_dtype,
-      model.axis_name,
-      model.ghost_batch,
-      model.onednn,
-      sharded=self.sharded,
-    )
+    return as_subclass(model, ShardedAlexNet, sharded=self.sharded)
 
   def pmean(self, means):
     """Averages (gradients, metrics); gradients of sharded layers are sums over all images."""
@@ -102,7 +101,7 @@ class DenseSharding:
     return sums | lax.psum(own, AXIS) if own else sums
 
   def program(self, program: Program) -> Program:
-    """Wraps a program whose step takes a state with `state_axes`; it takes replicated ones too."""
+    """Makes a program whose step accepts replicated states of one that takes `state_axes` only."""
     if not self.sharded:
       return program
 

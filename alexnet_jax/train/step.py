@@ -77,12 +77,13 @@ class Program:
   """The compiled training step of a run and the batches it takes; see `loop.make_program`.
 
   Attributes:
-    train_step: (state, batch) -> (state, metrics) on all devices, made by `Devices.pmap`. Takes a
-      replicated state, and the one that it returned.
-    make_batches: (start, end, is_due) -> (steps, batches): an iterable of the number of steps taken
-      after each call of `train_step`, and the batches of these calls. `is_due(step)` tells whether
-      the host needs the state after that step.
-    replicated: makes a replicated state of one that `train_step` returned.
+    train_step: (state, batch) -> (state, metrics) on all devices, made by `Devices.pmap`. Accepts
+      a replicated state on the first call and its own output on later calls (which may be sharded).
+    make_batches: (start, end, is_due) -> (steps, batches): an iterable of the cumulative step count
+      at the end of each call of `train_step`, and the batches of these calls. A call has to end
+      where `is_due(step)`, since the host needs the state then.
+    replicated: gathers the state for evaluation and checkpoints; identity unless
+      `model.shard_dense`.
   """
 
   train_step: Any
@@ -138,6 +139,7 @@ def make_compute_gradients(model: AlexNet, recipe: Recipe):
   def compute_gradients(state: TrainState, batch: dict):
     with jax.named_scope('views'):  # profiles and compiled programs show it
       keys = example_keys(recipe.seed, state.step, batch['position'])
+      # Two keys per example; with out_axes=1 they come as (2, b), which unpacks into two arrays.
       view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
       noise = recipe.color_noise(state.step)
       images = recipe.preprocessing.training_views(batch['image'], view_keys, noise)

@@ -12,8 +12,8 @@ from alexnet_jax.terminal import duration
 from alexnet_jax.train.schedules import Calendar
 
 
-class Report(NamedTuple):
-  """The steps since the last report."""
+class IntervalMetrics(NamedTuple):
+  """What the steps since the last call of `Throughput.take` came to."""
 
   means: dict[str, float]  # over the applied steps, if any
   learning_rate: float  # of the last step
@@ -22,10 +22,16 @@ class Report(NamedTuple):
 
 
 class Throughput:
-  """Collects the metrics of steps without waiting for the devices, and times them."""
+  """Collects the metrics of steps without waiting for the devices, and times the steps."""
 
   def __init__(self, batches: Batches, batch_size: int, start: int):
-    """Starts the clock after `start` steps; `batches` know how long they were waited for."""
+    """Starts the clock.
+
+    Args:
+      batches: of the run; their `wait_seconds` is the time that steps waited for data.
+      batch_size: images of a step, over all devices.
+      start: cumulative step count before the first call.
+    """
     self._batches = batches
     self._batch_size = batch_size
     self._step = start
@@ -38,15 +44,17 @@ class Throughput:
     self._wait = self._batches.wait_seconds
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Adds the metrics of a call of the training step that ended after `step` steps in all.
+    """Adds the metrics of one call of the training step, without waiting for them.
 
-    They are scalars; of several steps a call, arrays of at least as many numbers.
+    Args:
+      step: cumulative step count at the end of the call.
+      metrics: scalars; with several steps in a call, arrays of at least as many numbers.
     """
     self._pending.append((metrics, step - self._step))
     self._step = step
 
-  def take(self) -> Report:
-    """Waits for the steps added since the last call, and reports them."""
+  def take(self) -> IntervalMetrics:
+    """Waits for the steps added since the last call, and sums them up."""
     calls = jax.device_get(self._pending)
     self._pending = []
     metrics = {
@@ -60,7 +68,7 @@ class Throughput:
     means = {name: float(np.mean(values[applied])) for name, values in metrics.items()}
     images = len(skipped) * self._batch_size
     speed = {'images_per_second': images / seconds, 'data_wait': wait / seconds}
-    return Report(means, float(rates[-1]), int(skipped[-1]), speed)
+    return IntervalMetrics(means, float(rates[-1]), int(skipped[-1]), speed)
 
 
 def progress_line(
@@ -79,7 +87,7 @@ def progress_line(
     step: steps done.
     loss: mean training loss of the last steps.
     errors: top1_error and top5_error of the last evaluation, fractions; {} before the first.
-    speed: `Report.speed`; {} if not known.
+    speed: `IntervalMetrics.speed`; {} if not known.
     rate: steps a second, evaluations included, for the ETA; None if not known.
   """
   parts = [

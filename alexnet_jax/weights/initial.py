@@ -33,8 +33,8 @@ def weights_of(config: ml_collections.ConfigDict, workdir: Path | None = None) -
   return load(config.weights)
 
 
-def complete(config: ml_collections.ConfigDict, workdir: Path | None = None) -> None:
-  """Fills in what a config leaves to its weights: see `config.left_open`.
+def fill_from_weights(config: ml_collections.ConfigDict, workdir: Path | None = None) -> None:
+  """Fills in the fields that a config leaves to its weights: see `config.fields_from_weights`.
 
   Raises:
     UserError: there are none, or they cannot be read.

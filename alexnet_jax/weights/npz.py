@@ -62,12 +62,12 @@ def read(data: bytes) -> Pretrained:
 
 def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
   sizes = [metadata[name] for name in _SIZES]
-  classes, net, edits = metadata['classes'], metadata['net'], metadata['ablations']
+  classes, net, ablations = metadata['classes'], metadata['net'], metadata['ablations']
   width = metadata.get('width', 1.0)
   image_size, crop, resize_to = sizes
   valid = (
     type(net) is type(metadata['source']) is str
-    and type(classes) is type(edits) is list
+    and type(classes) is type(ablations) is list
     and 2 <= len(classes) <= MAX_CLASSES
     and all(type(name) is str for name in classes)
     and all(type(size) is int and 0 <= size <= _MAX_SIDE for size in sizes)
@@ -81,7 +81,7 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     raise ValueError('its metadata is damaged: a field has a value that is not allowed')
   if net not in NETS:
     raise ValueError(f'it is of net {net!r:.40}, which this version does not have')
-  wanted = shapes(make_table(net, len(classes), crop, width, edits), crop)
+  wanted = shapes(make_table(net, len(classes), crop, width, ablations), crop)
   wanted |= {'preprocessing/scale': (3,), 'preprocessing/color_basis': (3, 3)}
   one_mean = arrays['preprocessing/mean'].shape == (3,)
   wanted['preprocessing/mean'] = (3,) if one_mean else (crop, crop, 3)
@@ -95,6 +95,6 @@ def _assemble(metadata: dict, arrays: dict[str, np.ndarray]) -> Pretrained:
     image_size=image_size,
     resize=metadata['resize'],
     preprocessing=Preprocessing(crop=crop, resize_to=resize_to, **preprocessing),
-    ablations=tuple(edits),
+    ablations=tuple(ablations),
     width=width,
   )
