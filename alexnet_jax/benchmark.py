@@ -18,7 +18,7 @@ memory, collectives, and by layer its estimate of cycles, of GPUs bytes and prod
 all: all of these, which is also what no word means; compile only if libtpu is installed.
 
 Without --config they take configs/imagenet.py, step configs/cifar10.py too, compile that and
-imagenet.py:owt as well, in bfloat16.  Contestants take turns, each in a process of its own.
+imagenet.py:owt as well, in bfloat16.  Candidates take turns, each in a process of its own.
 Goals, and how each is measured: docs/performance.md.
 """
 
@@ -40,7 +40,7 @@ from alexnet_jax.terminal import did_you_mean
 if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
   from alexnet_jax.benchmarks.race import Result
 
-_TARGETS = ('step', 'loop', 'feed', 'checkpoint', 'communication', 'compile')
+_BENCHMARKS = ('step', 'loop', 'feed', 'checkpoint', 'communication', 'compile')
 # What is measured without --config: file and batch size, None for the config's own.
 _IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
@@ -59,7 +59,7 @@ _PEERS = flags.DEFINE_list(
   'peers', None, 'What to compare with, such as eager,compiled; all if not given, none if empty.'
 )
 _ROUNDS = flags.DEFINE_integer(
-  'rounds', 9, 'Turns of each contestant, or saves of checkpoint.', lower_bound=1
+  'rounds', 9, 'Turns of each candidate, or saves of checkpoint.', lower_bound=1
 )
 _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0
@@ -79,12 +79,12 @@ _PROFILE = flags.DEFINE_string(
 
 
 def main(words: list[str]) -> None:
-  targets = _targets(words)
+  benchmarks = _benchmarks(words)
   for name, value in (('profile', _PROFILE.value), ('python', ','.join(_PYTHON.value))):
-    if value and 'step' not in targets:
+    if value and 'step' not in benchmarks:
       raise UserError(f'--{name}={value} is only used by step: add the word step')
   finished = []
-  for result in _measure(targets):
+  for result in _measure(benchmarks):
     print(result.table(), end='\n\n', flush=True)
     finished.append(result)
   if _JSON.value:
@@ -93,18 +93,18 @@ def main(words: list[str]) -> None:
       files.write_json(_JSON.value, {'command': cli.command_line(), 'results': results})
 
 
-def _targets(words: list[str]) -> list[str]:
-  _check_words('', words, (*_TARGETS, 'all'))
+def _benchmarks(words: list[str]) -> list[str]:
+  _check_words('', words, (*_BENCHMARKS, 'all'))
   if words and 'all' not in words:
-    return [target for target in _TARGETS if target in words]
+    return [benchmark for benchmark in _BENCHMARKS if benchmark in words]
   if importlib.util.find_spec('libtpu'):
-    return list(_TARGETS)
+    return list(_BENCHMARKS)
   print("compile is left out: it needs the TPU's compiler: pip install 'jax[tpu]'", file=sys.stderr)
-  return [target for target in _TARGETS if target != 'compile']
+  return [benchmark for benchmark in _BENCHMARKS if benchmark != 'compile']
 
 
-def _measure(targets: list[str]) -> Iterator['Result']:
-  """Yields a result for each target and config."""
+def _measure(benchmarks: list[str]) -> Iterator['Result']:
+  """Yields a result for each benchmark and config."""
   from alexnet_jax.benchmarks import (
     communication,
     race,
@@ -134,24 +134,24 @@ def _measure(targets: list[str]) -> Iterator['Result']:
     topology=_TOPOLOGY.value,
     topology_timeout=_TOPOLOGY_TIMEOUT.value,
   )
-  for target in targets:
-    if target == 'feed':
+  for benchmark in benchmarks:
+    if benchmark == 'feed':
       yield time_feed.measure_feed(options)
     else:
-      for name, config in _configs(target):
-        yield of_configs[target](name, config, options)
+      for name, config in _configs(benchmark):
+        yield of_configs[benchmark](name, config, options)
 
 
-def _configs(target: str) -> list[tuple[str, ml_collections.ConfigDict]]:
+def _configs(benchmark: str) -> list[tuple[str, ml_collections.ConfigDict]]:
   """Names and configs to take training steps of, one for each batch size."""
   chosen = []
   if flags.FLAGS.config is None:
-    for filename, batch_size in _DEFAULTS[target]:
+    for filename, batch_size in _DEFAULTS[benchmark]:
       config, _ = config_files.parse([f'--config={filename}'])
       config.batch_size = batch_size or config.batch_size
-      if target == 'loop':
+      if benchmark == 'loop':
         config.data.source = 'synthetic'
-      if target == 'compile':
+      if benchmark == 'compile':
         config.model.compute_dtype = 'bfloat16'
       chosen.append((cli.run_name(filename, config.data.source), config))
   else:

@@ -1,4 +1,4 @@
-"""Reports: every number again from the files, claims judged rightly, pages that stand alone."""
+"""Reports: every number again from the files, verdicts right, pages that stand alone."""
 
 import base64
 import csv
@@ -157,7 +157,7 @@ def test_markdown_and_page_say_the_same_as_csv(folder):
     row = next(row for row in text.splitlines() if row.startswith(f'| {name} |'))
     cells = [cell.strip() for cell in row.strip('|').split('|')]
     mean, deviation = (100 * float(line[f'top1_error_{what}']) for what in ('mean', 'deviation'))
-    assert cells[1:3] == ['3', f'{mean:.2f} ± {deviation:.2f}'] and cells[-1] == line['claim']
+    assert cells[1:3] == ['3', f'{mean:.2f} ± {deviation:.2f}'] and cells[-1] == line['verdict']
     if name != 'baseline':
       assert cells[5] == f'{100 * float(line["top1_error_difference"]):+.2f}'
     assert ' '.join(filter(None, cells)) in page_text
@@ -219,7 +219,7 @@ def test_only_what_both_have_is_compared(tmp_path, labels):
   assert tanh.top1.difference == pytest.approx((c - a + d - b) / 2)
   assert bare.top1.mean == 0.3  # of results.json
   assert bare.top1.over_seeds is bare.top1.over_images is None
-  assert bare.claim == 'inconclusive: one seed and no predictions'
+  assert bare.verdict == 'inconclusive: one seed and no predictions'
   assert other.reference == '' and other.top1.difference is None
 
 
@@ -236,7 +236,7 @@ def test_only_what_both_have_is_compared(tmp_path, labels):
     (0.0137, None, None, 'inconclusive: one seed'),
   ],
 )
-def test_claims_are_judged(published, seeds, images, expected):
+def test_verdicts(published, seeds, images, expected):
   error = comparison.Statistics(published=published, pairs=3, over_seeds=seeds, over_images=images)
   assert comparison.judge(error).startswith(expected)
 

@@ -20,7 +20,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.hlo import SENT_PER_BYTE, HloModule, array_bytes
 from alexnet_jax.benchmarks.our_step import compile_step
 from alexnet_jax.benchmarks.race import Options, Result
-from alexnet_jax.benchmarks.worker import Contestant, start_worker
+from alexnet_jax.benchmarks.worker import Candidate, start_worker
 from alexnet_jax.model import layers, nets
 from alexnet_jax.runtime import cpu
 from alexnet_jax.runtime.environment import environment
@@ -33,7 +33,7 @@ _SCALES = (8, 32, 128, 512, 1024)
 _IMAGES = (1, 4, 16, 64, 256)
 _WIDTH = {'float32': 4, 'bfloat16': 2}
 
-_VIRTUAL = Contestant(
+_VIRTUAL = Candidate(
   'the compiled step',
   'alexnet_jax.benchmarks.communication:CompiledStep',
   {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'},
@@ -66,7 +66,7 @@ def count_communication(name: str, config: ml_collections.ConfigDict, options: O
     formula[mode] = bytes_by_formula(table, shape, dtype, DEVICES, images, sharded)
   scaling = [scale(table, shape, dtype, devices) for devices in _SCALES]
   return Result(
-    target='communication',
+    benchmark='communication',
     title=f'{name}, net {nets.title(config.model)}, {dtype}, {DEVICES} devices with {images} images'
     ' each',
     lines=(

@@ -60,7 +60,7 @@ class ReportRow:
     runs: by seed.
     statistics: {metric: its statistics}, of each metric of `scores.TOP_K`.
     reference: name of the row it is compared with, or ''.
-    claim: whether the published difference is confirmed; '' where none was published or measured.
+    verdict: whether the published difference is confirmed; '' where none was published or measured.
   """
 
   name: str
@@ -70,7 +70,7 @@ class ReportRow:
   runs: list[FinishedRun]
   statistics: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   reference: str = ''
-  claim: str = ''
+  verdict: str = ''
 
   @property
   def top1(self) -> Statistics:
@@ -106,8 +106,8 @@ def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 
 def _make_rows(base: FinishedRun, groups: Sequence[list[FinishedRun]]) -> list[ReportRow]:
   """The rows of all groups, named by how they differ from a base, whose row is the first."""
-  recipes = _recipes(base)
-  rows = [_make_row(base, group, recipes) for group in groups]
+  effects = _ablation_effects(base)
+  rows = [_make_row(base, group, effects) for group in groups]
   return sorted(rows, key=lambda row: (bool(row.changes), len(row.others)))
 
 
@@ -117,7 +117,7 @@ def _distance(rows: Sequence[ReportRow]) -> tuple[bool, int, int]:
   return ablated, sum(len(row.changes) for row in rows), sum(len(row.others) for row in rows)
 
 
-def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
+def _ablation_effects(base: FinishedRun) -> dict[str, dict[str, Any]]:
   """{ablation: fields it would set in this config}, those of most fields first."""
   config = configs.from_json(base.config)
   effects = {
@@ -129,7 +129,7 @@ def _recipes(base: FinishedRun) -> dict[str, dict[str, Any]]:
 
 
 def _make_row(
-  base: FinishedRun, runs: list[FinishedRun], recipes: dict[str, dict[str, Any]]
+  base: FinishedRun, runs: list[FinishedRun], effects: dict[str, dict[str, Any]]
 ) -> ReportRow:
   config = runs[0].config
   changes = configs.diff(base.config, config)
@@ -140,7 +140,7 @@ def _make_row(
   if ours != theirs and ours[: len(theirs)] == theirs:
     names += ours[len(theirs) :]
     del others['model.ablations']
-  for name, effect in recipes.items():
+  for name, effect in effects.items():
     if effect and effect.items() <= others.items():
       names.append(name)
       others = {field: new for field, new in others.items() if field not in effect}
@@ -184,7 +184,7 @@ def _compare(row: ReportRow, reference: ReportRow) -> None:
       found.over_seeds = student_interval(values)
       found.over_images = _over_images(pairs, scores.TOP_K[metric])
   if row.top1.difference is not None and row.top1.published is not None:
-    row.claim = judge(row.top1)
+    row.verdict = judge(row.top1)
 
 
 def student_interval(values: Sequence[float]) -> Interval | None:

@@ -66,7 +66,7 @@ def _main_table(rows: Sequence[ReportRow]) -> list[list[str]]:
   metrics = [m for m in TOP_K if any(row.statistics[m].mean is not None for row in rows)]
   errors = [f'top-{TOP_K[metric]} error, %' for metric in metrics]
   heading = ['', 'seeds', *errors, 'epochs to 25 %', 'difference, points', 'over seeds']
-  table = [[*heading, 'over images', 'published', 'claim']]
+  table = [[*heading, 'over images', 'published', 'verdict']]
   for row in rows:
     compared = row.top1.difference is not None
     published = [each.published for each in row.statistics.values() if each.published is not None]
@@ -80,7 +80,7 @@ def _main_table(rows: Sequence[ReportRow]) -> list[list[str]]:
         _interval(row.top1.over_seeds) if compared else '',
         _interval(row.top1.over_images) if compared else '',
         ' / '.join(map(_points, published)),
-        row.claim,
+        row.verdict,
       ]
     )
   return table
@@ -119,7 +119,7 @@ def _csv(rows: Sequence[ReportRow]) -> str:
           line |= {f'{metric}_{name}_low': low, f'{metric}_{name}_high': high}
         else:
           line[f'{metric}_{name}'] = value
-    lines.append(line | {'claim': row.claim, 'epochs_to_25_percent': ' '.join(_epochs(row))})
+    lines.append(line | {'verdict': row.verdict, 'epochs_to_25_percent': ' '.join(_epochs(row))})
   text = io.StringIO()
   writer = csv.DictWriter(text, lines[0], lineterminator='\n')
   writer.writeheader()

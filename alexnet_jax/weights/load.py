@@ -24,7 +24,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.files import expand
 from alexnet_jax.model.pretrained import Pretrained
 from alexnet_jax.weights import caffe, layouts, npy, npz, safetensors, torch_file
-from alexnet_jax.weights.other_files import describe_file, describe_zip
+from alexnet_jax.weights.unsupported_files import describe_file, describe_zip
 
 MAX_BYTES = 4 << 30  # these nets have 244 MB, and their training checkpoints three times that
 _MAX_REASON = 400  # characters
