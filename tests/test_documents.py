@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, ROOT, run
-from test_rooms import PACKAGES
+from test_import_order import PACKAGES
 
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'launch/README.md') + tuple(
   f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md'))

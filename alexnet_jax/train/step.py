@@ -169,7 +169,8 @@ def make_train_step(recipe: Recipe, compute_gradients, pmean, global_norm=optax.
     (gradients, metrics), batch_stats = compute_gradients(state, batch)
     with jax.named_scope('update'):
       metrics = metrics | {'device_norm': optax.tree.norm(gradients)}
-      return update(state, *pmean((gradients, metrics)), batch_stats)
+      gradients, metrics = pmean((gradients, metrics))
+      return update(state, gradients, metrics, batch_stats)
 
   def update(state: TrainState, gradients, metrics, batch_stats) -> tuple[TrainState, dict]:
     norm, device_norms = global_norm(gradients), metrics.pop('device_norm')
