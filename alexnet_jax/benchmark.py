@@ -11,8 +11,6 @@ step: a training step, uint8 images to updated weights, against the same net in 
 loop: training steps with data loading, against the step alone.
 feed: --num_images (0.2 MB each) stored 256x256 images, in batches to memory.
 checkpoint: how long a save blocks the training loop, and how long it and a restore take.
-communication: bytes that a device sends in a step with and without --config.model.shard_dense, from
-the program compiled for 8 virtual devices, and by formula for up to 1,024; nothing is timed.
 compile: a training step compiled for --topology (TPUs or GPUs) by their compiler, which needs none:
 memory, collectives, and by layer its estimate of cycles, of GPUs bytes and products.
 all: all of these, which is also what no word means; compile only if libtpu is installed.
@@ -40,14 +38,13 @@ from alexnet_jax.terminal import did_you_mean
 if TYPE_CHECKING:  # it imports JAX, which help and typos do not need
   from alexnet_jax.benchmarks.race import Result
 
-_BENCHMARKS = ('step', 'loop', 'feed', 'checkpoint', 'communication', 'compile')
+_BENCHMARKS = ('step', 'loop', 'feed', 'checkpoint', 'compile')
 # What is measured without --config: file and batch size, None for the config's own.
 _IMAGENET = 'configs/imagenet.py'
 _DEFAULTS = {
   'step': (('configs/cifar10.py:18pct', 128), (_IMAGENET, 32)),
   'loop': ((_IMAGENET, None),),
   'checkpoint': ((_IMAGENET, 32),),
-  'communication': ((_IMAGENET, 32),),
   'compile': ((_IMAGENET, 1024), (f'{_IMAGENET}:owt', 1024), ('configs/cifar10.py:18pct', 1024)),
 }
 
@@ -106,7 +103,6 @@ def _benchmarks(words: list[str]) -> list[str]:
 def _measure(benchmarks: list[str]) -> Iterator['Result']:
   """Yields a result for each benchmark and config."""
   from alexnet_jax.benchmarks import (
-    communication,
     race,
     time_checkpoint,
     time_feed,
@@ -121,7 +117,6 @@ def _measure(benchmarks: list[str]) -> Iterator['Result']:
     'step': time_step.measure_step,
     'loop': time_loop.measure_loop,
     'checkpoint': time_checkpoint.measure_checkpoint,
-    'communication': communication.count_communication,
     'compile': topology.estimate_step,
   }
   options = race.Options(

@@ -1,15 +1,13 @@
 """Dense layers sharded over devices learn the same as plain data parallelism and one device."""
 
 import functools
-import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import sent_bytes
 from helpers.closeness import assert_close
 from helpers.tiny_training import (
   CLASSES,
@@ -22,7 +20,6 @@ from helpers.tiny_training import (
 )
 
 from alexnet_jax import config as configs
-from alexnet_jax.benchmarks import communication
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers, nets
 from alexnet_jax.model.alexnet import AlexNet
@@ -172,27 +169,25 @@ def test_the_compiled_program_sends_what_the_formula_says():
   for sharded in (False, True):
     step = program_of(on, sharded, recipe).train_step
     program = step.compiled(initial_state(TABLE, recipe), on.put_batch(batch_of(0)))
-    expected = communication.bytes_by_formula(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
-    assert communication.bytes_in_program(program.as_text(), 8) == pytest.approx(
-      expected, rel=1e-12
-    )
+    expected = sent_bytes.bytes_by_formula(TABLE, (CROP, CROP, 3), 'float32', 8, 4, sharded)
+    assert sent_bytes.bytes_in_program(program.as_text(), 8) == pytest.approx(expected, rel=1e-12)
     assert (expected['all-to-all'] > 0) == sharded
 
 
 def test_bytes_of_alexnet_by_hand():
   """60,965,224 parameters; inputs of fc6, fc7 and fc8 are 9,216, 4,096 and 4,096 numbers."""
   table, shape = nets.krizhevsky2012(1000), (224, 224, 3)
-  plain_bytes = communication.bytes_by_formula(table, shape, 'float32', 8, 128, False)
+  plain_bytes = sent_bytes.bytes_by_formula(table, shape, 'float32', 8, 128, False)
   assert sum(plain_bytes.values()) == 2 * 7 / 8 * 4 * 60_965_224
   dense = (9216 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 1000
-  found = communication.bytes_by_formula(table, shape, 'float32', 8, 128, True)
+  found = sent_bytes.bytes_by_formula(table, shape, 'float32', 8, 128, True)
   assert found == {
     'all-reduce': 2 * 7 / 8 * 4 * (60_965_224 - dense),
     'all-gather': 7 * 128 * 4 * (9216 + 4096 + 4096),
     'reduce-scatter': 7 * 128 * 4 * (9216 + 4096 + 4096),
     'all-to-all': 2 * 7 / 8 * 128 * 4 * (4096 + 4096 + 1000),
   }
-  half = communication.bytes_by_formula(table, shape, 'bfloat16', 8, 128, True)
+  half = sent_bytes.bytes_by_formula(table, shape, 'bfloat16', 8, 128, True)
   assert half['all-gather'] == found['all-gather'] / 2
   assert half['all-to-all'] == 2 * 7 / 8 * 128 * (2 * 4096 + 2 * 4096 + 4 * 1000)
 
@@ -205,30 +200,11 @@ def test_operations_are_read_from_a_program():
   ROOT %scatter = f32[2,5]{1,0} reduce-scatter(%gather), dimensions={0}
   %swap = (f32[2,16]{1,0}, f32[2,16]{1,0}) all-to-all(%b, %c)
   """
-  assert communication.bytes_in_program(program, 4) == {
+  assert sent_bytes.bytes_in_program(program, 4) == {
     'all-reduce': 1.5 * (4 * 1280 + 2 * 6),
     'all-gather': 0.75 * 4 * 80,
     'reduce-scatter': 3 * 4 * 10,
     'all-to-all': 0.75 * 4 * 64,
   }
   with pytest.raises(ValueError, match='collective-permute'):
-    communication.bytes_in_program('%p = f32[4]{0} collective-permute(%x)', 4)
-
-
-@pytest.mark.slow
-def test_the_command_shows_what_is_sent(tmp_path):
-  command = ['-m', 'alexnet_jax.benchmark', 'communication', '--config=configs/digits.py']
-  finished = subprocess.run(
-    [sys.executable, *command, '--batch_sizes=16', f'--json={tmp_path}/sent.json'],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert finished.returncode == 0, finished.stderr
-  (result,) = json.loads((tmp_path / 'sent.json').read_text())['results']
-  result = result['details']
-  assert set(result['compiled']) == {'plain', 'dense layers sharded'}
-  for mode, values in result['compiled'].items():
-    assert values == pytest.approx(result['formula'][mode], rel=1e-12)
-  assert [row['devices'] for row in result['scaling']] == [8, 32, 128, 512, 1024]
-  assert 'all-to-all' in finished.stdout and '1,024' in finished.stdout
+    sent_bytes.bytes_in_program('%p = f32[4]{0} collective-permute(%x)', 4)
