@@ -23,12 +23,17 @@ def any_mode(config) -> bool:
 
 
 def check(experiment: Experiment, split: Split, devices: Devices) -> list[str]:
-  """Checks the modes that a config asks for, and returns messages about them.
+  """Checks the modes that a config asks for, and returns messages about them and bfloat16.
 
   Raises:
     UserError: one of them is impossible with these devices.
   """
   config, count, notes = experiment.config, devices.global_count, []
+  if devices.platform == 'cpu' and config.model.compute_dtype == 'bfloat16':
+    notes.append(
+      'warning: model.compute_dtype=bfloat16 is for accelerators; a CPU took 1.4 times as long as'
+      ' with float32 (docs/performance.md)'
+    )
   if config.steps_per_call > 1:
     multi_step.check_memory(config, split, devices)
     if devices.platform == 'cpu':
