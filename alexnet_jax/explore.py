@@ -43,8 +43,6 @@ def main(words: list[str]) -> None:
     raise UserError('give either --workdir=RUN or --weights=FILE')
   if not words:
     raise UserError('no photos: give files or folders')
-  if _WORKDIR.value and not Path(_WORKDIR.value).is_dir():
-    raise UserError(f'--workdir={_WORKDIR.value} is not a folder: give that of a run')
   from alexnet_jax.data.listing import find_images
 
   photos = find_images(words)

@@ -89,8 +89,6 @@ def _checked_path(words: list[str]) -> Path:
     raise UserError(f'--npz={_NPZ.value}: give --features=LAYER too')
   if _NPZ.value and _GALLERY.value:
     raise UserError(f'--npz={_NPZ.value}: leave out --neighbors and --gallery to save features')
-  if _WORKDIR.value and not Path(_WORKDIR.value).is_dir():
-    raise UserError(f'--workdir={_WORKDIR.value} is not a folder: give that of a run')
   return Path(_WORKDIR.value or _WEIGHTS.value or '')
 
 

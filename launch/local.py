@@ -66,13 +66,13 @@ class Job:
 
   def run(self) -> list[int]:
     """Starts all processes and waits for them to end; returns their exit codes."""
-    with open(self._logs[0], 'ab+') as shown:
+    with open(self._logs[0], 'ab+') as log:
       self._start()
       if self.asked:  # before all had started
         self._send(signal.SIGTERM)
       deadline = None
       while None in (codes := [process.poll() for process in self._processes]):
-        _show(shown)
+        _copy_log(log)
         time.sleep(0.1)
         # Processes that were asked to stop end with 75 while another may still be saving.
         good = {None, DONE, RESUME} if self.asked else {None, DONE}
@@ -81,7 +81,7 @@ class Job:
           self._send(signal.SIGTERM)
         elif deadline and time.monotonic() > deadline:
           self._send(signal.SIGKILL)
-      _show(shown)
+      _copy_log(log)
     return codes
 
   def _send(self, number: int) -> None:
@@ -100,7 +100,7 @@ class Job:
     ]
 
 
-def _show(log) -> None:
+def _copy_log(log) -> None:
   sys.stdout.buffer.write(log.read())
   sys.stdout.flush()
 

@@ -368,7 +368,7 @@ def test_command_finds_neighbors(workdir, photos, tmp_path):
   [
     (['a.png'], 'either --workdir=RUN or --weights=FILE'),
     (['--workdir=absent'], 'no images'),
-    (['--workdir=absent', '.'], '--workdir=absent is not a folder'),
+    (['--workdir=absent', '.'], 'absent does not exist: give'),
     (['--workdir=absent', '--neighbors=3', '.'], '--gallery=FOLDER'),
     (['--workdir=absent', '--npz=a.npz', '.'], '--features=LAYER'),
     (['--workdir=run', 'nothing.png'], 'none of 1 can be read'),
