@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -125,6 +126,12 @@ def test_the_plan_shows_nothing_that_does_nothing():
   raw = plan_of(config)
   config.data.encoding = 'jpeg'  # as a config file may have it
   assert plan_of(config) == raw
+
+
+@pytest.mark.parametrize('dtype, notes', [('float32', 0), ('bfloat16', 1)])
+def test_bfloat16_on_a_cpu_is_said_to_be_slower(dtype, notes):
+  experiment = SimpleNamespace(config=typed('digits', f'model.compute_dtype={dtype}'), table=())
+  assert len(modes.check(experiment, None, Devices())) == notes
 
 
 # Every field: another value, and what the digits config needs for the field to be used.
