@@ -66,11 +66,26 @@ def main(words: list[str]) -> None:
     print(f'{each.name} cannot be read: {each.error}', file=sys.stderr)
   if not found:
     raise UserError(f'none of {len(photos)} photos can be read')
-  text = render(weights, found, len(training.images) if training else 0, cli.command_line())
+  tested = _tested(Path(_WORKDIR.value)) if _WORKDIR.value else ''
+  count = len(training.images) if training else 0
+  text = render(weights, found, count, cli.command_line(), tested)
   with files.one_line_error(f'--out={_OUT.value}'):
     files.write(_OUT.value, text)
   size, seconds = Path(_OUT.value).stat().st_size / 1e6, time.monotonic() - began
-  print(f'{_OUT.value}  {len(found)} photos, {size:.1f} MB, {seconds:.0f} s')
+  print(f'{_OUT.value}  {len(found)} photo{"s" * (len(found) > 1)}, {size:.1f} MB, {seconds:.0f} s')
+
+
+def _tested(workdir: Path) -> str:
+  """The error of a finished run over the most views, in words; '' if there is none."""
+  from alexnet_jax.run.folder import read_results
+  from alexnet_jax.run.predictions import VIEW_NAMES, results_prefix
+
+  results = read_results(workdir) or {}
+  for views in sorted(VIEW_NAMES, reverse=True):
+    prefix = 'eval' if views == results.get('views') else results_prefix(views)
+    if (error := results.get(f'{prefix}/top1_error')) is not None:
+      return f'it errs on {error:.1%} of the validation images ({VIEW_NAMES[views]})'
+  return ''
 
 
 if __name__ == '__main__':

@@ -90,7 +90,9 @@ def test_views_are_where_the_paper_has_them(net, photos, text):
 
 def test_a_covered_part_is_the_mean_and_its_number_the_nets(net, photos, text):
   for part, file in zip(parts(text, 'occlusion'), photos, strict=True):
-    cells = re.findall('data-square="(.*?)" data-share="(.*?)%" data-points="(.*?)"', part)
+    cells = re.findall(
+      'data-square="(.*?)" data-share="(.*?)%" data-points="(.*?)" data-then="(.*?)"', part
+    )
     assert len(cells) == 81
     assert [cells[number][0] for number in (0, 40, 80)] == ['0 0 5 5', '11 11 6 6', '23 23 5 5']
     whole = np.asarray(jax.nn.softmax(outputs_of(net, file)[net.table[-1].name]))
@@ -101,6 +103,9 @@ def test_a_covered_part_is_the_mean_and_its_number_the_nets(net, photos, text):
       view[y : y + height, x : x + width] = 0
       logits = AlexNet(net.table).apply(net.variables, view[None])
       share = float(jax.nn.softmax(logits)[0, label])
+      guess = int(np.argmax(logits))
+      then = f': the net then says {net.classes[guess]}' if guess != label else ''
+      assert html.unescape(cells[number][3]) == then
       shown, change = cells[number][1], visible(cells[number][2])
       assert float(shown) == pytest.approx(100 * share, abs=0.02)
       assert float(change) == pytest.approx(100 * (share - whole[label]), abs=0.02)
@@ -110,13 +115,13 @@ def test_largest_values_are_those_of_the_nets_outputs(net, photos, text):
   for part, file in zip(parts(text, 'layers'), photos, strict=True):
     outputs = outputs_of(net, file)
     shown = dict(re.findall(r'data-layer="(\w+)"(.*?)(?=<div class="layer"|$)', part, re.S))
-    assert list(shown) == [row.name for row in net.table]
+    assert list(shown) == [row.name for row in net.table if not row.name.startswith('drop')]
     for name, layer in shown.items():
       largest = outputs[name].reshape(-1, outputs[name].shape[-1]).max(axis=0)
       words = visible(layer)
       names = net.classes if name == net.table[-1].name else range(len(largest))
       found = {
-        i: re.search(rf'(?<!\S){re.escape(str(c))}: (\S+?)( |,|$)', words)
+        i: re.search(rf'(?<!\S){re.escape(str(c))}(?:, peak|:) (\S+?)( |,|$)', words)
         for i, c in enumerate(names)
       }
       found = {i: float(match[1]) for i, match in found.items() if match}
@@ -163,7 +168,8 @@ def test_nothing_is_loaded_from_elsewhere(text):
   text, count = re.subn('data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+', 'DATA', text)
   assert count > 50
   addresses = re.findall(r'(?:src|href)="(.*?)"|url\(["\']?(.*?)["\']?\)', text)
-  assert {''.join(pair) for pair in addresses} == {'DATA', '#layers'}
+  layers = {f'#{row.name}' for row in nasty_net().table if not row.name.startswith('drop')}
+  assert {''.join(pair) for pair in addresses} == {'DATA', '#net', *layers}
   assert '@import' not in text and 'http' not in text
 
 
@@ -185,7 +191,7 @@ def test_command(tmp_path, photos):
   broken.write_bytes(b'')
   done = run(*explore, f'--out={tmp_path / "x.html"}', photos[1], broken)
   assert done.returncode == 0 and 'broken.png cannot be read' in done.stderr, done.stderr
-  assert '1 photos' in done.stdout and 'plain.png' in (tmp_path / 'x.html').read_text()
+  assert '1 photo,' in done.stdout and 'plain.png' in (tmp_path / 'x.html').read_text()
   assert '<section id="neighbors">' not in (tmp_path / 'x.html').read_text()  # no training images
   assert error_line(run(*explore)) == 'error: no photos: give files or folders'
   assert error_line(run(*explore, broken)) == 'error: none of 1 photos can be read'

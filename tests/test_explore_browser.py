@@ -115,13 +115,15 @@ class Page:
     return ' '.join(map(cover.get_attribute, ('x', 'y', 'width', 'height'))), output.text
 
   def shows_cell(self, cell):
-    square, share, points = (cell.get_attribute(f'data-{k}') for k in ('square', 'share', 'points'))
+    names = 'square', 'share', 'points', 'then'
+    square, share, points, then = (cell.get_attribute(f'data-{name}') for name in names)
     assert self.covered() == (square, f'{share}, {points} points')
+    assert self.seen('output i')[0].get_attribute('textContent') == then
 
-  def shows_layer(self, link):
-    name = link.get_attribute('data-layer')
-    (layer,) = self.seen(f'.layer[data-layer="{name}"]')
-    assert self.in_window(layer), name
+  def shows_target(self, link):
+    target = link.get_dom_attribute('href')
+    (found,) = self.seen(target)
+    assert self.in_window(found), target
 
   def shows_step(self, name):
     (step,) = self.seen('.step')
@@ -147,6 +149,8 @@ def test_names_are_text_and_colors_those_of_the_scheme(browser):
 
 def test_keys_alone_reach_and_use_every_control(browser):
   used = set()
+  for fold in browser.seen('details'):
+    browser.run('arguments[0].open = true', fold)
   for _ in range(200):
     browser.press(Keys.TAB)
     control = browser.focused()
@@ -178,7 +182,10 @@ def test_keys_alone_reach_and_use_every_control(browser):
           browser.shows_cell(cells[place])
       case 'a', _:
         browser.press(Keys.ENTER)
-        browser.shows_layer(control)
+        browser.shows_target(control)
+        browser.run('arguments[0].focus()', control)  # it went along
+      case 'summary', _:
+        browser.press(Keys.ENTER, Keys.ENTER)
       case 'select', _:
         names = [option.text for option in Select(control).options]
         browser.press(names[1])
@@ -190,7 +197,7 @@ def test_keys_alone_reach_and_use_every_control(browser):
         assert browser.cut() == 100
       case other:
         raise AssertionError(f'a control that this test does not know: {other}')
-  everything = browser.seen('a, button, input, select, [tabindex]')
+  everything = browser.seen('a, button, input, select, summary, [tabindex]')
   radios = set(browser.seen('[type=radio]'))  # one stop for all of them
   assert used == set(everything) - radios | {browser.seen('[type=radio]')[0]}
   assert len(everything) > 20
@@ -207,16 +214,22 @@ def test_pointer_or_touch_alone_uses_every_control(browser):
   assert not browser.seen('.frame')
   for cell in browser.seen('.cell')[::20]:
     browser.tap(cell)
-    said = browser.seen('output b')[0].text
-    assert said == '{}, {} points'.format(*map(cell.get_attribute, ('data-share', 'data-points')))
-    if not browser.touched:
-      browser.shows_cell(cell)
+    browser.shows_cell(cell)
+    browser.tap(browser.seen('#occlusion h2')[0])
+    browser.shows_cell(cell)  # a click keeps it, another lets it go
+  browser.tap(cell)
+  browser.tap(browser.seen('#occlusion h2')[0])
+  assert not browser.seen('.cover') and browser.seen('output b')[0].text == '–'
   for link in browser.seen('.net a'):
     browser.tap(link.find_element('css selector', 'text'))
-    browser.shows_layer(link)
+    browser.shows_target(link)
+    browser.driver.back()
+    assert browser.in_window(link)
   (select,) = browser.seen('select')
   for option in Select(select).options:
     Select(select).select_by_visible_text(option.text)
+    browser.shows_step(option.text)
+    browser.tap(browser.seen('[type=radio]')[0])
     browser.shows_step(option.text)
     browser.tap(browser.seen('.slider')[0], across=0.25)
     assert browser.cut() == pytest.approx(25, abs=4)

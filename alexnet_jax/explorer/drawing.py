@@ -117,15 +117,15 @@ def _note(row: layers.Row) -> str:
     case layers.MaxPool():
       return f'largest of {row.window}×{row.window}'
     case layers.ResponseNorm():
-      return f'by {row.size} channels'
+      return f'LRN over {row.size} channels'
     case layers.SpatialNorm():
-      return f'by {row.size}×{row.size} places'
+      return f'LRN over {row.size}×{row.size} places'
     case layers.BatchNorm():
       return 'batch norm'
     case layers.Dropout():
-      return 'off' if row.inverted else f'× {row.keep:g}'
+      return 'dropout: off' if row.inverted else f'dropout: at test time × {row.keep:g}'
     case layers.Relu():
       return 'max(x, 0)'
     case layers.Tanh():
       return 'tanh(x)'
-  return 'all to all'
+  return 'fully connected'

@@ -1,11 +1,14 @@
 'use strict';
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// One photo at a time; browsers keep a choice when a page is loaded again.
+// One photo at a time; browsers keep a choice when a page is loaded again. Links lead to its layers.
 for (const radio of all('input[name=photo]')) {
   const show = () => {
     if (!radio.checked) return;
     for (const part of all('.of-photo')) part.hidden = part.dataset.photo !== radio.value;
+    for (const layer of all('.layer')) {
+      layer.id = layer.closest('[hidden]') ? '' : layer.dataset.layer;
+    }
   };
   radio.addEventListener('change', show);
   show();
@@ -35,43 +38,45 @@ for (const part of all('#occlusion .of-photo')) {
   const cover = part.querySelector('.cover');
   const picture = part.querySelector('.square');
   const output = part.querySelector('output');
-  let chosen = (cells.length - 1) / 2; // the middle
-  const choose = (number) => {
-    chosen = number;
-    const { square, share, points } = cells[number].dataset;
+  let kept; // the number of a cell, where one was clicked or the keys went
+  const show = (number) => {
+    const covers = number !== undefined;
+    const { square = '0 0 0 0', share = '0%', points, then = '' } = covers ? cells[number].dataset : {};
     const numbers = square.split(' ');
     ['x', 'y', 'width', 'height'].forEach((name, i) => cover.setAttribute(name, numbers[i]));
-    cover.removeAttribute('hidden');
+    cover.toggleAttribute('hidden', !covers);
     output.style.setProperty('--share', share);
-    output.querySelector('b').textContent = `${share}, ${points} points`;
+    output.querySelector('i').textContent = then;
+    output.querySelector('b').textContent = covers ? `${share}, ${points} points` : '–';
   };
   cells.forEach((cell, number) => {
-    cell.addEventListener('pointerenter', () => choose(number)); // a touch enters too
+    cell.addEventListener('pointerenter', () => show(number));
+    cell.addEventListener('click', () => show((kept = kept === number ? undefined : number)));
   });
-  picture.addEventListener('pointerleave', () => cover.setAttribute('hidden', ''));
+  picture.addEventListener('pointerleave', () => show(kept));
   picture.addEventListener('keydown', (event) => {
     if (!(event.key in moves)) return;
     event.preventDefault();
     const inside = (place) => Math.min(Math.max(place, 0), side - 1);
-    const [right, down] = cover.hasAttribute('hidden') ? [0, 0] : moves[event.key];
-    choose(inside(Math.floor(chosen / side) + down) * side + inside((chosen % side) + right));
+    const [right, down] = kept === undefined ? [0, 0] : moves[event.key];
+    kept ??= (cells.length - 1) / 2; // the middle
+    kept = inside(Math.floor(kept / side) + down) * side + inside((kept % side) + right);
+    show(kept);
   });
 }
 
-// A layer of the picture: its maps.
+// A layer of the picture: its maps, unfolded.
 for (const link of all('.net a')) {
-  link.addEventListener('click', (event) => {
-    event.preventDefault();
-    const layers = all(`.layer[data-layer="${CSS.escape(link.dataset.layer)}"]`);
-    layers.find((layer) => layer.offsetParent).scrollIntoView();
+  link.addEventListener('click', () => {
+    const folded = document.querySelector(link.getAttribute('href')).closest('details');
+    if (folded) folded.open = true;
   });
 }
 
 // A step: which, and how much of it.
-for (const part of all('#steps .of-photo')) {
-  const select = part.querySelector('select');
+for (const select of all('#steps select')) {
   const show = () => {
-    for (const step of all('.step', part)) step.hidden = step.dataset.step !== select.value;
+    for (const step of all('.step')) step.hidden = step.dataset.step !== select.value;
   };
   select.addEventListener('change', show);
   show(); // browsers keep a choice when a page is loaded again

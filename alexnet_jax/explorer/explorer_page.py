@@ -1,5 +1,6 @@
 """The page on what a net makes of photos: one HTML file, with images and numbers inside."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,27 @@ from alexnet_jax.results.figures import drawable, kernel_image
 
 MAPS = 8  # strongest ones shown of a layer
 _TOP = 5  # classes, as in the paper's Figure 4
-_THUMBNAIL = 96  # pixels
+_FEW = 20  # values of a layer, up to which all are listed
+_THUMBNAIL = 160  # pixels
 
 # What a step is, in the words of the page.
 _STEPS = {
-  layers.Relu: 'ReLU: what is negative becomes 0',
-  layers.Tanh: 'tanh: all values between −1 and 1',
-  layers.MaxPool: 'max pooling: the largest value of each window',
-  layers.AvgPool: 'average pooling: the mean of each window',
-  layers.ResponseNorm: 'local response normalization: strong neighboring channels dim each other',
-  layers.SpatialNorm: 'spatial response normalization: strong neighboring places dim each other',
-  layers.BatchNorm: 'batch normalization: mean and spread as in training',
+  layers.Relu: 'what is negative becomes 0',
+  layers.Tanh: 'all values come between −1 and 1',
+  layers.MaxPool: 'the largest value of each window',
+  layers.AvgPool: 'the mean of each window',
+  layers.ResponseNorm: 'each value is divided by a sum over its neighboring channels',
+  layers.SpatialNorm: 'each value is divided by a sum over its neighboring places',
+  layers.BatchNorm: 'mean and spread as in training',
 }
 
 
 def render(
-  weights: Pretrained, observations: Sequence[Observation], training: int, command: str
+  weights: Pretrained,
+  observations: Sequence[Observation],
+  training: int,
+  command: str,
+  tested: str = '',
 ) -> str:
   """The page as HTML.
 
@@ -39,14 +45,17 @@ def render(
     observations: of the photos, at least one.
     training: among how many training images the neighbors were looked for.
     command: how the page was asked for, shown on it.
+    tested: the net's error in words, if it is known.
   """
   crop = weights.preprocessing.crop
   boxes = drawing.draw(weights.table, (crop, crop, 3))
   return html_page.render(
     'explorer/explore.html.j2',
     title=f'A look inside {nets.title(weights)}',
-    source=drawable(weights.source),
-    command=drawable(command),
+    source=_without_folders(weights.source),
+    command=_without_folders(command),
+    classes=len(weights.classes),
+    tested=tested,
     crop=crop,
     side=weights.preprocessing.resize_to or weights.image_size,
     views=_view_places(weights),
@@ -57,7 +66,8 @@ def render(
     kernels=_kernels(weights),
     cells=CELLS,
     training=training,
-    last_hidden=_last_hidden(weights),
+    last_hidden=(hidden := _last_hidden(weights)),
+    hidden_size=observations[0].outputs[hidden].size,
     photos=[_photo(weights, each) for each in observations],
   )
 
@@ -65,7 +75,6 @@ def render(
 def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
   """The texts and images of one photo."""
   prediction, table = seen.prediction, weights.table
-  channel_names = {table[-1].name: weights.classes}
   truth = prediction.true_label
 
   def bars(probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
@@ -81,9 +90,7 @@ def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
     'mean_bars': bars(seen.views.mean(axis=0), _TOP),
     'views': [bars(view, 1)[0] for view in seen.views],
     'occlusion': _occlusion(weights, seen),
-    'layers': [
-      _layer(row.name, seen.outputs[row.name], channel_names.get(row.name)) for row in table
-    ],
+    'layers': _layers(table, seen.outputs, weights.classes),
     'steps': _steps(table, seen.outputs),
     'neighbors': [
       {
@@ -122,23 +129,29 @@ def _view_places(weights: Pretrained) -> list[dict[str, Any]]:
 def _occlusion(weights: Pretrained, seen: Observation) -> dict[str, Any]:
   """The occlusion map: cells, each with its square, its color and what it says."""
   whole = float(seen.prediction.probabilities[0])
-  changes = seen.occlusion - whole
+  first, guesses = seen.prediction.labels[0], seen.covered.argmax(axis=2)
+  shares = seen.covered[..., first]
+  changes = shares - whole
   largest = float(np.abs(changes).max()) or 1.0
+  hardly = float(np.ptp(changes)) < 0.01
   cells = []
   for (row, column), change in np.ndenumerate(changes):
+    guess = guesses[row, column]
     top, left, bottom, right = occluder(row, column, weights.preprocessing.crop)
     cells.append(
       {
         'square': f'{left} {top} {right - left} {bottom - top}',
         'falls': change < 0,
-        'opacity': f'{0.85 * abs(change) / largest:.2f}',
-        'share': f'{seen.occlusion[row, column]:.2%}',
+        'opacity': '0' if hardly else f'{0.85 * abs(change) / largest:.2f}',
+        'share': f'{shares[row, column]:.2%}',
         'points': _signed(f'{100 * change:+.2f}'),
+        'then': '' if guess == first else f': the net then says {drawable(weights.classes[guess])}',
       }
     )
   return {
     'class': drawable(seen.prediction.classes[0]),
     'whole': f'{whole:.2%}',
+    'hardly': hardly,
     'cells': cells,
     'lowest': cells[int(changes.argmin())],
     'highest': cells[int(changes.argmax())],
@@ -151,9 +164,22 @@ def strongest(outputs: np.ndarray, count: int) -> np.ndarray:
   return np.argsort(-largest, kind='stable')[:count]
 
 
+def _layers(table: layers.Table, outputs: dict[str, np.ndarray], classes: Sequence[str]) -> list:
+  """What is shown of each row with weights and, beside it, of those up to the next one."""
+  groups = []
+  for row in table:
+    shown = _layer(row.name, outputs[row.name], classes if row is table[-1] else None)
+    if isinstance(row, layers.Conv | layers.Local | layers.Dense):
+      groups.append((shown, []))
+    elif not isinstance(row, layers.Dropout):
+      groups[-1][1].append(shown)
+  return groups
+
+
 def _layer(name: str, outputs: np.ndarray, channel_names: Sequence[str] | None) -> dict[str, Any]:
   """A layer's output: its strongest maps, or all its values where it has no maps."""
-  channels = strongest(outputs, MAPS)
+  few = outputs.size <= _FEW
+  channels = strongest(outputs, _FEW if few else MAPS)
   if is_maps := outputs.ndim == 3:
     image = inline_images.map_strip(outputs[..., channels])
   else:
@@ -163,6 +189,7 @@ def _layer(name: str, outputs: np.ndarray, channel_names: Sequence[str] | None) 
     'name': name,
     'shape': '×'.join(map(str, outputs.shape)),
     'maps': is_maps,
+    'few': few,
     'image': image,
     'channels': [(drawable(str(names[c])), _number(outputs[..., c].max())) for c in channels],
     'active': f'{(outputs > 0).mean():.0%}',
@@ -177,14 +204,15 @@ def _steps(table: layers.Table, outputs: dict[str, np.ndarray]) -> list[dict[str
     if type(row) in _STEPS and after.ndim == 3:
       channel = int(strongest(after, 1)[0])
       pair = (above, before[..., channel]), (row.name, after[..., channel])
+      brightest = max(float(np.abs(side).max()) for _, side in pair)
       steps.append(
         {
           'name': row.name,
-          'text': _STEPS[type(row)],
+          'text': _STEPS[type(row)] + _change_of_peak(before[..., channel], after[..., channel]),
           'channel': channel,
           'sides': [
             {
-              'image': inline_images.map_strip(side[..., None]),
+              'image': inline_images.map_strip(side[..., None], brightest),
               'layer': layer,
               'low': _number(side.min()),
               'high': _number(side.max()),
@@ -197,22 +225,35 @@ def _steps(table: layers.Table, outputs: dict[str, np.ndarray]) -> list[dict[str
   return steps
 
 
+def _change_of_peak(before: np.ndarray, after: np.ndarray) -> str:
+  ends = _number(before.max()), _number(after.max())
+  word = 'falls' if after.max() < before.max() else 'rises'
+  return '' if ends[0] == ends[1] else f': here the peak {word} from {ends[0]} to {ends[1]}'
+
+
 def _kernels(weights: Pretrained) -> dict[str, Any] | None:
-  """The sheet of the first layer's kernels, if that is a convolution of colors."""
+  """Pictures of the first layer's kernels, if that is a convolution of colors."""
   first = weights.table[0]
   if not isinstance(first, layers.Conv) or isinstance(first, layers.Local):
     return None
-  kernel = weights.variables['params'][first.name]['kernel']
+  kernel = np.asarray(weights.variables['params'][first.name]['kernel'])
   return {
     'layer': first.name,
-    'count': first.features,
     'size': f'{first.kernel}×{first.kernel}',
-    'sheet': inline_images.encode(kernel_image(np.asarray(kernel)), lossless=True),
+    'images': [
+      inline_images.encode(kernel_image(kernel[..., k : k + 1]), lossless=True)
+      for k in range(first.features)
+    ],
   }
 
 
 def _last_hidden(weights: Pretrained) -> str:
   return [row for row in weights.table[:-1] if not isinstance(row, layers.Dropout)][-1].name
+
+
+def _without_folders(text: str) -> str:
+  """The text with the last part alone of absolute paths."""
+  return drawable(re.sub(r'(?<![^\s=\'"])/[^\s=\'"]*/', '', text))
 
 
 def _number(value: float) -> str:

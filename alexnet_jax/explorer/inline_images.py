@@ -20,29 +20,31 @@ def encode(pixels: np.ndarray, side: int = 0, lossless: bool = False) -> str:
   return _encoded(image, 'jpeg', quality=85)
 
 
-def map_strip(maps: np.ndarray) -> str:
+def map_strip(maps: np.ndarray, brightest: float = 0) -> str:
   """Maps float (H, W, K) side by side: 0 is black, positive values are warm, negative ones blue.
 
-  Each is scaled by itself: its largest absolute value is the brightest color.
+  Args:
+    maps: what is not a number is transparent.
+    brightest: absolute value of the brightest color; by default each map's largest.
   """
-  levels = np.concatenate([_levels(maps[..., k]) for k in range(maps.shape[2])], axis=1)
-  image = Image.fromarray(levels)
+  levels = [_levels(maps[..., k], brightest) for k in range(maps.shape[2])]
+  image = Image.fromarray(np.concatenate(levels, axis=1))
   image.putpalette(_palette().tobytes())
-  return _encoded(image, 'png')
+  return _encoded(image, 'png', transparency=0)
 
 
 def value_square(values: np.ndarray) -> str:
-  """Values (N,) in rows of a square, colored as by `map_strip`; what is left over is black."""
+  """Values (N,) in rows of a square, colored as by `map_strip`; the rest is transparent."""
   side = int(np.ceil(np.sqrt(len(values))))
   rows = -(-len(values) // side)
-  padded = np.zeros(rows * side, values.dtype)
+  padded = np.full(rows * side, np.nan, values.dtype)
   padded[: len(values)] = values
   return map_strip(padded.reshape(rows, side, 1))
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
-  largest = np.abs(values).max()
-  return np.rint(128 + 127 * values / (largest or 1)).astype(np.uint8)
+def _levels(values: np.ndarray, brightest: float) -> np.ndarray:
+  brightest = brightest or np.nanmax(np.abs(values)) or 1
+  return np.nan_to_num(np.rint(128 + 127 * values / brightest)).astype(np.uint8)
 
 
 def _palette() -> np.ndarray:

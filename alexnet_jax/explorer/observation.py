@@ -1,4 +1,4 @@
-"""What a net makes of a photo, as arrays: outputs of all layers, guesses of views, occlusion."""
+"""What a net makes of a photo, as arrays: outputs of all layers, guesses of (covered) views."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ class Observation:
     pixels: uint8 (S, S, 3), as resized for the net.
     outputs: of every row by its name, for the center view; `input` is that view itself.
     views: probabilities of each of `views_of`, float32 (views, classes).
-    occlusion: float32 (CELLS, CELLS), probability of the likeliest class of the center view when
-      a square around that place holds the mean of the training images, see `occluder`.
+    covered: float32 (CELLS, CELLS, classes), probabilities of the center view when a square
+      around that place holds the mean of the training images, see `occluder`.
     neighbors: the nearest training images, if there are any.
   """
 
@@ -54,7 +54,7 @@ class Observation:
   pixels: np.ndarray
   outputs: dict[str, np.ndarray]
   views: np.ndarray
-  occlusion: np.ndarray
+  covered: np.ndarray
   neighbors: Neighbors
 
 
@@ -142,7 +142,7 @@ class _Net:
       pixels=pixels,
       outputs={'input': views[0], **outputs},
       views=found[1 : len(places)],
-      occlusion=found[len(places) :, prediction.labels[0]].reshape(CELLS, CELLS),
+      covered=found[len(places) :].reshape(CELLS, CELLS, -1),
       neighbors=near,
     )
 
