@@ -16,7 +16,7 @@ memory, collectives, and by layer its estimate of cycles, of GPUs bytes and prod
 all: all of these, which is also what no word means; compile only if libtpu is installed.
 
 Without --config they take configs/imagenet.py, step configs/cifar10.py too, compile that and
-imagenet.py:owt as well, in bfloat16.  Candidates take turns, each in a process of its own.
+imagenet.py:owt as well, in bfloat16.  Contestants take turns, each in a process of its own.
 Goals, and how each is measured: docs/performance.md.
 """
 
@@ -56,7 +56,7 @@ _PEERS = flags.DEFINE_list(
   'peers', None, 'What to compare with, such as eager,compiled; all if not given, none if empty.'
 )
 _ROUNDS = flags.DEFINE_integer(
-  'rounds', 9, 'Turns of each candidate, or saves of checkpoint.', lower_bound=1
+  'rounds', 9, 'Turns of each contestant, or saves of checkpoint.', lower_bound=1
 )
 _TURN_SECONDS = flags.DEFINE_float(
   'turn_seconds', 2.0, 'About how long a turn lasts.', lower_bound=0.0

@@ -18,7 +18,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.benchmarks import race, step_task, time_step
 from alexnet_jax.benchmarks.race import Options
 from alexnet_jax.benchmarks.step_task import LossAndGrads, check_equal
-from alexnet_jax.benchmarks.worker import Candidate, Unavailable, start_worker
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, start_worker
 from alexnet_jax.benchmarks.workload import Sample
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import layers
@@ -240,13 +240,13 @@ class Fake(Workload):
 
 @pytest.fixture
 def fake(tmp_path):
-  """Makes candidates that write their name into tmp_path/log at every run."""
+  """Makes contestants that write their name into tmp_path/log at every run."""
   (tmp_path / 'fake.py').write_text(FAKE)
 
   def make(name, last_loss=1.0, gradient=1.0):
     settings = {'NAME': name, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
     settings |= {'LAST_LOSS': str(last_loss), 'GRADIENT': str(gradient)}
-    return Candidate(name, 'fake:Fake', settings | {'LOG': str(tmp_path / 'log')})
+    return Contestant(name, 'fake:Fake', settings | {'LOG': str(tmp_path / 'log')})
 
   return make
 
@@ -270,16 +270,16 @@ def test_a_worker_has_its_own_settings_and_passes_errors_on(fake, capfd):
   assert capfd.readouterr().out == ''
 
 
-def test_candidates_take_turns_there_and_back(fake, tmp_path):
+def test_contestants_take_turns_there_and_back(fake, tmp_path):
   raced = race.race({'alexnet_jax': fake('a'), 'b': fake('b')}, OPTIONS)
   # Two runs to prepare, then one that warms up before each that counts.
   assert (tmp_path / 'log').read_text() == 'aabb' + 'aabb' + 'bbaa'
   assert not raced['absent'] and raced['environment'] == {'date': 'today'}
-  found = raced['candidates']
+  found = raced['contestants']
   assert found['b']['name'] == 'b'
-  for candidate in found.values():
-    assert [turn['images'] for turn in candidate['samples']] == [4, 4]
-    assert all(turn['seconds'] > 0 for turn in candidate['samples'])
+  for contestant in found.values():
+    assert [turn['images'] for turn in contestant['samples']] == [4, 4]
+    assert all(turn['seconds'] > 0 for turn in contestant['samples'])
 
 
 def measured_step(monkeypatch, ours, **peers):
@@ -289,11 +289,11 @@ def measured_step(monkeypatch, ours, **peers):
 
 
 def test_peers_that_agree_are_measured_and_others_said_to_be_missing(fake, monkeypatch):
-  absent = Candidate('missing', 'no_such_package:Fake')
+  absent = Contestant('missing', 'no_such_package:Fake')
   result = measured_step(
     monkeypatch, fake('ours'), peer=fake('peer', gradient=1.001), missing=absent
   )
-  assert list(result.candidates) == ['alexnet_jax', 'peer']
+  assert list(result.contestants) == ['alexnet_jax', 'peer']
   equality = result.details['equality']['peer']
   assert equality['gradient_difference'] == pytest.approx(0.001, rel=1e-3)
   assert 'gradients by at most 1.0e-03, in fc1/kernel (allowed 0.01)' in result.table()
@@ -314,7 +314,7 @@ def test_a_python_without_our_packages_is_not_measured(tmp_path):
   python = tmp_path / 'python'
   python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
   python.chmod(0o755)
-  ours = Candidate('ours', 'alexnet_jax.benchmarks.our_step:OurStep', python=str(python))
+  ours = Contestant('ours', 'alexnet_jax.benchmarks.our_step:OurStep', python=str(python))
   with (
     pytest.raises(Unavailable, match='is not installed: pip install'),
     start_worker(ours, config={}),
@@ -379,10 +379,10 @@ def test_step_from_the_command_line(tmp_path):
   events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
   assert any('hlo_op' in event.get('args', {}) for event in events)
   again = f'alexnet_jax, {sys.executable}'
-  assert list(found['candidates']) == ['alexnet_jax', again, 'eager']
+  assert list(found['contestants']) == ['alexnet_jax', again, 'eager']
   assert details['equality'][again]['gradient_difference'] == 0
   assert printed.count(f'\n{again}  ') == 1  # a row of the table
-  ours, peer = found['candidates']['alexnet_jax'], found['candidates']['eager']
+  ours, peer = found['contestants']['alexnet_jax'], found['contestants']['eager']
   assert 'hugetlb' in peer['settings']['GLIBC_TUNABLES'] and peer['versions']['torch']
   assert not ours['settings'].get('GLIBC_TUNABLES')  # measured as users run it
   speeds = [[turn['images'] / turn['seconds'] for turn in each['samples']] for each in (ours, peer)]
@@ -413,8 +413,8 @@ def test_loop_is_fed_from_the_store(tmp_path, steps):
   printed, found = measured(tmp_path, 'loop', *options)
   wait = found['details']['data_wait']
   assert 0 <= wait < 1 and f'{wait:.2%} of the time was spent waiting for data' in printed
-  for candidate, images in (('alexnet_jax', 2 * steps), ('step_alone', 2)):
-    samples = found['candidates'][candidate]['samples']
+  for contestant, images in (('alexnet_jax', 2 * steps), ('step_alone', 2)):
+    samples = found['contestants'][contestant]['samples']
     assert [turn['images'] for turn in samples] == [images, images]
 
 
@@ -422,14 +422,14 @@ def test_loop_is_fed_from_the_store(tmp_path, steps):
 def test_feed(tmp_path):
   printed, found = measured(tmp_path, 'feed', '--rounds=1', '--num_images=200')
   assert 'goal: 40,000 images/core-s' in printed
-  (turn,) = found['candidates']['alexnet_jax']['samples']
+  (turn,) = found['contestants']['alexnet_jax']['samples']
   assert turn['images'] == 128 and turn['core_seconds'] > 0
   assert found['environment']['versions']['numpy']
   # tf.data and torch's DataLoader do the same work, or are said to be missing.
   peers = {'tf_data', 'data_loader'}
-  assert set(found['candidates']) | set(found['absent']) == {'alexnet_jax', *peers}
-  for name in peers & found['candidates'].keys():
-    assert found['candidates'][name]['ratio']['median'] > 0
+  assert set(found['contestants']) | set(found['absent']) == {'alexnet_jax', *peers}
+  for name in peers & found['contestants'].keys():
+    assert found['contestants'][name]['ratio']['median'] > 0
   for name, reason in found['absent'].items():
     assert f'{name} was not measured: {reason}' in printed and 'pip install' in reason
 

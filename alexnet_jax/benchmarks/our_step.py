@@ -1,4 +1,4 @@
-"""Our candidate of the step benchmark: the training step of `train.loop`, on generated images."""
+"""Our contestant of the step benchmark: the training step of `train.loop`, on generated images."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Candidates take turns at the same work, for medians, quartiles and ratios of their speed."""
+"""Contestants take turns at the same work, for medians, quartiles and ratios of their speed."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.benchmarks.worker import Candidate, Unavailable, Worker, start_worker
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, Worker, start_worker
 from alexnet_jax.benchmarks.workload import Sample
 from alexnet_jax.terminal import Console, aligned
 
@@ -20,7 +20,7 @@ class Options:
   """How to measure.
 
   Attributes:
-    rounds: turns of each candidate, or number of saves.
+    rounds: turns of each contestant, or number of saves.
     turn_seconds: about how long a turn lasts.
     peers: names of those to compare with; None for all.
     pythons: other interpreters to run our training step in.
@@ -38,7 +38,7 @@ class Options:
   topology: str = 'v5e:2x4'
   topology_timeout: float = 1200.0
 
-  def wanted(self, peers: dict[str, Candidate]) -> dict[str, Candidate]:
+  def wanted(self, peers: dict[str, Contestant]) -> dict[str, Contestant]:
     return {name: peers[name] for name in peers if self.peers is None or name in self.peers}
 
 
@@ -47,55 +47,55 @@ class Result:
   """Result of a benchmark; `dataclasses.asdict` of it is written as JSON.
 
   Attributes:
-    benchmark, title: which one, and what it measured.
+    target, title: which benchmark, and what it measured.
     lines: of the table, and notes below it.
     environment: hardware, versions and date.
     details: more values.
-    candidates: what `take_turns` returns.
+    contestants: what `take_turns` returns.
     absent: why some peers were not measured, by name.
   """
 
-  benchmark: str
+  target: str
   title: str
   lines: tuple[str, ...]
   environment: dict
   details: dict
-  candidates: dict[str, dict] = dataclasses.field(default_factory=dict)
+  contestants: dict[str, dict] = dataclasses.field(default_factory=dict)
   absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def table(self) -> str:
     absent = (f'{name} was not measured: {reason}' for name, reason in self.absent.items())
-    return '\n'.join([f'{self.benchmark}: {self.title}', *self.lines, *absent])
+    return '\n'.join([f'{self.target}: {self.title}', *self.lines, *absent])
 
 
 def race(
-  candidates: dict[str, Candidate], options: Options, measure: str = 'per_second', **arguments
+  contestants: dict[str, Contestant], options: Options, measure: str = 'per_second', **arguments
 ) -> dict[str, Any]:
-  """Starts candidates, `OURS` first, and lets them take turns.
+  """Starts contestants, `OURS` first, and lets them take turns.
 
   Args:
-    candidates, options, measure: see `take_turns`.
-    arguments: of the candidates' classes.
+    contestants, options, measure: see `take_turns`.
+    arguments: of the contestants' classes.
 
   Returns:
-    `candidates`, `absent` and `environment` of a `Result`.
+    `contestants`, `absent` and `environment` of a `Result`.
   """
   workers, absent = {}, {}
   with contextlib.ExitStack() as stack:
-    for name, candidate in candidates.items():
+    for name, contestant in contestants.items():
       try:
-        workers[name] = stack.enter_context(start_worker(candidate, **arguments))
+        workers[name] = stack.enter_context(start_worker(contestant, **arguments))
       except Unavailable as reason:
         absent[name] = str(reason)
     found = take_turns(workers, options, measure)
     environment = workers[OURS].call('environment')
-  return {'candidates': found, 'absent': absent, 'environment': environment}
+  return {'contestants': found, 'absent': absent, 'environment': environment}
 
 
 def take_turns(
   workers: dict[str, Worker], options: Options, measure: str = 'per_second'
 ) -> dict[str, dict[str, Any]]:
-  """Measures the candidates in turn, every other round in reverse, so that a drift favors none.
+  """Measures the contestants in turn, every other round in reverse, so that a drift favors none.
 
   Args:
     workers: by name, `OURS` first.
@@ -107,7 +107,7 @@ def take_turns(
   """
   console = Console()
   for worker in workers.values():
-    console.message(f'{worker.candidate.title}: compiling')
+    console.message(f'{worker.contestant.title}: compiling')
     worker.call('prepare', options.turn_seconds)
   samples: dict[str, list[Sample]] = {name: [] for name in workers}
   for number in range(options.rounds):
@@ -116,8 +116,8 @@ def take_turns(
       samples[name].append(workers[name].call('measure'))
   return {
     name: {
-      'title': worker.candidate.title,
-      'settings': worker.candidate.settings,
+      'title': worker.contestant.title,
+      'settings': worker.contestant.settings,
       **worker.call('info'),
       **speeds(samples[name], samples[OURS], measure),
     }
@@ -126,7 +126,7 @@ def take_turns(
 
 
 def speeds(samples: list[Sample], ours: list[Sample], measure: str) -> dict[str, Any]:
-  """The turns of a candidate, their medians and quartiles, and those of ours over them.
+  """The turns of a contestant, their medians and quartiles, and those of ours over them.
 
   Ratios are taken round by round, so that what slows both cancels.
   """
@@ -140,13 +140,13 @@ def speeds(samples: list[Sample], ours: list[Sample], measure: str) -> dict[str,
 
 
 def speed_table(
-  candidates: dict[str, dict], batch_size: int, measure: str = 'per_second'
+  contestants: dict[str, dict], batch_size: int, measure: str = 'per_second'
 ) -> list[str]:
   """What `take_turns` returns, as the lines of a table."""
   unit = {'per_second': 'images/s', 'per_core_second': 'images/core-s'}[measure]
   heading = ['', 'ms/batch', 'images/s', 'quartiles', 'images/core-s', 'quartiles']
   rows = [(*heading, f'ours/peer in {unit}', 'quartiles')]
-  for found in candidates.values():
+  for found in contestants.values():
     milliseconds = f'{1000 * batch_size / found["per_second"]["median"]:,.1f}'
     speed = (*_cells(found['per_second']), *_cells(found['per_core_second']))
     ratio = _cells(found['ratio'], '.3f') if 'ratio' in found else ('', '')

@@ -12,7 +12,7 @@ from alexnet_jax.model import layers
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """The training step that all candidates are given.
+  """The training step that all contestants are given.
 
   Attributes:
     table: the net.

@@ -13,13 +13,13 @@ from flax.serialization import to_state_dict
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.our_step import OurStep
 from alexnet_jax.benchmarks.race import Options, Result, spread
-from alexnet_jax.benchmarks.worker import Candidate, start_worker
+from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.benchmarks.workload import timed
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.terminal import Console, aligned, si
 from alexnet_jax.train.devices import to_host
 
-_OURS = Candidate('training that saves', 'alexnet_jax.benchmarks.time_checkpoint:SavingTraining')
+_OURS = Contestant('training that saves', 'alexnet_jax.benchmarks.time_checkpoint:SavingTraining')
 _STEPS_ALONE = 3
 
 
@@ -45,7 +45,7 @@ def measure_checkpoint(name: str, config: ml_collections.ConfigDict, options: Op
     median, low, high = spread(times).values()
     rows.append((what, f'{median:.3f}', f'{low:.3f} - {high:.3f}', f'{max(times):.3f}'))
   return Result(
-    benchmark='checkpoint',
+    target='checkpoint',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}, a state of {si(size, "B")}',
     lines=tuple(aligned(rows)),
     environment=environment,

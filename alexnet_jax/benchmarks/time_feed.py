@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.benchmarks.race import OURS, Options, Result, race, speed_table
-from alexnet_jax.benchmarks.worker import Candidate
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.benchmarks.workload import Workload
 from alexnet_jax.data.feed import train_batches
 from alexnet_jax.data.store import Split
@@ -21,10 +21,10 @@ IMAGE_SIZE = 256
 GOAL = 40_000  # images per core-second
 
 _MODULE = 'alexnet_jax.benchmarks.time_feed'
-_OURS = Candidate(OURS, f'{_MODULE}:OurFeed')
+_OURS = Contestant(OURS, f'{_MODULE}:OurFeed')
 PEERS = {
-  'tf_data': Candidate('tf.data', f'{_MODULE}:TfDataFeed', {'TF_CPP_MIN_LOG_LEVEL': '3'}),
-  'data_loader': Candidate('torch DataLoader', f'{_MODULE}:DataLoaderFeed'),
+  'tf_data': Contestant('tf.data', f'{_MODULE}:TfDataFeed', {'TF_CPP_MIN_LOG_LEVEL': '3'}),
+  'data_loader': Contestant('torch DataLoader', f'{_MODULE}:DataLoaderFeed'),
 }
 
 
@@ -49,11 +49,11 @@ def measure_feed(options: Options) -> Result:
     peers = {OURS: _OURS} | options.wanted(PEERS)
     raced = race(peers, options, 'per_core_second', file=file)
   return Result(
-    benchmark='feed',
+    target='feed',
     title=f'{images:,} stored images of {IMAGE_SIZE}x{IMAGE_SIZE}, batch {BATCH_SIZE}, file in'
     ' the page cache',
     lines=(
-      *speed_table(raced['candidates'], BATCH_SIZE, 'per_core_second'),
+      *speed_table(raced['contestants'], BATCH_SIZE, 'per_core_second'),
       f'goal: {GOAL:,} images/core-s',
     ),
     details={'images': images},

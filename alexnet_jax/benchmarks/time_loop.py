@@ -7,7 +7,7 @@ import ml_collections
 
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.race import OURS, Options, Result, race, speed_table
-from alexnet_jax.benchmarks.worker import Candidate
+from alexnet_jax.benchmarks.worker import Contestant
 from alexnet_jax.benchmarks.workload import Sample, Workload
 from alexnet_jax.data.preparation import prepare_store
 from alexnet_jax.runtime import cpu
@@ -16,8 +16,8 @@ from alexnet_jax.train.devices import Devices, check_training_batch, to_host
 from alexnet_jax.train.experiment import make_experiment
 from alexnet_jax.train.loop import make_program
 
-_LOOP = Candidate('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLoop')
-PEERS = {'step_alone': Candidate('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
+_LOOP = Contestant('fed from the store', 'alexnet_jax.benchmarks.time_loop:OurLoop')
+PEERS = {'step_alone': Contestant('step alone', 'alexnet_jax.benchmarks.our_step:OurStep')}
 
 
 def measure_loop(name: str, config: ml_collections.ConfigDict, options: Options) -> Result:
@@ -29,14 +29,14 @@ def measure_loop(name: str, config: ml_collections.ConfigDict, options: Options)
   prepare_store(config.data)  # here, where its progress is seen
   plain = configs.to_json(config)
   raced = race({OURS: _LOOP} | options.wanted(PEERS), options, config=plain)
-  wait = raced['candidates'][OURS]['data_wait']
+  wait = raced['contestants'][OURS]['data_wait']
   calls = f', {config.steps_per_call} steps a call' * (config.steps_per_call > 1)
   return Result(
-    benchmark='loop',
+    target='loop',
     title=f'{name}, net {config.model.net}, batch {config.batch_size},'
     f' images from {config.data.source}{calls}',
     lines=(
-      *speed_table(raced['candidates'], config.batch_size),
+      *speed_table(raced['contestants'], config.batch_size),
       f'{wait:.2%} of the time was spent waiting for data (goal: under 1 %)',
     ),
     details={'data_wait': wait, 'config': plain},

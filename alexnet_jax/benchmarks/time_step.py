@@ -9,11 +9,11 @@ import ml_collections
 from alexnet_jax import config as configs
 from alexnet_jax.benchmarks.race import OURS, Options, Result, speed_table, take_turns
 from alexnet_jax.benchmarks.step_task import check_equal, lively_weights
-from alexnet_jax.benchmarks.worker import Candidate, Unavailable, start_worker
+from alexnet_jax.benchmarks.worker import Contestant, Unavailable, start_worker
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import Console
 
-_OURS = Candidate(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
+_OURS = Contestant(OURS, 'alexnet_jax.benchmarks.our_step:OurStep')  # sets up its own process
 _MODULE = 'alexnet_jax.benchmarks.torch_step'
 # By default glibc gives large blocks back in every step and takes them again with new page faults,
 # which huge pages make few.  PyTorch is fastest when it keeps the memory as well; a raised
@@ -23,9 +23,9 @@ _MEMORY = {
   ':glibc.malloc.trim_threshold=4294967296'
 }
 PEERS = {
-  'eager': Candidate('torch eager', f'{_MODULE}:TorchStep', _MEMORY),
-  'channels_last': Candidate('torch channels_last', f'{_MODULE}:ChannelsLast', _MEMORY),
-  'compiled': Candidate('torch.compile', f'{_MODULE}:Compiled', _MEMORY),
+  'eager': Contestant('torch eager', f'{_MODULE}:TorchStep', _MEMORY),
+  'channels_last': Contestant('torch channels_last', f'{_MODULE}:ChannelsLast', _MEMORY),
+  'compiled': Contestant('torch.compile', f'{_MODULE}:Compiled', _MEMORY),
 }
 
 
@@ -34,7 +34,7 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
 
   Args:
     name: of the config, for the title.
-    config: validated; its batch_size is that of all candidates.
+    config: validated; its batch_size is that of all contestants.
     options: how to measure.
 
   Raises:
@@ -50,26 +50,26 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
       for python in options.pythons
     } | options.wanted(PEERS)
     workers, absent, equality, expected = {OURS: ours}, {}, {}, None
-    for peer, candidate in peers.items():
-      arguments = {'config': plain} if candidate.workload == _OURS.workload else {'task': task}
+    for peer, contestant in peers.items():
+      arguments = {'config': plain} if contestant.workload == _OURS.workload else {'task': task}
       try:
-        worker = stack.enter_context(start_worker(candidate, **arguments))
+        worker = stack.enter_context(start_worker(contestant, **arguments))
         actual = worker.call('loss_and_grads', weights)
       except Unavailable as reason:
         absent[peer] = str(reason)
         continue
       expected = expected or ours.call('loss_and_grads', weights)
       equality[peer] = check_equal(peer, expected, actual, task.tolerance)
-      Console().message(f'{candidate.title}: same loss and gradients')
+      Console().message(f'{contestant.title}: same loss and gradients')
       workers[peer] = worker
-    candidates = take_turns(workers, options)
-    for peer, found in candidates.items():
+    contestants = take_turns(workers, options)
+    for peer, found in contestants.items():
       if not math.isfinite(found['loss']):
         raise UserError(
           f'the loss of {peer} became {found["loss"]} while it was measured: lower'
           ' --config.optimizer.learning_rate'
         )
-    steps_per_second = candidates[OURS]['per_second']['median'] / config.batch_size
+    steps_per_second = contestants[OURS]['per_second']['median'] / config.batch_size
     roofline = ours.call('roofline')
     utilization, bandwidth_share = roofline.shares(steps_per_second)
     trace = options.profile and options.profile / f'{name}-{config.batch_size}'
@@ -77,13 +77,13 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
       ours.call('profile', trace)
     environment = ours.call('environment')
   return Result(
-    benchmark='step',
+    target='step',
     title=f'{name}, net {config.model.net}, batch {config.batch_size}',
     lines=(
-      *speed_table(candidates, config.batch_size),
+      *speed_table(contestants, config.batch_size),
       *roofline.lines(steps_per_second),
       *(
-        f'{candidates[peer]["title"]}: at the same weights its loss differs by'
+        f'{contestants[peer]["title"]}: at the same weights its loss differs by'
         f' {abs(found.loss / found.our_loss - 1):.1e} (allowed {task.tolerance[0]:g}) and its'
         f' gradients by at most {found.gradient_difference:.1e}, in {found.where}'
         f' (allowed {task.tolerance[1]:g})'
@@ -100,6 +100,6 @@ def measure_step(name: str, config: ml_collections.ConfigDict, options: Options)
       'utilization': utilization,
       'bandwidth_share': bandwidth_share,
     },
-    candidates=candidates,
+    contestants=contestants,
     absent=absent,
   )

@@ -22,7 +22,7 @@ from alexnet_jax.benchmarks.estimate import estimate, lines
 from alexnet_jax.benchmarks.hlo import HloModule
 from alexnet_jax.benchmarks.our_step import compile_step
 from alexnet_jax.benchmarks.race import Options, Result
-from alexnet_jax.benchmarks.worker import Candidate, start_worker
+from alexnet_jax.benchmarks.worker import Contestant, start_worker
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import nets
 from alexnet_jax.terminal import Console, duration
@@ -72,7 +72,7 @@ def estimate_step(name: str, config: ml_collections.ConfigDict, options: Options
   report = compile_for(config, options.topology, options.topology_timeout)
   net, dtype = nets.title(config.model), config.model.compute_dtype
   return Result(
-    benchmark='compile',
+    target='compile',
     title=f'{name}, net {net}, {dtype}, batch {config.batch_size:,}',
     lines=tuple(lines(report)),
     environment={
@@ -99,7 +99,7 @@ def compile_for(config: ml_collections.ConfigDict, topology: str, timeout: float
   """
   targets.find_chip(topology)
   advice = f'compile {topology} on a machine with more of it'
-  child = Candidate(
+  child = Contestant(
     f'the compiler for {topology}', f'{__name__}:Compiler', targets.SETTINGS, advice=advice
   )
 

@@ -1,8 +1,8 @@
-"""Runs candidates in processes of their own, one at a time.
+"""Runs contestants in processes of their own, one at a time.
 
-Processes, because settings of the memory allocator hold for a whole process, and candidates need
+Processes, because settings of the memory allocator hold for a whole process, and contestants need
 different ones.  `Worker.call` runs a method of an object in a child process and waits for it, so
-that no two candidates compute at the same time.
+that no two contestants compute at the same time.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from alexnet_jax.errors import UserError
 
 
 class Unavailable(Exception):
-  """A candidate cannot run here; the message is one line with the reason."""
+  """A contestant cannot run here; the message is one line with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-  """How to start a candidate.
+class Contestant:
+  """How to start a contestant.
 
   Attributes:
     title: its name in tables.
@@ -46,10 +46,10 @@ class Candidate:
 
 
 class Worker:
-  """The running process of a candidate; `start_worker` makes one."""
+  """The running process of a contestant; `start_worker` makes one."""
 
-  def __init__(self, candidate: Candidate, process: subprocess.Popen, connection: Connection):
-    self.candidate = candidate
+  def __init__(self, contestant: Contestant, process: subprocess.Popen, connection: Connection):
+    self.contestant = contestant
     self.process = process
     self._connection = connection
 
@@ -79,8 +79,8 @@ class Worker:
       reply = self._connection.recv()
     except (EOFError, ConnectionError):
       raise UserError(
-        f'the process of {self.candidate.title} ended with code {self.process.wait()}, perhaps'
-        f' for lack of memory: {self.candidate.advice}'
+        f'the process of {self.contestant.title} ended with code {self.process.wait()}, perhaps'
+        f' for lack of memory: {self.contestant.advice}'
       ) from None
     if isinstance(reply, Exception):
       raise reply
@@ -88,26 +88,26 @@ class Worker:
 
 
 @contextlib.contextmanager
-def start_worker(candidate: Candidate, **arguments) -> Iterator[Worker]:
-  """Starts a candidate, whose class takes `arguments`; raises as `Worker.call` does."""
+def start_worker(contestant: Contestant, **arguments) -> Iterator[Worker]:
+  """Starts a contestant, whose class takes `arguments`; raises as `Worker.call` does."""
   path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')])
   ours, theirs = multiprocessing.Pipe()
   try:
     process = subprocess.Popen(
-      [candidate.python, '-c', f'from {__name__} import serve; serve({theirs.fileno()})'],
-      env=os.environ | {'PYTHONPATH': path} | candidate.settings,
+      [contestant.python, '-c', f'from {__name__} import serve; serve({theirs.fileno()})'],
+      env=os.environ | {'PYTHONPATH': path} | contestant.settings,
       stdin=subprocess.DEVNULL,
       stdout=2,  # what libraries print does not belong in our output
       pass_fds=[theirs.fileno()],
     )
   except OSError as error:
     raise UserError(
-      f'{candidate.python} cannot be run ({error.strerror}): give the path of a Python'
+      f'{contestant.python} cannot be run ({error.strerror}): give the path of a Python'
     ) from None
   theirs.close()
   try:
-    worker = Worker(candidate, process, ours)
-    worker.call(candidate.workload, **arguments)
+    worker = Worker(contestant, process, ours)
+    worker.call(contestant.workload, **arguments)
     yield worker
   finally:
     process.kill()

@@ -1,4 +1,4 @@
-"""What a candidate runs in its process, and how it is timed."""
+"""What a contestant runs in its process, and how it is timed."""
 
 import abc
 import platform
