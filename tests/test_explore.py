@@ -114,7 +114,7 @@ def test_a_covered_part_is_the_mean_and_its_number_the_nets(net, photos, text):
 def test_largest_values_are_those_of_the_nets_outputs(net, photos, text):
   for part, file in zip(parts(text, 'layers'), photos, strict=True):
     outputs = outputs_of(net, file)
-    shown = dict(re.findall(r'data-layer="(\w+)"(.*?)(?=<div class="layer"|$)', part, re.S))
+    shown = dict(re.findall(r'data-layer="(\w+)"(.*?)(?=<details class="layer"|$)', part, re.S))
     assert list(shown) == [row.name for row in net.table if not row.name.startswith('drop')]
     for name, layer in shown.items():
       largest = outputs[name].reshape(-1, outputs[name].shape[-1]).max(axis=0)

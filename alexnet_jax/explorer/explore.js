@@ -6,9 +6,7 @@ for (const radio of all('input[name=photo]')) {
   const show = () => {
     if (!radio.checked) return;
     for (const part of all('.of-photo')) part.hidden = part.dataset.photo !== radio.value;
-    for (const layer of all('.layer')) {
-      layer.id = layer.closest('[hidden]') ? '' : layer.dataset.layer;
-    }
+    for (const at of all('.layer')) at.id = at.closest('[hidden]') ? '' : at.dataset.layer;
   };
   radio.addEventListener('change', show);
   show();
@@ -68,8 +66,7 @@ for (const part of all('#occlusion .of-photo')) {
 // A layer of the picture: its maps, unfolded.
 for (const link of all('.net a')) {
   link.addEventListener('click', () => {
-    const folded = document.querySelector(link.getAttribute('href')).closest('details');
-    if (folded) folded.open = true;
+    document.querySelector(link.getAttribute('href')).open = true;
   });
 }
 

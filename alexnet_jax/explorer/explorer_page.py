@@ -76,6 +76,7 @@ def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
   """The texts and images of one photo."""
   prediction, table = seen.prediction, weights.table
   truth = prediction.true_label
+  shown = [row for row in table if not isinstance(row, layers.Dropout)]
 
   def bars(probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
     best = np.argsort(-probabilities, kind='stable')[:count]
@@ -90,7 +91,10 @@ def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
     'mean_bars': bars(seen.views.mean(axis=0), _TOP),
     'views': [bars(view, 1)[0] for view in seen.views],
     'occlusion': _occlusion(weights, seen),
-    'layers': _layers(table, seen.outputs, weights.classes),
+    'layers': [
+      _layer(row, seen.outputs[row.name], weights.classes if row is table[-1] else None)
+      for row in shown
+    ],
     'steps': _steps(table, seen.outputs),
     'neighbors': [
       {
@@ -164,19 +168,9 @@ def strongest(outputs: np.ndarray, count: int) -> np.ndarray:
   return np.argsort(-largest, kind='stable')[:count]
 
 
-def _layers(table: layers.Table, outputs: dict[str, np.ndarray], classes: Sequence[str]) -> list:
-  """What is shown of each row with weights and, beside it, of those up to the next one."""
-  groups = []
-  for row in table:
-    shown = _layer(row.name, outputs[row.name], classes if row is table[-1] else None)
-    if isinstance(row, layers.Conv | layers.Local | layers.Dense):
-      groups.append((shown, []))
-    elif not isinstance(row, layers.Dropout):
-      groups[-1][1].append(shown)
-  return groups
-
-
-def _layer(name: str, outputs: np.ndarray, channel_names: Sequence[str] | None) -> dict[str, Any]:
+def _layer(
+  row: layers.Row, outputs: np.ndarray, channel_names: Sequence[str] | None
+) -> dict[str, Any]:
   """A layer's output: its strongest maps, or all its values where it has no maps."""
   few = outputs.size <= _FEW
   channels = strongest(outputs, _FEW if few else MAPS)
@@ -186,7 +180,8 @@ def _layer(name: str, outputs: np.ndarray, channel_names: Sequence[str] | None) 
     image = inline_images.value_square(outputs)
   names = channel_names or range(outputs.shape[-1])
   return {
-    'name': name,
+    'name': row.name,
+    'weighted': isinstance(row, layers.Conv | layers.Dense),
     'shape': '×'.join(map(str, outputs.shape)),
     'maps': is_maps,
     'few': few,
@@ -204,11 +199,16 @@ def _steps(table: layers.Table, outputs: dict[str, np.ndarray]) -> list[dict[str
     if type(row) in _STEPS and after.ndim == 3:
       channel = int(strongest(after, 1)[0])
       pair = (above, before[..., channel]), (row.name, after[..., channel])
+      peaks = [_number(side.max()) for _, side in pair]
+      word = 'falls' if pair[1][1].max() < pair[0][1].max() else 'rises'
       brightest = max(float(np.abs(side).max()) for _, side in pair)
       steps.append(
         {
           'name': row.name,
-          'text': _STEPS[type(row)] + _change_of_peak(before[..., channel], after[..., channel]),
+          'text': _STEPS[type(row)],
+          'peak': ''
+          if peaks[0] == peaks[1]
+          else f': here the peak {word} from {peaks[0]} to {peaks[1]}',
           'channel': channel,
           'sides': [
             {
@@ -223,12 +223,6 @@ def _steps(table: layers.Table, outputs: dict[str, np.ndarray]) -> list[dict[str
         }
       )
   return steps
-
-
-def _change_of_peak(before: np.ndarray, after: np.ndarray) -> str:
-  ends = _number(before.max()), _number(after.max())
-  word = 'falls' if after.max() < before.max() else 'rises'
-  return '' if ends[0] == ends[1] else f': here the peak {word} from {ends[0]} to {ends[1]}'
 
 
 def _kernels(weights: Pretrained) -> dict[str, Any] | None:
