@@ -38,14 +38,13 @@ for (const part of all('#occlusion .of-photo')) {
   const output = part.querySelector('output');
   let kept; // the number of a cell, where one was clicked or the keys went
   const show = (number) => {
-    const covers = number !== undefined;
-    const { square = '0 0 0 0', share = '0%', points, then = '' } = covers ? cells[number].dataset : {};
+    const { square = '0 0 0 0', share = '0%', points, then = '' } = cells[number]?.dataset ?? {};
     const numbers = square.split(' ');
     ['x', 'y', 'width', 'height'].forEach((name, i) => cover.setAttribute(name, numbers[i]));
-    cover.toggleAttribute('hidden', !covers);
+    cover.toggleAttribute('hidden', !points);
     output.style.setProperty('--share', share);
     output.querySelector('i').textContent = then;
-    output.querySelector('b').textContent = covers ? `${share}, ${points} points` : '–';
+    output.querySelector('b').textContent = points ? `${share}, ${points} points` : '–';
   };
   cells.forEach((cell, number) => {
     cell.addEventListener('pointerenter', () => show(number));

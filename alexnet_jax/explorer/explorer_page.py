@@ -48,6 +48,7 @@ def render(
     tested: the net's error in words, if it is known.
   """
   crop = weights.preprocessing.crop
+  photos = [_photo(weights, each) for each in observations]
   boxes = drawing.draw(weights.table, (crop, crop, 3))
   return html_page.render(
     'explorer/explore.html.j2',
@@ -66,9 +67,8 @@ def render(
     kernels=_kernels(weights),
     cells=CELLS,
     training=training,
-    last_hidden=(hidden := _last_hidden(weights)),
-    hidden_size=observations[0].outputs[hidden].size,
-    photos=[_photo(weights, each) for each in observations],
+    hidden=photos[0]['layers'][-2],
+    photos=photos,
   )
 
 
@@ -76,7 +76,6 @@ def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
   """The texts and images of one photo."""
   prediction, table = seen.prediction, weights.table
   truth = prediction.true_label
-  shown = [row for row in table if not isinstance(row, layers.Dropout)]
 
   def bars(probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
     best = np.argsort(-probabilities, kind='stable')[:count]
@@ -93,7 +92,8 @@ def _photo(weights: Pretrained, seen: Observation) -> dict[str, Any]:
     'occlusion': _occlusion(weights, seen),
     'layers': [
       _layer(row, seen.outputs[row.name], weights.classes if row is table[-1] else None)
-      for row in shown
+      for row in table
+      if not isinstance(row, layers.Dropout)
     ],
     'steps': _steps(table, seen.outputs),
     'neighbors': [
@@ -200,25 +200,23 @@ def _steps(table: layers.Table, outputs: dict[str, np.ndarray]) -> list[dict[str
       channel = int(strongest(after, 1)[0])
       pair = (above, before[..., channel]), (row.name, after[..., channel])
       peaks = [_number(side.max()) for _, side in pair]
-      word = 'falls' if pair[1][1].max() < pair[0][1].max() else 'rises'
+      text = _STEPS[type(row)]
+      if peaks[0] != peaks[1]:
+        word = 'falls' if pair[1][1].max() < pair[0][1].max() else 'rises'
+        text += f': here the peak {word} from {peaks[0]} to {peaks[1]}'
       brightest = max(float(np.abs(side).max()) for _, side in pair)
       steps.append(
         {
           'name': row.name,
-          'text': _STEPS[type(row)],
-          'peak': ''
-          if peaks[0] == peaks[1]
-          else f': here the peak {word} from {peaks[0]} to {peaks[1]}',
+          'text': text,
           'channel': channel,
           'sides': [
             {
               'image': inline_images.map_strip(side[..., None], brightest),
-              'layer': layer,
-              'low': _number(side.min()),
-              'high': _number(side.max()),
-              'size': f'{side.shape[0]}×{side.shape[1]}',
+              'shape': f'{layer}, {side.shape[0]}×{side.shape[1]}',
+              'ends': f'{_number(side.min())} to {peak}',
             }
-            for layer, side in pair
+            for (layer, side), peak in zip(pair, peaks, strict=True)
           ],
         }
       )
@@ -239,10 +237,6 @@ def _kernels(weights: Pretrained) -> dict[str, Any] | None:
       for k in range(first.features)
     ],
   }
-
-
-def _last_hidden(weights: Pretrained) -> str:
-  return [row for row in weights.table[:-1] if not isinstance(row, layers.Dropout)][-1].name
 
 
 def _without_folders(text: str) -> str:

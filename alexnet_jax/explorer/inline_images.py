@@ -23,9 +23,8 @@ def encode(pixels: np.ndarray, side: int = 0, lossless: bool = False) -> str:
 def map_strip(maps: np.ndarray, brightest: float = 0) -> str:
   """Maps float (H, W, K) side by side: 0 is black, positive values are warm, negative ones blue.
 
-  Args:
-    maps: what is not a number is transparent.
-    brightest: absolute value of the brightest color; by default each map's largest.
+  The brightest color is an absolute value of `brightest`, by default each map's largest; NaN is
+  transparent.
   """
   levels = [_levels(maps[..., k], brightest) for k in range(maps.shape[2])]
   image = Image.fromarray(np.concatenate(levels, axis=1))
