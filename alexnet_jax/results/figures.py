@@ -88,7 +88,13 @@ def learning_curves(
     else:
       axes.set_ylim(0, np.max(shown, initial=0) * 1.05 or factor)
     if values:
-      axes.legend(loc='upper right', frameon=False, labelcolor='linecolor')
+      axes.legend(
+        loc='upper right',
+        facecolor='white',
+        edgecolor='white',
+        framealpha=1,
+        labelcolor='linecolor',
+      )
     for epoch in rates[drops, 0] if len(drops) <= 8 else ():
       axes.axvline(epoch, color=FAINT, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
   save_png(figure, path)
