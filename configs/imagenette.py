@@ -14,8 +14,8 @@ Variants, each that of configs/imagenet.py with ten classes and its schedule in 
   owt             torchvision's net and recipe
   modern          #145's net with cosine, label smoothing and averaged weights
 
-Measured, seed 0, top-1 / top-5 error with ten views, on 2 cores of an AMD EPYC (Zen 5) and on photos
-that were re-encoded at 224x224 and enlarged to 256x256 (docs/results.md): krizhevsky2012 24.43 /
+Measured, seed 0, top-1 / top-5 error with ten views, on 2 cores of an AMD EPYC (Zen 5), photos
+re-encoded at 224x224 and enlarged to 256x256 (docs/results.md): krizhevsky2012 24.43 /
 2.85 %, in 46 min 46 s; bn 16.56 / 1.78 %.  The other variants are not yet measured.
 """
 
