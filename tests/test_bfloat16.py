@@ -30,6 +30,7 @@ ALLOWED = {
   'broadcast_in_dim',
   'concatenate',
   'convert_element_type',
+  'optimization_barrier',
   'pad',
   'reshape',
   'rev',
