@@ -238,7 +238,7 @@ def test_fingerprint_follows_names_and_sizes(tmp_path):
 
 
 def test_folder_errors(tmp_path):
-  refused('is not a folder', dir=tmp_path / 'absent')
+  refused('does not exist', dir=tmp_path / 'absent')
   refused('or empty', dir=tmp_path)
   (tmp_path / 'notes.txt').write_text('no image')
   refused('no class folders', dir=tmp_path)

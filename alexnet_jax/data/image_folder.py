@@ -67,9 +67,10 @@ def open_folder(
     UserError: as `label_files`; or the folder cannot be read.
   """
   if not root.is_dir() or not any(root.iterdir()):  # of an absent disk, the mount point is there
+    problem = 'is empty, or no data set' if root.exists() else 'does not exist'
     raise AbsentData(
-      f'data.dir={root} is not a folder, or empty: give a folder with one folder of images for'
-      ' each class, or with train/ and validation/ made of such folders'
+      f'data.dir={root} {problem}: give a folder with one folder of images for each class, or with'
+      ' train/ and validation/ made of such folders, or one of the forms in docs/train.md'
     )
   name, title = root.resolve().name, ''
   if not table and (kaggle := imagenet.kaggle_images(root)):
