@@ -239,7 +239,7 @@ def test_fingerprint_follows_names_and_sizes(tmp_path):
 
 def test_folder_errors(tmp_path):
   refused('does not exist', dir=tmp_path / 'absent')
-  refused('or empty', dir=tmp_path)
+  refused('is empty', dir=tmp_path)
   (tmp_path / 'notes.txt').write_text('no image')
   refused('no class folders', dir=tmp_path)
   write_folder(tmp_path / 'a', train=2, held_out=1)
