@@ -5,8 +5,7 @@
   python -m alexnet_jax.main --config=configs/cifar10.py --config.steps_per_call=100  # on a GPU
 
 Documented test errors (cuda-convnet example-layers) are the names; that of 80sec is 26 %.
-Measured ones are in docs/results.md; that of 80sec is of a net without its last ReLU and is to be
-measured again.  All subtract the per-pixel mean from 0-255 inputs, take
+Measured ones are in docs/results.md.  All subtract the per-pixel mean from 0-255 inputs, take
 batches of 128, momentum 0.9, biases at twice the rate without decay.  13pct and 11pct see random
 24x24 crops and mirrors and are tested on nine views.
 """
