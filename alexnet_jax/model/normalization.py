@@ -140,14 +140,20 @@ def _normalize_backward(window, groups, alpha, beta, k, x, gradient):
     d = k + alpha * _energy(a, x.dtype, window, groups)
     return a, d, g * _power(d, -beta)
 
+  def pull_back(x, gradient, recompute):
+    a, d, direct = parts(x, gradient)
+    ratio = a * direct / d
+    if recompute:  # fewer bytes, see `stored`; on a CPU it takes longer
+      ratio, x, gradient = lax.optimization_barrier((ratio, x, gradient))
+      a, _, direct = parts(x, gradient)
+    # The places whose windows hold i form the mirror image of i's own window.
+    mirrored = [n - 1 - n // 2 for n in window]
+    shared = _window_sum(ratio, x.dtype, window, mirrored, groups)
+    return (direct - 2 * alpha * beta * a * shared).astype(x.dtype)
+
   x, gradient = stored(x, gradient)
-  a, d, direct = parts(x, gradient)
-  # The places whose windows hold i form the mirror image of i's own window.
-  mirrored = [n - 1 - n // 2 for n in window]
-  ratio, x, gradient = stored(a * direct / d, x, gradient)
-  a, _, direct = parts(x, gradient)  # the same values, on a GPU computed anew
-  shared = _window_sum(ratio, x.dtype, window, mirrored, groups)
-  return stored((direct - 2 * alpha * beta * a * shared).astype(x.dtype))
+  on_cuda, elsewhere = partial(pull_back, recompute=True), partial(pull_back, recompute=False)
+  return stored(lax.platform_dependent(x, gradient, cuda=on_cuda, default=elsewhere))
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
