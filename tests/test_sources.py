@@ -349,6 +349,7 @@ def test_sizes_of_data_sets_that_are_not_there(tmp_path, monkeypatch):
 
   # Of unknown size: nothing is downloaded for a dry run; else it is, whatever its name.
   asked = []
+  monkeypatch.setattr(tfds_prepare, 'check_ingredients', lambda name, directory: None)
   monkeypatch.setattr(
     tfds_prepare, 'ensure_prepared', lambda name, directory, say: asked.append((name, directory))
   )
@@ -395,6 +396,10 @@ def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
   prepare_refused(
     r'needs tensorflow and importlib_resources.*alexnet_jax\[prepare\]', 'cifar10', tmp_path
   )
+  config = data_config(source='tfds', name='cifar10', dir=tmp_path / 'misspelt')
+  with pytest.raises(UserError, match='needs tensorflow'):
+    preparation.prepare_store(config, progress=Console(quiet=True))
+  assert not (tmp_path / 'misspelt').exists()
 
 
 def test_no_network_ends_at_once(tmp_path, monkeypatch):

@@ -214,6 +214,7 @@ def _open_or_download(data_config: Any, progress: Console) -> Source:
   from alexnet_jax.data import tfds_prepare
 
   directory = data_directory(data_config)
+  tfds_prepare.check_ingredients(data_config.name, directory)  # or a misspelt folder would be made
   directory.mkdir(parents=True, exist_ok=True)
   with writer.lock(directory / data_config.name.replace('/', '-'), progress):
     tfds_prepare.ensure_prepared(data_config.name, directory, progress.message)
